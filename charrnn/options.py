@@ -164,7 +164,20 @@ class TrainingOptions:
     seed: int = setting(123, "seed of all random numbers", "bookkeeping", Interval(0, 2**63 - 1))
     print_every: int = setting(1, "iterations from one printed line to the next", "bookkeeping", FROM_ONE)
     eval_val_every: int = setting(1000, "iterations from one validation to the next", "bookkeeping", FROM_ONE)
-    sample_length: int = setting(200, "characters of sample shown at each validation; 0 = none", "bookkeeping", FROM_ZERO)
+    save_every: int = setting(
+        0,
+        "iterations from one save of lm_SAVEFILE_last.pt to the next; 0 = by the clock alone",
+        "bookkeeping",
+        FROM_ZERO,
+    )
+    save_minutes: float = setting(10.0, "minutes between such saves; 0 = none by the clock", "bookkeeping", FROM_ZERO)
+    keep: int = setting(0, "validated checkpoints to keep, besides the best; 0 = all", "bookkeeping", FROM_ZERO)
+    on_nan: Literal["stop", "rollback"] = setting(
+        "stop", "what a broken loss leads to; rollback = back to the last save, at half the rate", "bookkeeping"
+    )
+    sample_length: int = setting(
+        200, "characters of sample shown at each validation; 0 = none", "bookkeeping", FROM_ZERO
+    )
     checkpoint_dir: str = setting("cv", "folder for checkpoints", "bookkeeping")
     savefile: str = setting("", "lm_SAVEFILE_epoch... names the checkpoints; empty = the model's name", "bookkeeping")
 

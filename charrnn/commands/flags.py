@@ -1,0 +1,106 @@
+"""char-rnn's way of writing flags, on click: ``-rnn_size 128``, with one dash or two."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from charrnn.errors import UserError
+from charrnn.options import GROUPS, Option, nearest
+
+METAVARS = {int: "INT", float: "NUMBER", str: "TEXT", bool: "0|1"}
+
+
+class Kind(click.ParamType[Any]):
+    """The type of a flag: whatever its Option takes."""
+
+    def __init__(self, option: Option) -> None:
+        self.option = option
+        self.name = "|".join(map(str, option.choices)) or METAVARS[option.type]
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return self.option.convert(value)
+        except UserError as error:
+            raise click.UsageError(str(error), ctx) from None
+
+
+class Flag(click.Option):
+    """An Option as a flag. A flag that is not given leaves None, so that files can set what flags do not."""
+
+    def __init__(self, option: Option) -> None:
+        declarations = [f"-{option.name}", f"--{option.name}", option.name]
+        super().__init__(declarations, type=Kind(option), default=None, metavar=Kind(option).name)
+        self.option = option
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str]:
+        option = self.option
+        default = int(option.default) if option.type is bool and option.default is not None else option.default
+        shown = f"{default:g}" if isinstance(default, float) else str(default)
+        note = f"  [{shown}]" if shown not in ("", "None") else ""
+        return f"-{option.name} {self.metavar}", option.help + note
+
+
+class Command(click.Command):
+    """A command whose flags may have one dash, and which names a mistyped one whole."""
+
+    def __init__(self, name: str, params: Sequence[click.Parameter], **rest: Any) -> None:
+        super().__init__(name, params=list(params), context_settings={"max_content_width": 110}, **rest)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        for name, _ in given(args, self.arity(ctx), strict=ctx):
+            if name not in self.arity(ctx):
+                known = sorted({spelling.lstrip("-") for spelling in self.arity(ctx)})
+                close = nearest(name.lstrip("-"), known).replace("mean ", "mean -")
+                raise click.UsageError(f"there is no flag {name}{close}: {ctx.command_path} -h lists them", ctx)
+        return super().parse_args(ctx, args)
+
+    def arity(self, ctx: click.Context) -> dict[str, int]:
+        """How many words follow each flag, for every spelling."""
+        options = [p for p in self.get_params(ctx) if isinstance(p, click.Option)]
+        return {spelling: 0 if p.is_flag else p.nargs for p in options for spelling in p.opts}
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The flags under the headings of their groups."""
+        flags = [p for p in self.get_params(ctx) if isinstance(p, Flag)]
+        for group in dict.fromkeys(flag.option.group for flag in flags):
+            with formatter.section(GROUPS.get(group, group)):
+                formatter.write_dl([f.get_help_record(ctx) for f in flags if f.option.group == group])
+        others = [p.get_help_record(ctx) for p in self.get_params(ctx) if type(p) is click.Option]
+        if rows := [row for row in others if row]:
+            with formatter.section("Other"):
+                formatter.write_dl([(names.split(",")[0], text) for names, text in rows])
+
+
+def given(args: Sequence[str], arity: dict[str, int], strict: click.Context | None = None) -> list[tuple[str, str]]:
+    """The flags on a command line, each with the first word after it ('' where there is none).
+
+    The words that belong to a flag are not mistaken for flags, so ``-primetext "-- he"`` is one. A flag of
+    unknown arity is taken to have one word.
+    """
+    found = []
+    i = 0
+    while i < len(args) and args[i] != "--":
+        name, equals, value = args[i].partition("=")
+        i += 1
+        if len(name) < 2 or not name.startswith("-"):
+            continue
+        if not equals:
+            words = arity.get(name, 1)
+            value = args[i] if words and i < len(args) else ""
+            i += words
+        found.append((name, value))
+    return found
+
+
+def note(line: str) -> None:
+    """A line for the person at the terminal, apart from the output proper."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def with_defaults(options: Sequence[Option], values: dict[str, Any]) -> dict[str, Any]:
+    """The values, with each option that was not given at its default."""
+    return {o.name: o.default if values[o.name] is None else values[o.name] for o in options}

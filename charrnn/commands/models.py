@@ -1,0 +1,16 @@
+"""charrnn models"""
+
+from __future__ import annotations
+
+from charrnn import registry
+from charrnn.commands.flags import Command
+
+
+def models() -> None:
+    from charrnn.display import table
+
+    rows = [(name, str(file.path), file.summary) for name, file in registry.models().items()]
+    table(("model", "file", "what it is"), rows)
+
+
+command = Command("models", [], callback=models, help="List the models that -model can name, running none of them.")

@@ -1,0 +1,135 @@
+"""charrnn train"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from charrnn import configuration, registry
+from charrnn.commands.flags import Command, Flag, given
+from charrnn.options import Option, training_options
+
+if TYPE_CHECKING:
+    from charrnn.display import TrainingDisplay
+    from charrnn.run import Run
+
+CONFIG = Option("config", str, "", "TOML file with any of these settings; flags win over it", group="bookkeeping")
+RESUME = Option("resume", str, "", "go on with the run of this checkpoint, exactly", group="bookkeeping")
+SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+HELP = """Train a model on a text.
+
+With no flags at all: an LSTM on Shakespeare. Put your own text at FOLDER/input.txt and name the
+folder with -data_dir. Checkpoints go to -checkpoint_dir; a sample is shown at each validation.
+"""
+
+
+class TrainCommand(Command):
+    """Finds out the model first and adds the flags that the model declares, then parses once."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        flags = {name.lstrip("-"): value for name, value in given(args, self.arity(ctx))}
+        model = configuration.model_of(flags)
+        own = registry.describe(model).values()
+        ctx.meta["own"] = [Flag(Option(**{**vars(option), "group": f"Model {model}"})) for option in own]
+        return super().parse_args(ctx, args)
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        own: list[click.Parameter] = ctx.meta.get("own", [])
+        return super().get_params(ctx) + own
+
+
+def train(config: str | None, resume: str | None, **flags: Any) -> int:
+    settings = configuration.configure(flags, config, resume)
+
+    from charrnn.commands.flags import note
+    from charrnn.display import training_display
+    from charrnn.run import Run
+
+    run = Run(settings, note)
+    for line in settings.notes:
+        note(line)
+    options = run.options
+    note(
+        f"{options.model} with {run.parameters:,} parameters on {run.training.device}; "
+        f"{len(run.vocabulary)} characters, {len(run.training.train)} minibatches an epoch"
+    )
+    with alone(run):
+        return follow(run, training_display(options.print_every, options.batch_size * options.seq_length))
+
+
+def follow(run: Run, display: TrainingDisplay) -> int:
+    """Train to the end or to a signal, showing and keeping what comes of it. Returns the exit code."""
+    from charrnn.display import printable
+    from charrnn.errors import UserError
+
+    run.report = display.note
+    signals = stop_on_signals(run, display)
+    try:
+        for record in run.records():
+            display.show(record)
+            if record.val_loss is not None:
+                saved = run.save()
+                display.validated(record, str(saved), printable(run.sample()) if run.options.sample_length else "")
+            elif run.save_is_due():
+                try:
+                    run.save_last()
+                except UserError as error:  # a full disk may have room again at the next save
+                    display.note(f"{error}; training goes on")
+        if not signals:
+            return 0
+        saved = run.save_last()
+        display.note(f"stopped; saved to {saved}. To go on: charrnn train -resume {saved}")
+        return 128 + signals[0]
+    finally:
+        display.close()
+
+
+@contextmanager
+def alone(run: Run) -> Iterator[None]:
+    """Refuse to write where another training is writing under the same name."""
+    from charrnn.errors import UserError
+    from charrnn.files import locked
+
+    with ExitStack() as stack:
+        try:
+            run.folder.mkdir(parents=True, exist_ok=True)
+            free = stack.enter_context(locked(run.folder / f".lm_{run.name}.lock"))
+        except OSError as error:
+            raise UserError(f"cannot save to {run.folder}: {error.strerror}; name another -checkpoint_dir") from None
+        if not free:
+            raise UserError(
+                f"another training is saving lm_{run.name}_... to {run.folder}: "
+                "give this one its own -checkpoint_dir or -savefile"
+            )
+        yield
+
+
+def stop_on_signals(run: Run, display: TrainingDisplay) -> list[int]:
+    """The first Ctrl-C, or signal to end, stops the run after the iteration under way; a second one at once.
+
+    Returns the list that the signal will be in.
+    """
+    received: list[int] = []
+
+    def stop(number: int, _: object) -> None:
+        received.append(number)
+        run.training.stopping = True
+        for signum in SIGNALS:
+            signal.signal(signum, signal.SIG_DFL if signum != signal.SIGINT else signal.default_int_handler)
+        display.note("stopping after this iteration (Ctrl-C again: at once)")
+
+    for signum in SIGNALS:
+        signal.signal(signum, stop)
+    return received
+
+
+command = TrainCommand(
+    "train",
+    [Flag(option) for option in training_options().values()] + [Flag(CONFIG), Flag(RESUME)],
+    callback=train,
+    help=HELP,
+)

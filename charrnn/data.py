@@ -1,0 +1,222 @@
+"""Texts, and the minibatches that are cut from them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from charrnn.cache import prepare
+from charrnn.errors import UserError
+from charrnn.tokens import Tokens, renumber
+from charrnn.vocabulary import Encoding, Vocabulary
+
+FEW = 50  # minibatches: char-rnn warns about less
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """A part of a text as minibatches.
+
+    tokens: (N,) numbers of characters, laid out as ``batch_size`` rows of ``row_length``; the columns from
+    ``start`` on make ``minibatches`` of ``seq_length`` each. carries: whether an epoch goes on with the
+    state in which the last one ended.
+    """
+
+    tokens: Tokens
+    row_length: int
+    start: int
+    minibatches: int
+    batch_size: int
+    seq_length: int
+    carries: bool
+
+    def __len__(self) -> int:
+        return self.minibatches
+
+    @property
+    def characters(self) -> int:
+        """How many characters one pass predicts."""
+        return self.minibatches * self.batch_size * self.seq_length
+
+    @cached_property
+    def _places(self) -> NDArray[np.intp]:
+        """Where the tokens of the first minibatch and the column after it are: (T + 1, B)."""
+        columns = self.start + np.arange(self.seq_length + 1)
+        rows = self.row_length * np.arange(self.batch_size)
+        return columns[:, None] + rows
+
+    def batch(self, k: int) -> tuple[Tensor, Tensor]:
+        """Minibatch k, from 0: characters and the ones that follow them, each int64 (T, B). Raises IndexError."""
+        if not 0 <= k < self.minibatches:
+            raise IndexError(f"minibatch {k} of {self.minibatches}")
+        # only the very last character of a text split by fractions has none after it: it wraps to the first
+        window = self.tokens.take(self._places + k * self.seq_length, mode="wrap")
+        tokens = torch.from_numpy(window.astype(np.int64))
+        return tokens[:-1], tokens[1:]
+
+
+@dataclass(frozen=True, eq=False)
+class Text:
+    """The texts of a folder as numbers.
+
+    files: ``input``, or ``train``, ``val`` and perhaps ``test``, each (N,) unsigned integers mapped from a
+    file. fingerprint: the SHA-256 of every text by file name, which a resumed run compares.
+    """
+
+    folder: Path
+    vocabulary: Vocabulary
+    files: dict[str, Tokens]
+    fingerprint: dict[str, str]
+    report: Report
+
+    def split(self, batch_size: int, seq_length: int, train_frac: float, val_frac: float) -> dict[str, Split]:
+        """The parts that have at least one minibatch, ``train`` always among them.
+
+        ``input.txt`` is split by the fractions, the other texts are splits already. Few minibatches in all
+        are worth a line to ``report``. Raises UserError for fractions that are none and for too little text.
+        """
+        if "input" in self.files:
+            splits = self._split_by_fractions(batch_size, seq_length, train_frac, val_frac)
+        else:
+            splits = {name: self._split_of_file(name, batch_size, seq_length) for name in self.files}
+        total = sum(map(len, splits.values()))
+        if total < FEW:
+            self.report(
+                f"the text makes only {total} of these minibatches: consider a smaller -batch_size or -seq_length"
+            )
+        return splits
+
+    def _split_by_fractions(
+        self, batch_size: int, seq_length: int, train_frac: float, val_frac: float
+    ) -> dict[str, Split]:
+        """char-rnn's layout: the text is cut to whole minibatches and the state runs on from epoch to epoch."""
+        check_fractions(train_frac, val_frac)
+        text = np.asarray(self.files["input"])
+        total = len(text) // (batch_size * seq_length)
+        if not total:
+            raise self._too_short("input", batch_size, seq_length, seq_length)
+        n_train = math.floor(total * train_frac)
+        if not n_train:
+            raise UserError(
+                f"-train_frac {train_frac:g} leaves nothing to train on (minibatches in all: {total}): "
+                "raise it, or lower -batch_size or -seq_length"
+            )
+        # 1 - train - val, but for the rounding of the sum
+        nothing_to_test = math.isclose(train_frac + val_frac, 1, abs_tol=1e-9)
+        n_val = total - n_train if nothing_to_test else math.floor(total * val_frac)
+        counts = {"train": n_train, "val": n_val, "test": total - n_train - n_val}
+        cut = text[: total * batch_size * seq_length]
+        splits, before = {}, 0
+        for name, count in counts.items():
+            if count:
+                start = before * seq_length
+                splits[name] = Split(cut, total * seq_length, start, count, batch_size, seq_length, carries=True)
+            before += count
+        return splits
+
+    def _split_of_file(self, name: str, batch_size: int, seq_length: int) -> Split:
+        """The layout of the RHN program and the PTB reader it shares: no target wraps, each epoch starts anew."""
+        text = np.asarray(self.files[name])
+        row_length = len(text) // batch_size
+        count = (row_length - 1) // seq_length
+        if count < 1:
+            raise self._too_short(name, batch_size, seq_length, seq_length + 1)
+        return Split(text, row_length, 0, count, batch_size, seq_length, carries=False)
+
+    def _too_short(self, name: str, batch_size: int, seq_length: int, row_length: int) -> UserError:
+        return UserError(
+            f"{self.folder / name}.txt has {len(self.files[name]):,} characters, and one minibatch of -batch_size "
+            f"{batch_size} and -seq_length {seq_length} takes {batch_size * row_length:,}: lower either, or add text"
+        )
+
+
+def open_text(
+    folder: str | Path, encoding: Encoding = "utf-8", report: Report = print, vocabulary: Vocabulary | None = None
+) -> Text:
+    """Open ``input.txt`` of a folder, or else ``train.txt`` with ``val.txt`` and perhaps ``test.txt``.
+
+    The vocabulary is made of the characters of all of them, unless one is given: then its numbers and its
+    encoding hold. ``report`` gets lines that the user should see. Raises UserError for a folder without
+    texts, texts that are empty, unreadable or not UTF-8, and characters outside a given vocabulary.
+    """
+    folder = Path(folder)
+    names = find_texts(folder)
+    prepared = prepare(folder, names, vocabulary.encoding if vocabulary else encoding, report)
+    crlf = {name: found.crlf_lines for name, found in prepared.surveys.items() if found.crlf_lines}
+    if crlf:
+        report(
+            f"{', '.join(str(folder / f'{name}.txt') for name in crlf)}: {sum(crlf.values()):,} lines end in CRLF; "
+            "the CR is kept as a character of its own"
+        )
+    fingerprint = {f"{name}.txt": found.sha256 for name, found in prepared.surveys.items()}
+    files = prepared.tokens
+    if vocabulary and vocabulary != prepared.vocabulary:
+        files = known_tokens(folder, prepared.vocabulary, files, vocabulary)
+    return Text(folder, vocabulary or prepared.vocabulary, files, fingerprint, report)
+
+
+def find_texts(folder: Path) -> list[str]:
+    """The names of a folder's texts, without ``.txt``. Raises UserError where there are none, or no validation."""
+    try:
+        names = [name for name in ("input", "train", "val", "test") if (folder / f"{name}.txt").is_file()]
+        folder_is_there = folder.is_dir()
+    except OSError as error:
+        raise UserError(f"cannot read {folder}: {error.strerror}") from None
+    if "input" in names:
+        return ["input"]
+    if "train" in names and "val" in names:
+        return names
+    if "train" in names:
+        raise UserError(
+            f"{folder} has train.txt but no val.txt: add it, or name the text input.txt to have it split by fractions"
+        )
+    raise UserError(
+        f"{f'there is no text in {folder}' if folder_is_there else f'there is no folder {folder}'}: put yours at "
+        f"{folder / 'input.txt'} (or train.txt and val.txt there), or run charrnn prepare tinyshakespeare"
+    )
+
+
+def known_tokens(folder: Path, own: Vocabulary, files: dict[str, Tokens], known: Vocabulary) -> dict[str, Tokens]:
+    """A folder's tokens with the numbers of a vocabulary that is not its own.
+
+    Raises UserError that names the characters outside it.
+    """
+    unknown = [own.name(code) for code in own.codes if code not in known.numbers]
+    if unknown:
+        raise UserError(
+            f"the text in {folder} has {', '.join(unknown[:20])}{' ...' if len(unknown) > 20 else ''}, "
+            "which the model's training text never had: take it out, or use a model trained on such text"
+        )
+    try:
+        return {name: renumber(tokens, own, known) for name, tokens in files.items()}
+    except OSError as error:
+        raise UserError(f"no room for temporary files: {error.strerror}; free some, or set TMPDIR") from None
+
+
+def check_fractions(train_frac: float, val_frac: float) -> None:
+    """Raises UserError unless both are fractions of one whole."""
+    for name, value in (("train_frac", train_frac), ("val_frac", val_frac)):
+        if not 0 <= value <= 1:
+            raise UserError(f"-{name} {value:g}: must be in [0, 1]")
+    if train_frac + val_frac > 1 + 1e-9:
+        raise UserError(f"-train_frac {train_frac:g} and -val_frac {val_frac:g} are more than 1 together: lower one")
+
+
+def require(splits: dict[str, Split], name: str) -> Split:
+    """The split of that name. Raises UserError that says why there is none."""
+    if name in splits:
+        return splits[name]
+    if any(split.carries for split in splits.values()):
+        reason = "-train_frac and -val_frac leave no minibatch for it: change them, or lower -batch_size or -seq_length"
+    else:
+        reason = f"add {name}.txt to the folder of the text"
+    raise UserError(f"there is no {name} split: {reason}")

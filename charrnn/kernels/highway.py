@@ -1,0 +1,124 @@
+"""One recurrent highway layer over all time steps, with its derivative worked out by hand.
+
+The layer is a chain of T * D small steps, each a product and a few pointwise operations, and autograd would keep a
+graph of them all. Here whatever need not wait for the chain is taken out of it: the input products are one product
+before it, and the weight gradients one product per depth for every BLOCK rows of it. What stays in the chain writes
+into buffers made once.
+
+Shapes: T time steps, B rows, I inputs, S units, D depths. Where an axis has two entries, the first belongs to the
+candidate h and the second to the transform gate t. M is 1 where h and t share their dropout masks and 2 where each
+has its own; an axis of size M stretches to 2.
+
+    x  (M, T, B, I)     the layer's input, already masked
+    s  (B, S)           the state before the first step
+    W  (2, I, S)        input weights, used at the first depth
+    R  (D, 2, S, S)     recurrent weights
+    b  (D, 2, 1, S)     biases
+    n  (M, B, S)        masks on the state where it enters the products, or None for no masks
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# rows of T * B that share a product for the weight gradients: long enough for a fast product, and short
+# enough that what it reads is still in the cache
+BLOCK = 512
+
+
+def scan(x: Tensor, s: Tensor, W: Tensor, R: Tensor, b: Tensor, n: Tensor | None = None) -> Tensor:
+    """The layer's states (T, B, S), one after each time step.
+
+    Differentiable once, in all but the masks. Where no gradient is asked for, only the result is kept.
+    """
+    if torch.is_grad_enabled() and any(argument.requires_grad for argument in (x, s, W, R, b)):
+        y: Tensor = _Scan.apply(x, s, W, R, b, n)  # type: ignore[no-untyped-call]
+        return y
+    return _forward(x, s, W, R, b, n, keep=False)[0]
+
+
+def _forward(
+    x: Tensor, s: Tensor, W: Tensor, R: Tensor, b: Tensor, n: Tensor | None, keep: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The states after each step, the gates (D, 2, K, B, S) and the states entering each depth (D, K, B, S).
+
+    K is T where a backward pass needs all of them, and otherwise 1: each step writes over the one before.
+    """
+    _, T, B, I = x.shape
+    D, S, K = len(R), s.shape[-1], T if keep else 1
+    y = s.new_empty(T, B, S)
+    gates, entering = s.new_empty(D, 2, K, B, S), s.new_empty(D, K, B, S)
+    masked = s.new_empty(B, S) if n is None else torch.empty_like(n)
+
+    inputs = torch.baddbmm(b[0], x.expand(2, T, B, I).flatten(1, 2), W).view(2, T, B, S).unbind(1)
+    sums, h, t = [a.unbind(1) for a in gates], _by_step(gates[:, 0]), _by_step(gates[:, 1])
+    outputs, states = y.unbind(0), _by_step(entering)
+    weights, biases = R.unbind(0), [bias.expand(2, B, S) for bias in b]
+    for step in range(T):
+        k = step if keep else 0
+        states[0][k].copy_(outputs[step - 1] if step else s)
+        for d in range(D):
+            before, after = states[d][k], states[d + 1][k] if d + 1 < D else outputs[step]
+            z = before if n is None else torch.mul(before, n, out=masked)
+            torch.baddbmm(biases[d] if d else inputs[step], z.expand(2, B, S), weights[d], out=sums[d][k])
+            torch.lerp(before, h[d][k].tanh_(), t[d][k].sigmoid_(), out=after)
+    return y, gates, entering
+
+
+def _by_step(buffer: Tensor) -> list[tuple[Tensor, ...]]:
+    """The views buffer[d, step], made at once: making one takes about as long as a small operation."""
+    return [steps.unbind(0) for steps in buffer]
+
+
+class _Scan(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, s: Tensor, W: Tensor, R: Tensor, b: Tensor, n: Tensor | None) -> Tensor:
+        y, gates, entering = _forward(x, s, W, R, b, n, keep=True)
+        ctx.save_for_backward(x, W, R, n, gates, entering)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, W, R, n, gates, entering = ctx.saved_tensors
+        D, _, T, B, S = gates.shape
+        steps = min(T, max(1, BLOCK // B))
+        da = gates.new_empty(D, 2, steps, B, S)  # of the sums inside tanh and sigmoid, for one block
+        ds, by_t, change, dz = (gates.new_zeros(shape) for shape in ((B, S), (B, S), (B, S), (2, B, S)))
+        dx, dW = x.new_empty(2, *x.shape[1:]), torch.zeros_like(W)
+        dR, db = torch.zeros_like(R), R.new_zeros(D, 2, 1, S)
+
+        h, t, states = _by_step(gates[:, 0]), _by_step(gates[:, 1]), _by_step(entering)
+        sums, dh, dt = [a.unbind(1) for a in da], _by_step(da[:, 0]), _by_step(da[:, 1])
+        weights = R.mT.contiguous().unbind(0)
+        for stop in range(T, 0, -steps):
+            start = max(0, stop - steps)
+            for step in reversed(range(start, stop)):
+                k = step - start
+                ds.add_(dy[step])
+                for d in reversed(range(D)):
+                    torch.mul(ds, t[d][step], out=by_t)
+                    torch.sub(h[d][step], states[d][step], out=change).mul_(by_t)
+                    torch.mul(by_t, h[d][step], out=dh[d][k])
+                    torch.addcmul(by_t, dh[d][k], h[d][step], value=-1, out=dh[d][k])
+                    torch.addcmul(change, change, t[d][step], value=-1, out=dt[d][k])
+                    torch.bmm(sums[d][k], weights[d], out=dz)
+                    ds.sub_(by_t)
+                    if n is None:
+                        ds.add_(dz[0]).add_(dz[1])
+                    else:
+                        ds.addcmul_(dz[0], n[0]).addcmul_(dz[1], n[-1])
+
+            rows = da[:, :, : stop - start].flatten(2, 3)
+            for d in range(D):
+                z = entering[d : d + 1, start:stop]
+                z = z if n is None else z * n.unsqueeze(1)
+                dR[d].baddbmm_(z.expand(2, -1, -1, -1).flatten(1, 2).mT, rows[d])
+            dW.baddbmm_(x[:, start:stop].expand(2, -1, -1, -1).flatten(1, 2).mT, rows[0])
+            dx[:, start:stop] = torch.bmm(rows[0], W.mT).view(2, stop - start, B, -1)
+            db += rows.sum(2, keepdim=True)
+        return dx if len(x) == 2 else dx.sum(0, keepdim=True), ds, dW, dR, db, None

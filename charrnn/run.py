@@ -1,0 +1,199 @@
+"""A training run from its settings: the text, the model, the loop, and what is kept of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from charrnn import datasets, registry
+from charrnn.checkpoint import NAME, Checkpoint
+from charrnn.configuration import Configuration
+from charrnn.data import Text, open_text
+from charrnn.device import choose_device
+from charrnn.errors import UserError
+from charrnn.sampling import sample
+from charrnn.training import Diverged, Record, Training
+from charrnn.vocabulary import Vocabulary
+
+Report = Callable[[str], None]
+ROLLBACKS = 3  # with -on_nan rollback: a run that breaks more often needs other settings
+
+
+class Run:
+    """Everything that ``charrnn train`` works on. Raises UserError before anything is written."""
+
+    def __init__(self, configuration: Configuration, report: Report) -> None:
+        options = configuration.options
+        device = choose_device(options.gpuid, report, options.precision)
+        if options.threads:
+            torch.set_num_threads(options.threads)
+        # kept in the checkpoint: sums come out the same only with the same number of threads
+        self.options = options = replace(options, threads=torch.get_num_threads())
+        self.model_options = configuration.model_options
+        self.report = report
+        self.folder = Path(options.checkpoint_dir)
+        size = (options.rnn_size, options.num_layers, options.dropout)
+        registry.check(options.model, *size, **self.model_options)
+
+        self.text = self._open_text(report)
+        self.vocabulary = self.text.vocabulary
+        splits = self.text.split(options.batch_size, options.seq_length, options.train_frac, options.val_frac)
+
+        torch.manual_seed(options.seed)
+        self.model = registry.create(options.model, len(self.vocabulary), *size, **self.model_options)
+        self.model.to(device, getattr(torch, options.precision))
+        if configuration.start:
+            self._start_from(configuration.start)
+        self.training = Training(self.model, splits["train"], splits.get("val"), options)
+        self.kept: list[str] = []
+        self.saved_at = time.monotonic()
+        if configuration.resume:
+            self._resume(configuration.resume)
+        self.good = self.checkpoint() if options.on_nan == "rollback" else None
+
+    def _open_text(self, report: Report) -> Text:
+        folder = Path(self.options.data_dir)
+        name = datasets.for_folder(self.options.data_dir)
+        if name and not (folder / "input.txt").exists() and not (folder / "train.txt").exists():
+            datasets.prepare(name, folder, report)
+        return open_text(folder, self.options.encoding, report)
+
+    def _start_from(self, start: Checkpoint) -> None:
+        """Take over a checkpoint's weights; its vocabulary must be this text's, as in char-rnn."""
+        check_same(self.vocabulary, start.vocabulary, f"the text in {self.options.data_dir}", "the checkpoint")
+        try:
+            self.model.load_state_dict(start.weights)
+        except RuntimeError as error:
+            raise UserError(f"the checkpoint's weights do not fit: {str(error).splitlines()[-1].strip()}") from None
+
+    def _resume(self, checkpoint: Checkpoint) -> None:
+        """Go on with a run: the text must be the very same, byte for byte."""
+        texts = checkpoint.training.get("texts")
+        if texts != self.text.fingerprint or checkpoint.vocabulary != self.vocabulary:
+            raise UserError(
+                f"the text in {self.options.data_dir} is not the one that this run was trained on: "
+                "put it back, or begin a new run with -init_from"
+            )
+        try:
+            self._restore(checkpoint)
+            self.kept = list(checkpoint.training["kept"])
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise UserError(f"the checkpoint is damaged: it cannot be resumed ({error})") from None
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the model learns."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    @property
+    def name(self) -> str:
+        """What distinguishes this run's files from those of others in the same folder."""
+        return self.options.savefile or self.options.model
+
+    def records(self) -> Iterator[Record]:
+        """Train, one record an iteration. After a rollback the iterations since the last save come again."""
+        while True:
+            try:
+                yield from self.training.run()
+                return
+            except Diverged as error:
+                if self.good is None or self.training.rollbacks == ROLLBACKS:
+                    raise
+                self._restore(self.good)
+                self.training.rollbacks += 1
+                self.good = self.checkpoint()
+                self.report(f"{error}. Back to iteration {self.training.iteration}, at half the rate")
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        """Put back weights, optimizer and all else as they were then."""
+        self.model.load_state_dict(checkpoint.weights)
+        self.training.load_state_dict(checkpoint.training)
+
+    def checkpoint(self) -> Checkpoint:
+        """The run as it is now, apart from what training changes from here on."""
+        return Checkpoint(
+            options=self.options,
+            model_options=self.model_options,
+            vocabulary=self.vocabulary,
+            weights=copied(self.model.state_dict()),
+            epoch=self.training.epoch,
+            val_loss=self.training.val_losses.get(self.training.iteration),
+            training=copied(self.training.state_dict()) | {"texts": self.text.fingerprint, "kept": list(self.kept)},
+        )
+
+    def save(self) -> Path:
+        """Keep the run as it is now, just validated, under char-rnn's file name; prune as -keep says."""
+        checkpoint = self.checkpoint()
+        self.kept = [name for name in self.kept if name != checkpoint.name] + [checkpoint.name]
+        old = self._to_prune()
+        self.kept = [name for name in self.kept if name not in old]
+        checkpoint.training["kept"] = list(self.kept)
+        path = self._write(checkpoint, checkpoint.name)
+        for name in old:
+            (self.folder / name).unlink(missing_ok=True)
+        return path
+
+    def save_last(self) -> Path:
+        """Keep the run as it is now in the one file that each such save replaces."""
+        return self._write(self.checkpoint(), f"lm_{self.name}_last.pt")
+
+    def save_is_due(self) -> bool:
+        """Whether the settings ask for a save of the last state now."""
+        options = self.options
+        by_count = options.save_every and self.training.iteration % options.save_every == 0
+        by_clock = options.save_minutes and time.monotonic() - self.saved_at > 60 * options.save_minutes
+        return bool(by_count or by_clock)
+
+    def _write(self, checkpoint: Checkpoint, name: str) -> Path:
+        self.saved_at = time.monotonic()
+        path = checkpoint.save(self.folder / name)
+        if self.options.on_nan == "rollback":
+            self.good = checkpoint
+        return path
+
+    def _to_prune(self) -> list[str]:
+        """The validated checkpoints of this run that -keep no longer wants: never the best, never the latest."""
+        if not self.options.keep:
+            return []
+        best = min(self.kept, key=lambda name: float(match[1]) if (match := NAME.fullmatch(name)) else inf)
+        return [name for name in self.kept[: -self.options.keep] if name != best]
+
+    def sample(self) -> str:
+        """A few lines that the model writes now, begun with a newline where the vocabulary has one."""
+        prime = "" if self.vocabulary.unknown("\n") else "\n"
+        return "".join(sample(self.model, self.vocabulary, prime, self.options.sample_length, seed=self.options.seed))
+
+
+def check_same(ours: Vocabulary, theirs: Vocabulary, our_name: str, their_name: str) -> None:
+    """Raises UserError, naming the characters, where two vocabularies differ."""
+    if ours == theirs:
+        return
+    if ours.encoding != theirs.encoding:
+        raise UserError(f"{our_name} is read as {ours.encoding}, {their_name} as {theirs.encoding}: change -encoding")
+    mine, other = set(ours.codes), set(theirs.codes)
+    only = [(our_name, ours, mine - other), (their_name, theirs, other - mine)]
+    differences = "; ".join(
+        f"only {name} has {' '.join(vocabulary.name(code) for code in sorted(codes)[:20])}"
+        f"{f' and {len(codes) - 20} more' if len(codes) > 20 else ''}"
+        for name, vocabulary, codes in only
+        if codes
+    )
+    raise UserError(f"the characters differ: {differences}; train on a text with the same characters")
+
+
+def copied(value: Any) -> Any:
+    """A copy on the CPU of tensors in dicts and lists, which later training leaves alone."""
+    match value:
+        case torch.Tensor():
+            return value.detach().to("cpu", copy=True)
+        case dict():
+            return {key: copied(item) for key, item in value.items()}
+        case list():
+            return [copied(item) for item in value]
+    return value

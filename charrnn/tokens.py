@@ -1,0 +1,232 @@
+"""From the bytes of a text file to the numbers of its characters, in little memory and at memory's speed.
+
+A text is read in chunks, twice: ``survey`` finds out which characters there are, ``write_tokens`` writes
+their numbers. However large the text, only one chunk of it is in memory.
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from io import BytesIO
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from charrnn.errors import UserError
+from charrnn.vocabulary import Encoding, Vocabulary
+
+CHUNK = 1 << 19  # bytes: all that is made of them stays in the cache
+CODES = 0x110000  # code points there are; byte values are the first 256
+
+Tokens = NDArray[np.unsignedinteger[Any]]
+Marks = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What changes with a file's contents: its size in bytes, times in nanoseconds, and inode."""
+
+    size: int
+    modified: int
+    changed: int
+    inode: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Stamp:
+        return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What one reading of a text tells: its SHA-256, its length in characters, the lines that end in CRLF."""
+
+    sha256: str
+    characters: int
+    crlf_lines: int
+
+
+class Source:
+    """A text file, open for reading as often as needed. Errors name ``path``."""
+
+    def __init__(self, path: Path, file: IO[bytes]) -> None:
+        self.path = path
+        self.file = file
+        self.stamp = self._stamp()
+
+    def _stamp(self) -> Stamp:
+        return Stamp.of(os.fstat(self.file.fileno()))
+
+    def chunks(self) -> Iterator[bytes]:
+        """The whole file, from its start. Raises UserError where it cannot be read."""
+        try:
+            self.file.seek(0)
+            while chunk := self.file.read(CHUNK):
+                yield chunk
+        except OSError as error:
+            raise unreadable(self.path, error) from None
+
+    def check_unchanged(self, before: str, after: str) -> None:
+        """Raises UserError where two readings, each given by its SHA-256, did not meet the same file."""
+        if before != after or self.stamp != self._stamp():
+            raise UserError(f"{self.path} changed while it was read: try again once it is finished")
+
+
+@contextmanager
+def open_source(path: Path) -> Iterator[Source]:
+    """Open a text. Raises UserError where that fails."""
+    try:
+        file = path.open("rb", buffering=0)
+    except OSError as error:
+        raise unreadable(path, error) from None
+    with file:
+        yield Source(path, file)
+
+
+def unreadable(path: Path, error: OSError) -> UserError:
+    return UserError(f"cannot read {path}: {error.strerror}")
+
+
+def hash_text(path: Path) -> str:
+    """The SHA-256 of a text. Raises UserError where it cannot be read."""
+    digest = sha256()
+    with open_source(path) as source:
+        for chunk in source.chunks():
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+class Decoder:
+    """Turns the chunks of a text into codes: code points for utf-8, byte values for bytes."""
+
+    def __init__(self, path: Path, encoding: Encoding) -> None:
+        self.path = path
+        self.encoding = encoding
+        self.decoded = 0  # bytes so far
+        self.pending = b""  # the beginning of a character that the next chunk completes
+
+    def decode(self, chunk: bytes) -> Tokens:
+        """The codes of the characters that this chunk completes: uint8 or uint32 (n,).
+
+        Raises UserError, with the place of the first wrong byte, for what is not UTF-8. Surrogates are not.
+        """
+        if self.encoding == "bytes" or (not self.pending and chunk.isascii()):
+            self.decoded += len(chunk)
+            return np.frombuffer(chunk, np.uint8)
+        data = self.pending + chunk
+        try:
+            text, used = codecs.utf_8_decode(data, "strict", False)
+        except UnicodeDecodeError as error:
+            raise self._not_utf8(self.decoded + error.start) from None
+        self.decoded += used
+        self.pending = data[used:]
+        return np.frombuffer(codecs.utf_32_le_encode(text)[0], "<u4")
+
+    def finish(self) -> None:
+        """Raises UserError where the text ends within a character."""
+        if self.pending:
+            raise self._not_utf8(self.decoded)
+
+    def _not_utf8(self, offset: int) -> UserError:
+        return UserError(f"{self.path} is not UTF-8 at byte {offset}: convert it, or read it with -encoding bytes")
+
+
+def survey(source: Source, encoding: Encoding, seen: Marks) -> Survey:
+    """Read a text and mark its characters' codes in ``seen``, bool (CODES,).
+
+    Raises UserError for a text that is empty, unreadable or not in the encoding.
+    """
+    decoder = Decoder(source.path, encoding)
+    digest = sha256()
+    characters = crlf_lines = 0
+    ends_in_cr = False
+    for chunk in source.chunks():
+        digest.update(chunk)
+        crlf_lines += ends_in_cr and chunk.startswith(b"\n")
+        if b"\r" in chunk:
+            crlf_lines += chunk.count(b"\r\n")
+        ends_in_cr = chunk.endswith(b"\r")
+        codes = decoder.decode(chunk)
+        characters += len(codes)
+        # counting them and marking what was counted is faster than marking one by one
+        seen[np.flatnonzero(np.bincount(codes))] = True
+    decoder.finish()
+    if not characters:
+        raise UserError(f"{source.path} is empty: put a text there")
+    return Survey(digest.hexdigest(), characters, crlf_lines)
+
+
+def write_tokens(source: Source, surveyed: Survey, vocabulary: Vocabulary, file: IO[bytes]) -> tuple[Tokens, str]:
+    """Write the numbers of a text's characters to ``file`` in numpy's format.
+
+    Returns them mapped from that very file, and the file's SHA-256. Raises UserError where the text is no
+    longer the one that was surveyed, and OSError where the file cannot be written.
+    """
+    table = np.zeros(CODES, token_type(vocabulary))
+    table[list(vocabulary.codes)] = np.arange(len(vocabulary))
+    decoder = Decoder(source.path, vocabulary.encoding)
+    text_digest = sha256()
+    header = npy_header(table.dtype, surveyed.characters)
+    file_digest = sha256(header)
+    file.write(header)
+    for chunk in source.chunks():
+        text_digest.update(chunk)
+        tokens = table.take(decoder.decode(chunk))
+        file_digest.update(tokens.data)
+        file.write(tokens.data)
+    source.check_unchanged(surveyed.sha256, text_digest.hexdigest())
+    file.flush()
+    return map_tokens(file, table.dtype, len(header), surveyed.characters), file_digest.hexdigest()
+
+
+def read_tokens(path: Path, checksum: str) -> Tokens | None:
+    """Map the numbers in a file if it has this SHA-256; otherwise None. Raises OSError.
+
+    The file is opened once: what was checked is what is mapped, even if it is replaced meanwhile.
+    """
+    digest = sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+        if digest.hexdigest() != checksum:
+            return None
+        file.seek(0)
+        np.lib.format.read_magic(file)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        return map_tokens(file, dtype, file.tell(), *shape)
+
+
+def renumber(tokens: Tokens, own: Vocabulary, other: Vocabulary) -> Tokens:
+    """The same characters with another vocabulary's numbers, mapped from a nameless temporary file.
+
+    ``other`` has every character of ``own``. Raises OSError where there is no room for the file.
+    """
+    table = np.array([other.numbers[code] for code in own.codes], token_type(other))
+    with TemporaryFile() as file:
+        for start in range(0, len(tokens), CHUNK):
+            file.write(table[tokens[start : start + CHUNK]].data)
+        file.flush()
+        return map_tokens(file, table.dtype, 0, len(tokens))
+
+
+def token_type(vocabulary: Vocabulary) -> np.dtype[Any]:
+    """The smallest unsigned integers that hold every number."""
+    return np.min_scalar_type(len(vocabulary) - 1)
+
+
+def npy_header(dtype: np.dtype[Any], length: int) -> bytes:
+    header = BytesIO()
+    described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (length,)}
+    np.lib.format.write_array_header_1_0(header, described)
+    return header.getvalue()
+
+
+def map_tokens(file: IO[bytes], dtype: np.dtype[Any], offset: int, length: int) -> Tokens:
+    return np.memmap(file, dtype, "r", offset, (length,))

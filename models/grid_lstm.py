@@ -1,0 +1,139 @@
+"""2D Grid LSTM: a grid of LSTM blocks that hand on hidden and memory vectors along time and along depth.
+
+Kalchbrenner, Danihelka and Graves, Grid Long Short-Term Memory, 2015 (arXiv 1507.01526), as coreylynch's grid-lstm
+program has it: depth is the prioritised dimension, and all layers share their depth weights unless told otherwise.
+
+``block`` is the paper's block in any number of dimensions. The model is that block for time and depth, one for each
+layer and time step, computed in the order in which torch's own LSTMs can do it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import reduce
+from itertools import cycle
+from operator import attrgetter
+from typing import Annotated
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+State = tuple[Tensor, Tensor]
+Weights = tuple[Tensor, Tensor, Tensor, Tensor]
+Map = tuple[Tensor, Tensor]
+
+time_weights = attrgetter("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
+depth_weights = attrgetter("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+
+def lstm(h: Sequence[Tensor], c: Tensor, maps: Sequence[Map], paper: bool = False) -> tuple[Tensor, Tensor]:
+    """The LSTM of one dimension: its new hidden and memory vector, from the hidden vectors of all N dimensions.
+
+    h: N hidden vectors (..., H); c: the dimension's own memory (..., H), the paper's m; maps: what the gates take
+    from each hidden vector, weight (4H, H) and bias (4H,) with rows in the order i, f, g, o. Side by side the weights
+    are the paper's one matrix on the concatenated h. The paper ends in h = tanh(o * c), the program, like LSTMs
+    elsewhere, in h = o * tanh(c): ``paper`` selects the former.
+    """
+    gates = reduce(torch.add, (F.linear(h_n, W, b) for h_n, (W, b) in zip(h, maps, strict=True)))
+    i, f, g, o = gates.chunk(4, -1)
+    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+    return (o.sigmoid() * c).tanh() if paper else o.sigmoid() * c.tanh(), c
+
+
+def block(
+    h: Sequence[Tensor],
+    c: Sequence[Tensor],
+    maps: Sequence[Sequence[Map]],
+    priority: Sequence[int] = (),
+    paper: bool = False,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The N-dimensional Grid LSTM block: N hidden and N memory vectors in, as many out.
+
+    Each dimension n has an LSTM of its own, ``maps[n]``, and all read the same incoming hidden vectors. Only the
+    dimensions in ``priority`` wait for the others, and read their new hidden vectors in place of the incoming ones.
+    """
+    h, c = list(h), list(c)
+    others = [n for n in range(len(h)) if n not in priority]
+    for dimensions in (others, priority):
+        new = [lstm(h, c[n], maps[n], paper) for n in dimensions]
+        for n, (h_n, c_n) in zip(dimensions, new, strict=True):
+            h[n], c[n] = h_n, c_n
+    return h, c
+
+
+class GridLSTM(nn.Module):
+    """The block with N = 2, time and depth, and depth prioritised.
+
+    Both LSTMs of a layer are torch's, with the depth vector from below as input and a time vector as hidden state: for
+    the time LSTM the one of the step before, for the depth LSTM the new one. At every time step the depth vectors
+    start as the character's embedding, h, and as zeros, c. Dropout acts on the depth h that a layer hands up, never on
+    the depth c. The state is time's (h, c), each (L, B, H).
+    """
+
+    def __init__(self, input_size: int, rnn_size: int, n_layers: int, dropout: float, tie_weights: bool) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(input_size, rnn_size)
+        self.time = nn.ModuleList(nn.LSTM(rnn_size, rnn_size) for _ in range(n_layers))
+        self.depth = nn.ModuleList(nn.LSTMCell(rnn_size, rnn_size) for _ in range(1 if tie_weights else n_layers))
+        self.dropout = nn.Dropout(dropout)
+        self.decoder = nn.Linear(rnn_size, input_size)
+        for p in self.parameters():
+            nn.init.uniform_(p, -0.08, 0.08)
+        for layer in self.weights():
+            for _, _, _, b_hh in layer:
+                i, f, g, o = b_hh.chunk(4)
+                nn.init.ones_(f)
+
+    def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """x: int64 (T, B). Returns logits (T, B, V) and the state after step T.
+
+        A layer's time LSTM needs nothing of its depth LSTM, so it runs through all T steps at once; then the depth
+        LSTM, which is not recurrent in time, takes all T * B positions at once.
+        """
+        depth_h = self.embedding(x)
+        depth_c = torch.zeros_like(depth_h).flatten(0, 1)
+        h, c = self.zeros(depth_h[0]) if state is None else state
+        last = []
+        layers = zip(self.time, cycle(self.depth))
+        for (time, depth), h_k, c_k in zip(layers, h[:, None], c[:, None], strict=True):
+            time_h, last_k = time(depth_h, (h_k, c_k))
+            depth_h, depth_c = depth(depth_h.flatten(0, 1), (time_h.flatten(0, 1), depth_c))
+            depth_h = self.dropout(depth_h).unflatten(0, x.shape)
+            last.append(last_k)
+        h, c = map(torch.cat, zip(*last, strict=True))
+        return self.decoder(depth_h), (h, c)
+
+    def step(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """One time step, for sampling: x int64 (B,), logits (B, V). Equal to ``forward`` without dropout."""
+        depth_h = self.embedding(x)
+        depth_c = torch.zeros_like(depth_h)
+        h, c = self.zeros(depth_h) if state is None else state
+        new = []
+        for h_k, c_k, (time, depth) in zip(h.unbind(), c.unbind(), self.weights(), strict=True):
+            h_k, c_k = torch.lstm_cell(depth_h, (h_k, c_k), *time)
+            depth_h, depth_c = torch.lstm_cell(depth_h, (h_k, depth_c), *depth)
+            new.append((h_k, c_k))
+        h, c = map(torch.stack, zip(*new, strict=True))
+        return self.decoder(depth_h), (h, c)
+
+    def zeros(self, h: Tensor) -> State:
+        """The state before any text, for rows of depth vectors h (B, H)."""
+        zeros = h.new_zeros(len(self.time), *h.shape)
+        return zeros, zeros
+
+    def weights(self) -> Iterator[tuple[Weights, Weights]]:
+        """W_ih, W_hh, b_ih, b_hh of the time LSTM and of the depth LSTM, layer by layer."""
+        return zip(map(time_weights, self.time), cycle(map(depth_weights, self.depth)))
+
+
+def create(
+    input_size: int,
+    rnn_size: int,
+    n_layers: int,
+    dropout: float,
+    *,
+    tie_weights: Annotated[bool, "one depth LSTM shared by all layers"] = True,
+) -> nn.Module:
+    """Start as grid-lstm does: uniform in +-0.08, and a bias of 1 where time's vector enters the forget gates."""
+    return GridLSTM(input_size, rnn_size, n_layers, dropout, tie_weights)

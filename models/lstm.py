@@ -1,0 +1,49 @@
+"""Long short-term memory (Hochreiter and Schmidhuber 1997; forget gates: Gers et al. 2000), as in char-rnn."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+State = tuple[Tensor, Tensor]
+
+
+def create(input_size: int, rnn_size: int, n_layers: int, dropout: float) -> LSTM:
+    """Start as char-rnn does: uniform in +-0.08, and a bias of 1 where the input enters the forget gates."""
+    model = LSTM(input_size, rnn_size, n_layers, dropout)
+    for p in model.parameters():
+        nn.init.uniform_(p, -0.08, 0.08)
+    for layer in range(n_layers):
+        i, f, g, o = getattr(model.lstm, f"bias_ih_l{layer}").chunk(4)
+        nn.init.ones_(f)
+    return model
+
+
+class LSTM(nn.Module):
+    """Characters one-hot into stacked LSTMs, a linear decoder on the top one; dropout between layers and before the
+    decoder. The state is (h, c), each (L, B, H)."""
+
+    def __init__(self, input_size: int, rnn_size: int, n_layers: int, dropout: float) -> None:
+        super().__init__()
+        # torch drops between layers only, and warns where there is but one
+        self.lstm = nn.LSTM(input_size, rnn_size, n_layers, dropout=dropout if n_layers > 1 else 0.0)
+        self.dropout = nn.Dropout(dropout)
+        self.decoder = nn.Linear(rnn_size, input_size)
+
+    def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """x: int64 (T, B). Returns logits (T, B, V) and the state after step T."""
+        one_hot = F.one_hot(x, self.lstm.input_size).to(self.decoder.weight.dtype)
+        h, state = self.lstm(one_hot, state)
+        return self.decoder(self.dropout(h)), state
+
+    def step(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """One time step, for sampling: x int64 (B,), logits (B, V). Equal to ``forward`` without dropout."""
+        L, H = self.lstm.num_layers, self.lstm.hidden_size
+        h, c = state or 2 * (self.decoder.weight.new_zeros(L, len(x), H),)
+        below, new = F.one_hot(x, self.lstm.input_size).to(h.dtype), []
+        for weights, h_l, c_l in zip(self.lstm.all_weights, h.unbind(), c.unbind(), strict=True):
+            below, c_l = torch.lstm_cell(below, (h_l, c_l), *weights)
+            new.append((below, c_l))
+        h, c = map(torch.stack, zip(*new, strict=True))
+        return self.decoder(below), (h, c)

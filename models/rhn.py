@@ -1,0 +1,200 @@
+"""The Recurrent Highway Network of Zilly et al., "Recurrent Highway Networks" (arXiv 1607.03474).
+
+A time step of a layer is D highway layers deep, and the state s runs through all of them. The transform gate t says
+how much of it each replaces by the candidate h; the carry gate is 1 - t. The input enters at the first depth only:
+
+    h = tanh(W_H x + R_H s + b_H)       t = sigmoid(W_T x + R_T s + b_T)       s = t * h + (1 - t) * s
+
+Numbers, initialisation and dropout are those of the authors' TensorFlow program: its masks are drawn once for each
+row of a minibatch and kept for all its time steps and depths (Gal and Ghahramani, arXiv 1512.05287).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from charrnn.kernels import highway
+
+
+def create(
+    input_size: int,
+    rnn_size: int,
+    n_layers: int,
+    dropout: float,
+    *,
+    depth: Annotated[int, "highway layers inside one time step"] = 5,
+    tie_embeddings: Annotated[bool, "decode with the transposed embedding"] = False,
+    init_bias: Annotated[float, "initial bias of the transform gates"] = -2.0,
+    init_scale: Annotated[float, "initial weights are uniform in +- this"] = 0.04,
+    other_bias: Annotated[Literal["random", "constant"], "all other biases: like the weights, or 0"] = "random",
+    drop_x: Annotated[float | None, "dropout of whole characters; none = as -dropout"] = None,
+    drop_i: Annotated[float | None, "dropout of each layer's input; none = as -dropout"] = None,
+    drop_h: Annotated[float | None, "dropout of the state inside the gates; none = as -dropout"] = None,
+    drop_o: Annotated[float | None, "dropout of the last layer's output; none = as -dropout"] = None,
+    share_masks: Annotated[bool, "one mask for candidate and transform gate, not one each"] = True,
+) -> RHN:
+    """The program's in_size: an untied embedding has min(input_size, rnn_size) columns, a tied one rnn_size. The
+    program has no layers above the first where that is less than rnn_size; here they take rnn_size inputs.
+
+    Raises ValueError for an option out of range.
+    """
+    rates = {"drop_x": drop_x, "drop_i": drop_i, "drop_h": drop_h, "drop_o": drop_o}
+    drops = {name: dropout if rate is None else rate for name, rate in rates.items()}
+    for name, rate in drops.items():
+        if not 0 <= rate < 1:
+            raise ValueError(f"{name} must be in [0, 1), not {rate:g}")
+    if depth < 1:
+        raise ValueError(f"depth must be at least 1, not {depth}")
+    if init_scale < 0:
+        raise ValueError(f"init_scale must be at least 0, not {init_scale:g}")
+    model = RHN(input_size, rnn_size, n_layers, depth, tie_embeddings, Drops(*drops.values()), share_masks)
+    model.initialise(init_scale, init_bias, other_bias == "random")
+    return model
+
+
+class Drops(NamedTuple):
+    """The share of entries dropped by each of the Masks."""
+
+    x: float
+    i: float
+    h: float
+    o: float
+
+
+class Masks(NamedTuple):
+    """Factors on what they are named after: 0, or 1 / (1 - drop). Drawn for each row on its own.
+
+    M is 1 where candidate and transform gate share a mask, and 2 where each has its own. The masks drawn
+    for one time step fit any number of steps.
+    """
+
+    x: Tensor  # (T, B, 1): the embedded characters
+    i: tuple[Tensor, ...]  # (M, B, I) each: the layers' inputs
+    h: tuple[Tensor, ...]  # (M, B, S) each: the layers' states, where they enter the gates
+    o: Tensor  # (B, S): the last layer's outputs
+
+
+def cell(x: Tensor, s: Tensor, W: Tensor, R: Tensor, b: Tensor, n: Tensor | None = None) -> Tensor:
+    """One time step of a layer: the new state (B, S). x: (M, B, I), masked; s: (B, S); n: (M, B, S), masks on s."""
+    for d in range(len(R)):
+        a = (s if n is None else n * s) @ R[d] + b[d]
+        if d == 0:
+            a = a + x @ W
+        h, t = a[0].tanh(), a[1].sigmoid()
+        s = t * h + (1 - t) * s
+    return s
+
+
+def loop(x: Tensor, s: Tensor, W: Tensor, R: Tensor, b: Tensor, n: Tensor | None = None) -> Tensor:
+    """All time steps of a layer, x (M, T, B, I): the states (T, B, S) after each. What highway.scan computes fast."""
+    states = []
+    for x_t in x.unbind(1):
+        s = cell(x_t, s, W, R, b, n)
+        states.append(s)
+    return torch.stack(states)
+
+
+class RHN(nn.Module):
+    """Embedding, layers, decoder. The state is one tensor (L, B, S).
+
+    Each layer has weights W (2, I, S) and R (D, 2, S, S), which act from the right, and biases b (D, 2, 1, S). The
+    first of two is the candidate's, the second the transform gate's.
+
+    ``use_kernel = False`` leaves the time loop to autograd: slower, and differentiable more than once.
+    """
+
+    def __init__(
+        self, input_size: int, rnn_size: int, n_layers: int, depth: int, tied: bool, drops: Drops, share_masks: bool
+    ) -> None:
+        super().__init__()
+        in_size = rnn_size if tied else min(input_size, rnn_size)
+        sizes = [in_size] + [rnn_size] * (n_layers - 1)
+        self.embedding = nn.Parameter(torch.empty(input_size, in_size))
+        self.W = nn.ParameterList(torch.empty(2, size, rnn_size) for size in sizes)
+        self.R = nn.ParameterList(torch.empty(depth, 2, rnn_size, rnn_size) for _ in sizes)
+        self.b = nn.ParameterList(torch.empty(depth, 2, 1, rnn_size) for _ in sizes)
+        self.softmax_w = None if tied else nn.Parameter(torch.empty(input_size, rnn_size))
+        self.softmax_b = nn.Parameter(torch.empty(input_size))
+        self.in_sizes, self.rnn_size = sizes, rnn_size
+        self.drops, self.share_masks = drops, share_masks
+        self.use_kernel = True
+
+    @torch.no_grad()
+    def initialise(self, scale: float, transform_bias: float, random_biases: bool) -> None:
+        for p in self.parameters():
+            p.uniform_(-scale, scale)
+        for b in self.b:
+            b[:, 1] = transform_bias
+        if not random_biases:
+            for bias in (self.softmax_b, *(b[:, 0] for b in self.b)):
+                bias.zero_()
+
+    def forward(
+        self, x: Tensor, state: tuple[Tensor, ...] | None = None, masks: Masks | None = None
+    ) -> tuple[Tensor, tuple[Tensor]]:
+        """x: int64 (T, B). Returns logits (T, B, V) and the state (L, B, S) after the last step.
+
+        masks: what draw_masks gives; None draws them anew in training, and does without in evaluation.
+        """
+        if masks is None and self.training and any(self.drops):
+            masks = self.draw_masks(x)
+        scan = highway.scan if self.use_kernel else loop
+        e = F.embedding(x, self.embedding)
+        if masks:
+            e = e * masks.x
+        final = []
+        for l, (s, W, R, b) in enumerate(zip(self.start(x, state), self.W, self.R, self.b, strict=True)):
+            e = masks.i[l].unsqueeze(1) * e if masks else e.unsqueeze(0)
+            e = scan(e, s, W, R, b, masks.h[l] if masks else None)
+            final.append(e[-1])
+        return self.decode(e * masks.o if masks else e), (torch.stack(final),)
+
+    def step(self, x: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor]]:
+        """One time step without dropout. x: int64 (B,). Returns logits (B, V) and the state (L, B, S)."""
+        e = F.embedding(x, self.embedding)
+        final = []
+        for s, W, R, b in zip(self.start(x, state), self.W, self.R, self.b, strict=True):
+            e = cell(e, s, W, R, b)
+            final.append(e)
+        return self.decode(e), (torch.stack(final),)
+
+    def start(self, x: Tensor, state: tuple[Tensor, ...] | None) -> Tensor:
+        return self.embedding.new_zeros(len(self.R), x.shape[-1], self.rnn_size) if state is None else state[0]
+
+    def decode(self, y: Tensor) -> Tensor:
+        return F.linear(y, self.embedding if self.softmax_w is None else self.softmax_w, self.softmax_b)
+
+    def draw_masks(self, x: Tensor, generator: torch.Generator | None = None) -> Masks:
+        """Masks for the characters x, int64 (T, B). No generator means torch's global one.
+
+        A drop of 0 gives ones and takes no random numbers.
+        """
+        T, B = x.shape
+        M = 1 if self.share_masks else 2
+        device = x.device if generator is None else generator.device
+
+        def draw(drop: float, *shape: int) -> Tensor:
+            if drop == 0:
+                return self.embedding.new_ones(shape)
+            keep = 1 - drop
+            u = torch.rand(shape, generator=generator, device=device, dtype=self.embedding.dtype)
+            return (u < keep).to(self.embedding) / keep
+
+        return Masks(
+            x=tie_repeats(draw(self.drops.x, T, B), x, len(self.embedding)).unsqueeze(-1),
+            i=tuple(draw(self.drops.i, M, B, size) for size in self.in_sizes),
+            h=tuple(draw(self.drops.h, M, B, self.rnn_size) for _ in self.in_sizes),
+            o=draw(self.drops.o, B, self.rnn_size),
+        )
+
+
+def tie_repeats(mask: Tensor, x: Tensor, input_size: int) -> Tensor:
+    """The mask (T, B) where each character of x (T, B) has the entry of its first occurrence in its own column."""
+    T, B = x.shape
+    steps = torch.arange(T, device=x.device).unsqueeze(1).expand(T, B)
+    first = steps.new_full((input_size, B), T).scatter_reduce_(0, x, steps, "amin")
+    return mask.gather(0, first.gather(0, x))

@@ -1,0 +1,27 @@
+"""Options and fixtures for all tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+REFERENCE = Path(__file__).parent / "reference"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--reference", metavar="DIR", default=str(REFERENCE), help="folder of recorded values to compare with"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # small tests gain nothing from a second thread, and workers side by side lose by it
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def reference(pytestconfig: pytest.Config) -> Path:
+    """The folder of recorded values of the original programs."""
+    return Path(pytestconfig.getoption("--reference"))

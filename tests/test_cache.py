@@ -1,0 +1,333 @@
+"""What is kept beside a text: used again while it is right, made again whenever it is not."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from charrnn import cache
+from charrnn.cache import Prepared, prepare
+from charrnn.errors import UserError
+from charrnn.tokens import Stamp
+
+TEXT = "Wär's abgetan, so wie's getan ist,\nthen 'twere well\n" * 20
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "text"
+    folder.mkdir()
+    (folder / "input.txt").write_text(TEXT, encoding="utf-8")
+    return folder
+
+
+def open_input(folder: Path, encoding: str = "utf-8") -> Prepared:
+    """Open a folder's input.txt, and check every character against the text itself."""
+    prepared = prepare(folder, ["input"], encoding, pytest.fail)
+    text = (folder / "input.txt").read_text(encoding="utf-8")
+    codes = text.encode() if encoding == "bytes" else [ord(character) for character in text]
+    assert [prepared.vocabulary.codes[number] for number in prepared.tokens["input"]] == list(codes)
+    assert prepared.vocabulary.codes == tuple(sorted(set(codes)))
+    return prepared
+
+
+def identities(folder: Path) -> dict[str, tuple[int, int]]:
+    """For each file of the cache: its inode and time, which change whenever it is written."""
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["input.npy", "input.txt", "vocab.json"]
+    statuses = {name: (folder / name).stat() for name in names if name != "input.txt"}
+    return {name: (status.st_ino, status.st_mtime_ns) for name, status in statuses.items()}
+
+
+def test_what_was_made_is_used_again(folder: Path) -> None:
+    first = open_input(folder)
+    made = identities(folder)
+    again = open_input(folder)
+    assert identities(folder) == made
+    assert again.surveys == first.surveys
+    assert again.vocabulary == first.vocabulary
+
+
+def test_a_touched_text_is_the_same_text(folder: Path) -> None:
+    open_input(folder)
+    made = identities(folder)
+    os.utime(folder / "input.txt", (1, 1))
+    open_input(folder)
+    shutil.copy(folder / "input.txt", folder.parent / "copy")
+    os.replace(folder.parent / "copy", folder / "input.txt")
+    open_input(folder)
+    assert identities(folder) == made
+
+
+def test_another_text_is_noticed(folder: Path) -> None:
+    text = folder / "input.txt"
+    open_input(folder)
+    text.write_text(TEXT + "!", encoding="utf-8")
+    open_input(folder)
+    text.write_text("short", encoding="utf-8")
+    open_input(folder)
+
+
+def test_another_text_of_the_same_size_and_forged_time_is_noticed(folder: Path) -> None:
+    text = folder / "input.txt"
+    os.utime(text, (1000, 1000))
+    open_input(folder)
+    before = text.stat()
+    text.write_text(TEXT[::-1], encoding="utf-8")
+    os.utime(text, (1000, 1000))
+    after = text.stat()
+    assert (after.st_size, after.st_mtime_ns, after.st_ino) == (before.st_size, before.st_mtime_ns, before.st_ino)
+    open_input(folder)
+
+
+@contextmanager
+def stopped_clock(seconds_ago: float) -> Iterator[None]:
+    """A file system whose time stamps all read the same."""
+    moment = time.time_ns() - int(seconds_ago * 1e9)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stamp, "of", classmethod(lambda cls, status: cls(status.st_size, moment, moment, 1)))
+        yield
+
+
+def test_a_text_changed_within_a_tick_of_the_clock_is_noticed(folder: Path) -> None:
+    with stopped_clock(1):
+        open_input(folder)
+        (folder / "input.txt").write_text(TEXT[::-1], encoding="utf-8")
+        open_input(folder)
+
+
+def test_a_settled_text_is_not_read_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with stopped_clock(10):
+        open_input(folder)
+        monkeypatch.setattr(cache, "hash_text", pytest.fail)
+        monkeypatch.setattr(cache, "build", pytest.fail)
+        open_input(folder)
+
+
+def test_other_settings_make_it_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_input(folder)
+    open_input(folder, "bytes")
+    open_input(folder)
+    made = identities(folder)
+    monkeypatch.setattr(cache, "FORMAT", cache.FORMAT + 1)
+    open_input(folder)
+    assert made.items().isdisjoint(identities(folder).items())
+
+
+def test_other_names_of_texts_make_it_again(folder: Path) -> None:
+    """Splits that come and go change the vocabulary that they share."""
+    (folder / "train.txt").write_text("aab")
+    (folder / "val.txt").write_text("b")
+    (folder / "test.txt").write_text("bc")
+    for names, vocabulary in ((["train", "val"], "ab"), (["train", "val", "test"], "abc"), (["train", "val"], "ab")):
+        prepared = prepare(folder, names, "utf-8", pytest.fail)
+        assert prepared.vocabulary.codes == tuple(map(ord, vocabulary))
+        assert {name: prepared.vocabulary.decode(numbers) for name, numbers in prepared.tokens.items()} == {
+            name: (folder / f"{name}.txt").read_text() for name in names
+        }
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "input.npy"])
+def test_a_damaged_file_is_noticed(folder: Path, name: str) -> None:
+    open_input(folder)
+    file = folder / name
+    whole = file.read_bytes()
+    damaged = [whole[:length] for length in (0, 1, len(whole) // 2, len(whole) - 1)]
+    damaged += [whole + b"\0", b"\xff", b"[]", b"{}", b"null"]
+    for place in range(0, len(whole), 1 + len(whole) // 40):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << place % 8
+        damaged.append(bytes(flipped))
+    for content in damaged:
+        file.write_bytes(content)
+        open_input(folder)
+        assert name == "vocab.json" or file.read_bytes() == whole
+    file.unlink()
+    open_input(folder)
+    identities(folder)
+
+
+def test_numbers_in_use_survive_their_replacement(folder: Path) -> None:
+    first = open_input(folder)
+    numbers = first.tokens["input"].tolist()
+    (folder / "input.txt").write_text("another", encoding="utf-8")
+    open_input(folder)
+    assert first.tokens["input"].tolist() == numbers
+
+
+TOGETHER = """
+import sys
+from pathlib import Path
+from charrnn.cache import prepare
+
+folder, encoding = Path(sys.argv[1]), sys.argv[2]
+expected = (folder / "input.txt").read_text(encoding="utf-8")
+print("ready", flush=True)
+sys.stdin.read()
+for _ in range(100):
+    prepared = prepare(folder, ["input"], encoding, sys.exit)
+    assert prepared.vocabulary.decode(prepared.tokens["input"]) == expected
+"""
+
+
+def test_processes_at_once_never_mix_their_files(folder: Path) -> None:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    words = [sys.executable, "-c", TOGETHER, str(folder)]
+    processes = [subprocess.Popen([*words, encoding], **pipes) for encoding in ("utf-8", "bytes", "utf-8")]
+    for process in processes:
+        assert process.stdout.readline() == b"ready\n"
+    for process in processes:
+        process.stdin.close()
+    for process in processes:
+        with process:
+            assert process.stderr.read() == b""
+        assert process.returncode == 0
+    open_input(folder)
+    identities(folder)
+
+
+def test_a_tokens_file_put_in_place_by_another_process_is_not_paired_with_our_vocabulary(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worst moment: another process writes everything between our last read and our record."""
+    seal, others = cache.seal, []
+
+    def interrupted(record: dict) -> bytes:
+        monkeypatch.setattr(cache, "seal", seal)
+        others.append(open_input(folder, "bytes"))
+        return seal(record)
+
+    monkeypatch.setattr(cache, "seal", interrupted)
+    open_input(folder, "utf-8")
+    assert len(others) == 1
+    open_input(folder, "bytes")
+    open_input(folder, "utf-8")
+
+
+@contextmanager
+def little_room() -> Iterator[None]:
+    """No file may grow beyond 300 bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_is_an_error_and_leaves_nothing_behind(folder: Path) -> None:
+    message = f"cannot write the vocabulary and tokens to {folder}: .*make room"
+    with pytest.raises(UserError, match=message) as caught, little_room():
+        open_input(folder)
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in folder.iterdir()] == ["input.txt"]
+    open_input(folder)
+
+
+def test_a_full_disk_leaves_what_was_there(folder: Path) -> None:
+    open_input(folder)
+    made = identities(folder)
+    with pytest.raises(UserError, match="cannot write"), little_room():
+        open_input(folder, "bytes")
+    assert identities(folder) == made
+
+
+READ_ONLY = """
+import os, sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from charrnn.cache import prepare
+from charrnn.errors import UserError
+
+if os.getuid() == 0:
+    # the superuser may write anywhere: become nobody, once all is imported that nobody may not read
+    with TemporaryDirectory() as warm_up:
+        Path(warm_up, "input.txt").write_text("a")
+        prepare(Path(warm_up), ["input"], "utf-8", print)
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+lines = []
+try:
+    prepared = prepare(Path(sys.argv[1]), ["input"], "utf-8", lines.append)
+    sys.stdout.buffer.write(prepared.vocabulary.decode(prepared.tokens["input"]).encode())
+except UserError as error:
+    lines.append(f"error: {error}")
+print(*lines, sep="\\n", file=sys.stderr)
+"""
+
+
+@pytest.fixture
+def read_only(folder: Path) -> Iterator[Path]:
+    """A read-only folder with a text in it, and beside it one, ``home``, that anyone may write to."""
+    # pytest's own temporary folders are closed to other users
+    with TemporaryDirectory() as root:
+        os.chmod(root, 0o755)
+        place, home = Path(root, "text"), Path(root, "home")
+        place.mkdir()
+        home.mkdir()
+        home.chmod(0o777)
+        shutil.copy(folder / "input.txt", place)
+        place.chmod(0o555)
+        yield place
+        place.chmod(0o755)
+
+
+def open_read_only(folder: Path, home: Path) -> tuple[str, str]:
+    """The text as another process reads it that may not write to the folder, and the lines it gets."""
+    done = subprocess.run(
+        [sys.executable, "-c", READ_ONLY, folder], env=os.environ | {"XDG_CACHE_HOME": str(home)}, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout.decode(), done.stderr.decode().rstrip("\n")
+
+
+def test_a_read_only_folder_has_its_cache_elsewhere(read_only: Path) -> None:
+    home = read_only.parent / "home"
+    text, line = open_read_only(read_only, home)
+    assert text == TEXT
+    assert [path.name for path in read_only.iterdir()] == ["input.txt"]
+    (place,) = (home / "charrnn").iterdir()
+    assert line == f"{read_only} cannot be written to: its vocabulary and tokens are kept in {place}"
+    made = {path.name: path.stat().st_ino for path in place.iterdir()}
+    assert made.keys() == {"vocab.json", "input.npy"}
+
+    assert open_read_only(read_only, home) == (text, line)
+    assert {path.name: path.stat().st_ino for path in place.iterdir()} == made
+
+    (read_only / "input.txt").write_text(TEXT.upper(), encoding="utf-8")
+    assert open_read_only(read_only, home) == (TEXT.upper(), line)
+
+
+def test_a_read_only_folder_with_a_cache_needs_no_other(read_only: Path) -> None:
+    read_only.chmod(0o755)
+    open_input(read_only)
+    read_only.chmod(0o555)
+    assert open_read_only(read_only, read_only.parent / "home") == (TEXT, "")
+
+
+def test_nowhere_to_write_is_an_error(read_only: Path) -> None:
+    text, lines = open_read_only(read_only, read_only)
+    assert text == ""
+    assert lines.splitlines()[1].startswith(f"error: cannot write the vocabulary and tokens to {read_only}/charrnn/")
+
+
+def test_the_users_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for unset in ("", "relative/path"):
+        monkeypatch.setenv("XDG_CACHE_HOME", unset)
+        assert cache.user_cache(Path("data")).parent == tmp_path / ".cache" / "charrnn"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+    assert cache.user_cache(Path("data")).parent == tmp_path / "elsewhere" / "charrnn"
+    assert cache.user_cache(Path("data")) == cache.user_cache(Path.cwd() / "data")
+    assert cache.user_cache(Path("data")) != cache.user_cache(Path("data2"))

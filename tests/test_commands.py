@@ -1,0 +1,254 @@
+"""The commands as a user meets them: real processes, real files."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command import SMALL, SONG, charrnn, environment, one_line, write_text
+
+import charrnn as package
+
+LINE = re.compile(
+    r"(\d+)/(\d+) \(epoch (\d+\.\d{3})\), train_loss = +(\d+\.\d{8}), "
+    r"grad/param norm = (\d\.\d{4}e[+-]\d\d), time/batch = \d+\.\d{4}s"
+)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a text, and a model trained on it in cv."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_text(folder / "data")
+    charrnn("train", "-data_dir", "data", *SMALL, "-max_epochs", 3, "-eval_val_every", 80, cwd=folder)
+    return folder
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    return sorted((folder / "cv").glob("*.pt"))
+
+
+def test_training_prints_the_originals_lines_and_learns(tmp_path: Path) -> None:
+    write_text(tmp_path / "data")
+    done = charrnn("train", "-data_dir", "data", *SMALL, "-max_epochs", 2, "-print_every", 10, cwd=tmp_path)
+    found = [LINE.match(line) for line in done.stdout.decode().splitlines()]
+    lines = [match for match in found if match]
+    iterations = int(lines[-1][2])
+    assert [int(m[1]) for m in lines] == sorted({*range(10, iterations + 1, 10), iterations})
+    assert float(lines[-1][3]) == 2
+    assert float(lines[-1][4]) < 0.8 * float(lines[0][4])
+
+
+def test_a_checkpoint_is_named_after_its_epoch_and_validation_loss(trained: Path) -> None:
+    names = [path.name for path in checkpoints(trained)]
+    assert names
+    assert all(re.fullmatch(r"lm_lstm_epoch\d+\.\d\d_\d+\.\d{4}\.pt", name) for name in names)
+    assert any("epoch3.00" in name for name in names), "the end of training is always validated"
+
+
+def test_eval_gives_the_loss_in_the_file_name(trained: Path) -> None:
+    for path in checkpoints(trained):
+        printed = charrnn("eval", path, "-gpuid", -1, "-json", cwd=trained)
+        figures = json.loads(printed.stdout)
+        assert f"{figures['loss']:.4f}" == re.findall(r"_(\d+\.\d{4})\.pt", path.name)[0]
+        assert figures["bpc"] == pytest.approx(figures["loss"] / 0.6931471805599453)
+
+
+def test_eval_of_any_text_scores_every_character_but_the_first(trained: Path) -> None:
+    by_file = charrnn("eval", "cv", "-gpuid", -1, "-json", "-text", "data/input.txt", cwd=trained)
+    by_stdin = charrnn("eval", "cv", "-gpuid", -1, "-json", "-text", "-", cwd=trained, stdin=(SONG * 80).encode())
+    figures = json.loads(by_file.stdout)
+    assert figures["characters"] == len(SONG) * 80 - 1
+    assert json.loads(by_stdin.stdout)["loss"] == figures["loss"]
+
+
+def test_eval_names_unknown_characters_and_their_line(trained: Path) -> None:
+    text = f"{SONG}Ω and 7\n".encode()
+    message = one_line(charrnn("eval", "cv", "-gpuid", -1, "-text", "-", cwd=trained, stdin=text, code=1))
+    assert "'7', 'Ω', first in line 2" in message
+
+
+def test_sample_prints_prime_text_then_length_characters_then_a_newline(trained: Path) -> None:
+    done = charrnn("sample", "cv", "-gpuid", -1, "-primetext", "The quick", "-length", 40, cwd=trained)
+    text = done.stdout.decode()
+    assert text.startswith("The quick")
+    assert len(text) == len("The quick") + 40 + 1
+    assert text.endswith("\n")
+
+
+def test_sample_with_the_same_seed_is_the_same_text(trained: Path) -> None:
+    def text(*more: object) -> bytes:
+        return charrnn("sample", "cv", "-gpuid", -1, "-length", 60, "-primetext", "The", *more, cwd=trained).stdout
+
+    assert text() == text("-seed", 123)
+    assert text() != text("-seed", 7)
+    assert text("-sample", 0) == text("-sample", 0, "-seed", 7)
+    assert text("-temperature", 0.0001) == text("-sample", 0)
+
+
+def test_prime_text_from_stdin_and_with_dashes(trained: Path) -> None:
+    done = charrnn("sample", "cv", "-gpuid", -1, "-length", 5, "-primetext", cwd=trained, stdin=b"The fox\n")
+    assert done.stdout.startswith(b"The fox\n")
+    message = one_line(charrnn("sample", "cv", "-verbose", 0, "-gpuid", -1, "-primetext", "-- he", cwd=trained, code=1))
+    assert "'-'" in message
+
+
+def test_sample_verbose_0_prints_the_text_alone(trained: Path) -> None:
+    assert charrnn("sample", "cv", "-gpuid", -1, "-length", 5, "-verbose", 0, cwd=trained).stderr == b""
+    assert b"lstm" in charrnn("sample", "cv", "-gpuid", -1, "-length", 5, cwd=trained).stderr
+
+
+def test_a_closed_pipe_ends_quietly(trained: Path) -> None:
+    words = f"{sys.executable} -m charrnn sample cv -gpuid -1 -verbose 0 -length 200000 | head -c 10"
+    done = subprocess.run(["bash", "-c", words], cwd=trained, capture_output=True, env=environment(), timeout=120)
+    assert len(done.stdout) == 10
+    assert done.stderr == b""
+
+
+def test_the_python_face(trained: Path) -> None:
+    model, vocabulary = package.load(checkpoints(trained)[-1])
+    assert not model.training
+    assert vocabulary.decode(vocabulary.encode("The fox")) == "The fox"
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["-modle", "lstm"], "-modle (did you mean -model?)"),
+        (["-model", "lsmt"], "lstm"),
+        (["-rnn_size", "x"], "-rnn_size x: must be a whole number"),
+        (["-rnn_size", "0"], "-rnn_size 0: must be at least 1"),
+        (["-dropout", "1"], "-dropout 1: must be in [0, 1)"),
+        (["-learning_rate", "nan"], "-learning_rate nan: must be a number"),
+        (["-data_dir", "nowhere"], "nowhere"),
+        (["-gpuid", "9"], "-gpuid 9"),
+        (["-opencl", "1"], "-gpuid 0"),
+        (["-train_frac", "0.9", "-val_frac", "0.2"], "more than 1"),
+        (["-optimizer", "adamw"], "rmsprop, adam, sgd"),
+        (["-init_from", "nothing.pt"], "nothing.pt"),
+        (["-config", "nothing.toml"], "nothing.toml"),
+        (["-model", "../../x"], "../../x"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_sentence_and_writes_nothing(tmp_path: Path, args: list[str], said: str) -> None:
+    write_text(tmp_path / "data/tinyshakespeare")
+    before = sorted(tmp_path.rglob("*"))
+    usage = said.startswith("-modle") or "must be" in said or "rmsprop" in said
+    done = charrnn("train", *args, cwd=tmp_path, code=2 if usage else 1)
+    assert said in one_line(done)
+    assert done.stdout == b""
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_config_file_sets_what_flags_do_not(tmp_path: Path) -> None:
+    write_text(tmp_path / "data")
+    settings = 'data_dir = "data"\nmodel = "gru"\nreset_after = true\nrnn_size = 99\ngpuid = -1\nmax_epochs = 0.1\n'
+    (tmp_path / "mine.toml").write_text(settings)
+    charrnn("train", "-config", "mine.toml", "-rnn_size", 8, "-batch_size", 4, "-seq_length", 16, cwd=tmp_path)
+    model, _ = package.load(tmp_path / "cv")
+    assert type(model).__name__ == "GRU" or "gru" in type(model).__module__
+    assert sum(p.numel() for p in model.parameters()) < 5000
+    (tmp_path / "mine.toml").write_text("rnn_sise = 8\n")
+    assert "rnn_sise (did you mean rnn_size?)" in one_line(
+        charrnn("train", "-config", "mine.toml", cwd=tmp_path, code=1)
+    )
+
+
+def test_init_from_takes_over_weights_and_sizes(trained: Path, tmp_path: Path) -> None:
+    write_text(tmp_path / "data")
+    start = ("-init_from", checkpoints(trained)[-1], "-data_dir", "data", "-gpuid", -1, "-batch_size", 4)
+    done = charrnn("train", *start, "-seq_length", 16, "-max_epochs", 0.1, "-print_every", 1, cwd=tmp_path)
+    first = LINE.search(done.stdout.decode())
+    assert first and float(first[4]) < 2
+    write_text(tmp_path / "other", (SONG * 80).replace("dog", "d0g"))
+    done = charrnn("train", *start, "-data_dir", "other", cwd=tmp_path, code=1)
+    assert "only the text in other has '0'" in done.stderr.decode().splitlines()[-1]
+
+
+def test_another_alphabet_trains_samples_and_evaluates(tmp_path: Path) -> None:
+    write_text(tmp_path / "data", "山重水复疑无路，柳暗花明又一村。🌸👩\u200d🚀\n" * 120)
+    charrnn("train", "-data_dir", "data", *SMALL, "-max_epochs", 1, cwd=tmp_path)
+    text = charrnn("sample", "cv", "-gpuid", -1, "-primetext", "山重", "-length", 80, cwd=tmp_path).stdout.decode(
+        "utf-8"
+    )
+    assert len(text) == 83
+    figures = json.loads(charrnn("eval", "cv", "-gpuid", -1, "-json", cwd=tmp_path).stdout)
+    assert figures["loss"] > 0
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
+    write_text(tmp_path / "data")
+    words = [sys.executable, "-m", "charrnn", "train", "-data_dir", "data", *map(str, SMALL), "-max_epochs", "10000"]
+    with subprocess.Popen(
+        words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        for _ in range(20):
+            process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        process.stdout.read()
+        said = process.stderr.read().decode()
+        assert process.wait(60) == 130
+    saved = re.findall(r"charrnn train -resume (\S+)", said)
+    assert saved and (tmp_path / saved[0]).is_file()
+    assert "Traceback" not in said
+
+
+def test_an_exploding_loss_stops_the_run_and_keeps_what_was_saved(tmp_path: Path) -> None:
+    write_text(tmp_path / "data")
+    wild = ("-learning_rate", 1e6, "-optimizer", "sgd", "-grad_clip", 0)
+    done = charrnn("train", "-data_dir", "data", *SMALL, *wild, "-eval_val_every", 1, cwd=tmp_path, code=1)
+    message = done.stderr.decode().splitlines()[-1]
+    assert "-learning_rate" in message
+    for path in checkpoints(tmp_path):
+        package.load(path)
+
+
+def test_help_answers_at_once_without_torch(tmp_path: Path) -> None:
+    words = (
+        "import sys, charrnn.cli; code = charrnn.cli.run(['--help']); assert 'torch' not in sys.modules; sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", words], cwd=tmp_path, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert b"train" in done.stdout
+
+
+@pytest.mark.parametrize("spelling", ["-h", "-help", "--help"])
+def test_help_shows_each_flag_once_with_the_models_own(tmp_path: Path, spelling: str) -> None:
+    text = charrnn("train", "-model", "gru", spelling, cwd=tmp_path).stdout.decode()
+    assert text.count("-reset_after ") == 1
+    assert text.count("-rnn_size ") == 1
+    assert "--rnn_size" not in text
+    assert "-reset_after" not in charrnn("train", spelling, cwd=tmp_path).stdout.decode()
+
+
+def test_double_dashes_work_too(trained: Path) -> None:
+    done = charrnn("sample", "cv", "--gpuid", "-1", "--length=7", "--primetext", "The", cwd=trained)
+    assert len(done.stdout) == 3 + 7 + 1
+
+
+def test_the_version(tmp_path: Path) -> None:
+    assert package.__version__.encode() in charrnn("--version", cwd=tmp_path).stdout
+
+
+def test_train_py_and_sample_py_start_the_commands(trained: Path) -> None:
+    root = Path(package.__file__).parent.parent
+    for script, args in (("train.py", ["-model", "rnn", "-h"]), ("sample.py", ["cv", "-gpuid", "-1", "-length", "5"])):
+        words = [sys.executable, str(root / script), *args]
+        assert subprocess.run(words, cwd=trained, capture_output=True, env=environment()).returncode == 0
+
+
+def test_a_dropped_in_model_trains_with_its_own_flag_and_samples(tmp_path: Path) -> None:
+    write_text(tmp_path / "data")
+    readme = (Path(package.__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    source = re.findall(r"```python\n(# models/mine\.py\n.*?)```", readme, re.DOTALL)[0]
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/mine.py").write_text(source)
+    charrnn("train", "-model", "mine", "-leak", 0.3, "-data_dir", "data", *SMALL, "-max_epochs", 1, cwd=tmp_path)
+    assert len(charrnn("sample", "cv", "-gpuid", -1, "-length", 5, cwd=tmp_path).stdout) == 6

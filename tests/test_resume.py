@@ -1,0 +1,166 @@
+"""A run that was stopped and resumed is the run that never was: every tensor, every number."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command import SONG, write_text
+
+from charrnn import registry
+from charrnn.checkpoint import Checkpoint
+from charrnn.configuration import configure
+from charrnn.errors import UserError
+from charrnn.run import Run
+
+# dropout on, a falling rate, epochs short enough that several borders are crossed
+FLAGS: dict[str, Any] = {
+    "rnn_size": 10,
+    "num_layers": 2,
+    "batch_size": 4,
+    "seq_length": 16,
+    "dropout": 0.2,
+    "learning_rate": 0.01,
+    "learning_rate_decay": 0.7,
+    "learning_rate_decay_after": 1,
+    "max_epochs": 2.5,
+    "eval_val_every": 7,
+    "gpuid": -1,
+    "threads": 1,
+}
+
+
+def silent(line: str) -> None:
+    """Where the notes go."""
+
+
+def train(folder: Path, flags: dict[str, Any], resume: Path | None = None, stop_at: int = 0) -> Run:
+    """Train to the end, or stop after an iteration and save, as Ctrl-C does."""
+    given = flags | {"checkpoint_dir": str(folder)}
+    run = Run(configure({} if resume else given, resume=str(resume) if resume else None), silent)
+    for record in run.records():
+        if record.val_loss is not None:
+            run.save()
+        run.training.stopping = bool(stop_at) and record.iteration >= stop_at
+    run.save_last()
+    return run
+
+
+def same(a: Any, b: Any, where: str = "") -> None:
+    """Equal in every tensor and every value."""
+    assert type(a) is type(b), where
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            same(x, y, f"{where}[{i}]")
+    else:
+        assert a == b, f"{where}: {a} != {b}"
+
+
+def same_run(a: Path, b: Path) -> None:
+    one, two = (vars(Checkpoint.load(path)) for path in (a, b))
+    for content in (one, two):
+        content["options"] = vars(content["options"]) | {"checkpoint_dir": ""}
+    same(one, two)
+
+
+def data(folder: Path, kind: str) -> dict[str, Any]:
+    if kind == "fractions":
+        write_text(folder, SONG * 20)
+    else:
+        folder.mkdir()
+        (folder / "train.txt").write_text(SONG * 16)
+        (folder / "val.txt").write_text(SONG * 4)
+    return {"data_dir": str(folder)}
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize("name", registry.models())
+def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path, name: str, precision: str) -> None:
+    flags = FLAGS | data(tmp_path / "data", "fractions") | {"model": name, "precision": precision}
+    whole = train(tmp_path / "whole", flags)
+    assert whole.training.epoch > 2
+    parts = tmp_path / "parts"
+    train(parts, flags, stop_at=3)
+    for stop_at in (whole.training.iterations // 2, whole.training.iterations - 2, 0):
+        train(parts, flags, parts / f"lm_{name}_last.pt", stop_at)
+    same_run(tmp_path / "whole" / f"lm_{name}_last.pt", parts / f"lm_{name}_last.pt")
+
+
+@pytest.mark.parametrize("optimizer", ["rmsprop", "adam", "sgd"])
+@pytest.mark.parametrize("kind", ["fractions", "files"])
+def test_every_optimizer_and_both_layouts(tmp_path: Path, optimizer: str, kind: str) -> None:
+    flags = FLAGS | data(tmp_path / "data", kind) | {"optimizer": optimizer, "weight_decay": 1e-3, "max_grad_norm": 1.0}
+    train(tmp_path / "whole", flags)
+    train(tmp_path / "parts", flags, stop_at=5)
+    train(tmp_path / "parts", flags, tmp_path / "parts")
+    same_run(tmp_path / "whole/lm_lstm_last.pt", tmp_path / "parts/lm_lstm_last.pt")
+
+
+def test_the_comparison_would_see_a_lost_generator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = FLAGS | data(tmp_path / "data", "fractions")
+    train(tmp_path / "whole", flags)
+    train(tmp_path / "parts", flags, stop_at=5)
+    monkeypatch.setattr(torch, "set_rng_state", lambda state: torch.manual_seed(0))
+    train(tmp_path / "parts", flags, tmp_path / "parts")
+    with pytest.raises(AssertionError):
+        same_run(tmp_path / "whole/lm_lstm_last.pt", tmp_path / "parts/lm_lstm_last.pt")
+
+
+def test_what_would_change_the_run_is_refused_and_the_rest_may_change(tmp_path: Path) -> None:
+    flags = FLAGS | data(tmp_path / "data", "fractions")
+    train(tmp_path / "cv", flags, stop_at=5)
+    saved = str(tmp_path / "cv")
+    with pytest.raises(UserError, match=r"-rnn_size 11 \(was 10\)"):
+        configure({"rnn_size": 11}, resume=saved)
+    with pytest.raises(UserError, match="-init_from"):
+        configure({"init_from": saved}, resume=saved)
+    settings = configure({"max_epochs": 3, "rnn_size": 10, "print_every": 5}, resume=saved)
+    assert settings.options.max_epochs == 3
+
+
+def test_another_text_is_refused(tmp_path: Path) -> None:
+    flags = FLAGS | data(tmp_path / "data", "fractions")
+    train(tmp_path / "cv", flags, stop_at=5)
+    write_text(tmp_path / "data", SONG * 19 + SONG.replace("quick", "qcuik"))
+    with pytest.raises(UserError, match="not the one"):
+        Run(configure({}, resume=str(tmp_path / "cv")), silent)
+
+
+def test_old_checkpoints_are_pruned_but_never_the_best(tmp_path: Path) -> None:
+    flags = FLAGS | data(tmp_path / "data", "fractions") | {"keep": 2, "eval_val_every": 3, "max_epochs": 2}
+    other = tmp_path / "cv" / "lm_lstm_epoch0.10_9.0000.pt"
+    other.parent.mkdir()
+    other.write_bytes(b"of another run")
+    run = train(tmp_path / "cv", flags)
+    names = {path.name for path in (tmp_path / "cv").glob("lm_*_epoch*.pt")} - {other.name}
+    best = min(run.training.val_losses.values())
+    assert len(names) in (2, 3)
+    assert any(name.endswith(f"{best:.4f}.pt") for name in names)
+    assert other.exists()
+
+
+def test_rollback_halves_the_rate_and_goes_on(tmp_path: Path) -> None:
+    flags = FLAGS | data(tmp_path / "data", "fractions") | {"on_nan": "rollback", "eval_val_every": 5}
+    run = Run(configure(flags | {"checkpoint_dir": str(tmp_path / "cv")}), silent)
+    seen, broken = [], False
+    for record in run.records():
+        seen.append((record.iteration, record.learning_rate))
+        if record.val_loss is not None:
+            run.save()
+        if record.iteration == 8 and not broken:
+            broken = True
+            with torch.no_grad():
+                next(run.model.parameters()).fill_(float("nan"))
+    iterations = [iteration for iteration, _ in seen]
+    assert iterations[:12] == [1, 2, 3, 4, 5, 6, 7, 8, 6, 7, 8, 9]
+    assert seen[8][1] == seen[5][1] / 2
+    assert run.training.iteration == run.training.iterations

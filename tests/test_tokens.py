@@ -1,0 +1,206 @@
+"""Reading a text in chunks, against Python's own decoder and plain loops."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from hashlib import sha256
+from pathlib import Path
+from tempfile import TemporaryDirectory, TemporaryFile
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from charrnn import tokens
+from charrnn.errors import UserError
+from charrnn.tokens import CODES, hash_text, open_source, read_tokens, renumber, survey, token_type, write_tokens
+from charrnn.vocabulary import Vocabulary
+
+texts = st.text(st.sampled_from("ab\r\n\0\ufeffé€汉\uffff😀\U0010ffff"), min_size=1, max_size=40) | st.text(min_size=1)
+chunks = st.integers(1, 9)
+
+
+def read(path: Path, encoding: str, chunk: int = tokens.CHUNK) -> tuple[tokens.Survey, Vocabulary, list[int], bytes]:
+    """All that is found out about a text: survey, vocabulary, numbers, and the file they were written to."""
+    with pytest.MonkeyPatch.context() as patch, open_source(path) as source, TemporaryFile() as file:
+        patch.setattr(tokens, "CHUNK", chunk)
+        seen = np.zeros(CODES, bool)
+        found = survey(source, encoding, seen)
+        vocabulary = Vocabulary(tuple(np.flatnonzero(seen).tolist()), encoding)
+        numbers, checksum = write_tokens(source, found, vocabulary, file)
+        file.seek(0)
+        written = file.read()
+    assert checksum == sha256(written).hexdigest()
+    return found, vocabulary, numbers.tolist(), written
+
+
+@given(texts, chunks)
+@settings(deadline=None)
+def test_utf8_equals_a_plain_loop_whatever_the_chunks(text: str, chunk: int) -> None:
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "input.txt")
+        path.write_bytes(text.encode())
+        found, vocabulary, numbers, _ = read(path, "utf-8", chunk)
+    alphabet = sorted(set(text))
+    assert vocabulary.codes == tuple(map(ord, alphabet))
+    assert numbers == [alphabet.index(character) for character in text]
+    assert found == tokens.Survey(sha256(text.encode()).hexdigest(), len(text), text.count("\r\n"))
+
+
+@given(st.binary(min_size=1), chunks)
+@settings(deadline=None)
+def test_bytes_equal_a_plain_loop_whatever_the_chunks(data: bytes, chunk: int) -> None:
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "input.txt")
+        path.write_bytes(data)
+        found, vocabulary, numbers, _ = read(path, "bytes", chunk)
+    alphabet = sorted(set(data))
+    assert vocabulary.codes == tuple(alphabet)
+    assert numbers == [alphabet.index(byte) for byte in data]
+    assert found == tokens.Survey(sha256(data).hexdigest(), len(data), data.count(b"\r\n"))
+
+
+wrong = st.sampled_from(
+    [b"\xff", b"\x80", b"\xc0\xaf", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xe2\x82", b"\xf0\x9f\x98"]
+)
+
+
+@given(texts, wrong, st.sampled_from(["", "z", "é"]), chunks)
+@settings(deadline=None)
+def test_the_first_byte_that_is_not_utf8_is_named(before: str, bad: bytes, after: str, chunk: int) -> None:
+    data = before.encode() + bad + after.encode()
+    with pytest.raises(UnicodeDecodeError) as expected:
+        data.decode()
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "input.txt")
+        path.write_bytes(data)
+        with pytest.raises(UserError) as caught:
+            read(path, "utf-8", chunk)
+        assert str(caught.value) == (
+            f"{path} is not UTF-8 at byte {expected.value.start}: convert it, or read it with -encoding bytes"
+        )
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "bytes"])
+def test_the_file_is_one_that_numpy_reads(tmp_path: Path, encoding: str) -> None:
+    path, npy = tmp_path / "input.txt", tmp_path / "input.npy"
+    path.write_text("to be, or not to be: ö")
+    _, _, numbers, written = read(path, encoding)
+    npy.write_bytes(written)
+    assert np.load(npy).tolist() == numbers
+    again = read_tokens(npy, sha256(written).hexdigest())
+    assert isinstance(again, np.memmap)
+    assert again.tolist() == numbers
+
+
+def test_a_file_with_another_checksum_is_not_read(tmp_path: Path) -> None:
+    npy = tmp_path / "input.npy"
+    np.save(npy, np.arange(9, dtype=np.uint8))
+    assert read_tokens(npy, sha256(npy.read_bytes() + b"\0").hexdigest()) is None
+
+
+@pytest.mark.parametrize(("size", "dtype"), [(1, "u1"), (256, "u1"), (257, "u2"), (65536, "u2"), (65537, "u4")])
+def test_numbers_take_the_smallest_type_that_fits(tmp_path: Path, size: int, dtype: str) -> None:
+    vocabulary = Vocabulary(tuple(range(0x10000, 0x10000 + size)))
+    assert token_type(vocabulary) == np.dtype(dtype)
+    path, npy = tmp_path / "input.txt", tmp_path / "input.npy"
+    path.write_text(vocabulary.decode(range(size)), encoding="utf-8")
+    _, own, numbers, written = read(path, "utf-8")
+    npy.write_bytes(written)
+    assert own == vocabulary
+    assert numbers == list(range(size))
+    assert np.load(npy).dtype == np.dtype(dtype)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "bytes"])
+def test_an_empty_text_is_an_error(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "input.txt"
+    path.touch()
+    with pytest.raises(UserError, match=r"input\.txt is empty"):
+        read(path, encoding)
+
+
+def test_a_text_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "missing.txt"):
+        with pytest.raises(UserError, match=f"cannot read {path}: "):
+            hash_text(path)
+
+
+@pytest.mark.parametrize("reading", [1, 2])
+@pytest.mark.parametrize("change", ["append", "replace a character"])
+def test_a_text_that_changes_while_it_is_read_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reading: int, change: str
+) -> None:
+    path = tmp_path / "input.txt"
+    path.write_bytes(b"abc" * 1000)
+    monkeypatch.setattr(tokens, "CHUNK", 100)
+    readings, chunks = [], tokens.Source.chunks
+
+    def meddle(source: tokens.Source):
+        readings.append(source)
+        for n, chunk in enumerate(chunks(source)):
+            if n == 3 and len(readings) == reading:
+                with path.open("ab" if change == "append" else "r+b") as file:
+                    file.write(b"c")
+            yield chunk
+
+    monkeypatch.setattr(tokens.Source, "chunks", meddle)
+    with pytest.raises(UserError, match=r"input\.txt changed while it was read: try again"):
+        read(path, "utf-8", 100)
+    assert len(readings) == 2
+
+
+def test_a_change_that_leaves_no_mark_on_the_file_is_seen_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two writes within one tick of the clock leave the same times: only the contents tell."""
+    path = tmp_path / "input.txt"
+    path.write_bytes(b"abcd")
+    with open_source(path) as source, TemporaryFile() as file:
+        monkeypatch.setattr(source, "_stamp", lambda: source.stamp)
+        seen = np.zeros(CODES, bool)
+        found = survey(source, "utf-8", seen)
+        path.write_bytes(b"abca")
+        with pytest.raises(UserError, match="changed while it was read"):
+            write_tokens(source, found, Vocabulary(tuple(map(ord, "abcd"))), file)
+
+
+def test_renumbering_gives_the_other_vocabularys_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "CHUNK", 3)
+    own, other = Vocabulary(tuple(map(ord, "ace"))), Vocabulary(tuple(map(ord, "abcde")))
+    numbers = np.array([0, 1, 2, 2, 0, 1, 1], np.uint8)
+    assert other.decode(renumber(numbers, own, other)) == own.decode(numbers)
+    large = Vocabulary(tuple(range(300)))
+    assert renumber(numbers, own, large).tolist() == [ord("ace"[n]) for n in numbers]
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+from charrnn.cache import prepare
+
+def peak():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+
+before = peak()
+prepared = prepare(Path(sys.argv[1]), ["input"], "utf-8", print)
+print(len(prepared.tokens["input"]), (peak() - before) / 1024)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from Linux's /proc")
+@pytest.mark.parametrize("kind", ["one line of NULs", "one line of four-byte characters"])
+def test_memory_stays_flat(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "input.txt"
+    with path.open("wb") as file:
+        if kind == "one line of NULs":
+            size = 200_000_000
+            file.truncate(size)
+        else:
+            size = 20_000_000
+            for _ in range(20):
+                file.write("😀".encode() * (size // 20))
+    done = subprocess.run([sys.executable, "-c", MEASURE, tmp_path], capture_output=True, text=True, check=True)
+    characters, megabytes = done.stdout.split()
+    assert int(characters) == size
+    assert float(megabytes) < 64

@@ -1,0 +1,8 @@
+"""What `th train.lua` was: python train.py -data_dir data/mine -rnn_size 256"""
+
+import sys
+
+from charrnn.cli import main
+
+if __name__ == "__main__":
+    main(["train", *sys.argv[1:]])
