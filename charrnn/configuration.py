@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from charrnn import registry
-from charrnn.data import check_fractions
 from charrnn.errors import UserError
 from charrnn.options import TrainingOptions, nearest, training_options
 
@@ -123,6 +122,8 @@ def _load(path: Any, newest: bool = False) -> Checkpoint | None:
 
 
 def _check_together(options: TrainingOptions) -> None:
+    from charrnn.data import check_fractions
+
     check_fractions(options.train_frac, options.val_frac)
     if options.opencl:
         raise UserError("-opencl 1: PyTorch has no OpenCL; -gpuid 0 uses a CUDA or Apple GPU")

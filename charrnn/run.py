@@ -30,7 +30,7 @@ class Run:
 
     def __init__(self, configuration: Configuration, report: Report) -> None:
         options = configuration.options
-        device = choose_device(options.gpuid, report, options.precision)
+        device = choose_device(options.gpuid, configuration.notes.append, options.precision)
         if options.threads:
             torch.set_num_threads(options.threads)
         # kept in the checkpoint: sums come out the same only with the same number of threads

@@ -1,0 +1,117 @@
+"""Imports run one way, torch is not paid for by those who do not compute, and one module draws."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import charrnn
+from charrnn import registry
+from charrnn.cli import COMMANDS
+
+PACKAGE = Path(charrnn.__file__).parent
+MODULES = {".".join(p.relative_to(PACKAGE.parent).with_suffix("").parts): p for p in PACKAGE.rglob("*.py")}
+
+# what a module below must never import, at any level
+FORBIDDEN = {
+    "charrnn.training": ["click", "rich", "charrnn.commands", "charrnn.display", "charrnn.cli"],
+    "charrnn.evaluation": [
+        "click",
+        "rich",
+        "charrnn.commands",
+        "charrnn.display",
+        "charrnn.training",
+        "charrnn.checkpoint",
+    ],
+    "charrnn.sampling": [
+        "click",
+        "rich",
+        "charrnn.commands",
+        "charrnn.display",
+        "charrnn.training",
+        "charrnn.checkpoint",
+    ],
+    "charrnn.checkpoint": ["click", "rich", "charrnn.commands", "charrnn.display", "charrnn.training"],
+    "charrnn.registry": ["click", "rich", "charrnn.checkpoint", "charrnn.training", "charrnn.data"],
+    "charrnn.options": ["click", "rich", "torch", "numpy"],
+    "charrnn.datasets": ["click", "rich", "torch", "numpy"],
+}
+
+
+def imported(path: Path, everywhere: bool) -> Iterator[str]:
+    """The modules that a file imports: at its top level, or also inside functions. Not those for types alone."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = ast.walk(tree) if everywhere else iter(tree.body)
+    typing_only = {
+        child
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for child in ast.walk(node)
+    }
+    for node in nodes:
+        if node in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def is_under(module: str, package: str) -> bool:
+    return module == package or module.startswith(package + ".")
+
+
+def test_imports_make_no_circle() -> None:
+    graph = {
+        name: {other for other in imported(path, everywhere=False) if other in MODULES and other != name}
+        for name, path in MODULES.items()
+        if path.name != "__init__.py"
+    }
+    list(TopologicalSorter(graph).static_order())
+
+
+@pytest.mark.parametrize("module", FORBIDDEN)
+def test_arrows(module: str) -> None:
+    for other in imported(MODULES[module], everywhere=True):
+        assert not any(is_under(other, forbidden) for forbidden in FORBIDDEN[module]), other
+
+
+def test_only_the_command_line_knows_click_and_only_the_display_knows_rich() -> None:
+    for name, path in MODULES.items():
+        modules = list(imported(path, everywhere=True))
+        if name not in ("charrnn.cli", "charrnn.completion") and not is_under(name, "charrnn.commands"):
+            assert not any(is_under(other, "click") for other in modules), name
+        if name != "charrnn.display":
+            assert not any(is_under(other, "rich") for other in modules), name
+
+
+def test_kernels_import_torch_alone_and_models_torch_and_kernels() -> None:
+    allowed = (*sys.stdlib_module_names, "torch")
+    for name, path in MODULES.items():
+        if is_under(name, "charrnn.kernels"):
+            for other in imported(path, everywhere=True):
+                assert other.partition(".")[0] in allowed or is_under(other, "charrnn.kernels"), (name, other)
+    for file in registry.models().values():
+        if file.origin == registry.BUILT_IN:
+            for other in imported(file.path, everywhere=True):
+                assert other.partition(".")[0] in allowed or is_under(other, "charrnn.kernels"), (file.name, other)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_loading_a_command_does_not_load_torch(command: str) -> None:
+    words = "import importlib, sys; importlib.import_module(sys.argv[1]); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", words, f"charrnn.commands.{command}"]).returncode == 0
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_short_help_is_the_first_line_of_the_commands_own(command: str) -> None:
+    words = "import importlib, sys; print(importlib.import_module(f'charrnn.commands.{sys.argv[1]}').command.help)"
+    done = subprocess.run([sys.executable, "-c", words, command], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[0].startswith(COMMANDS[command].rstrip("."))
