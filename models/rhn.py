@@ -80,12 +80,13 @@ class Masks(NamedTuple):
 
 def cell(x: Tensor, s: Tensor, W: Tensor, R: Tensor, b: Tensor, n: Tensor | None = None) -> Tensor:
     """One time step of a layer: the new state (B, S). x: (M, B, I), masked; s: (B, S); n: (M, B, S), masks on s."""
-    for d in range(len(R)):
-        a = (s if n is None else n * s) @ R[d] + b[d]
+    for d, (R_d, b_d) in enumerate(zip(R, b, strict=True)):
+        z = s if n is None else n * s
+        a = torch.baddbmm(b_d, z.expand(2, *s.shape), R_d)
         if d == 0:
             a = a + x @ W
         h, t = a[0].tanh(), a[1].sigmoid()
-        s = t * h + (1 - t) * s
+        s = torch.lerp(s, h, t)  # t * h + (1 - t) * s
     return s
 
 
@@ -158,7 +159,7 @@ class RHN(nn.Module):
         e = F.embedding(x, self.embedding)
         final = []
         for s, W, R, b in zip(self.start(x, state), self.W, self.R, self.b, strict=True):
-            e = cell(e, s, W, R, b)
+            e = cell(e.unsqueeze(0), s, W, R, b)
             final.append(e)
         return self.decode(e), (torch.stack(final),)
 

@@ -122,7 +122,7 @@ def test_the_python_face(trained: Path) -> None:
         (["-modle", "lstm"], "-modle (did you mean -model?)"),
         (["-model", "lsmt"], "lstm"),
         (["-rnn_size", "x"], "-rnn_size x: must be a whole number"),
-        (["-rnn_size", "0"], "-rnn_size 0: must be at least 1"),
+        (["-rnn_size", "0"], "-rnn_size 0: must be in [1, "),
         (["-dropout", "1"], "-dropout 1: must be in [0, 1)"),
         (["-learning_rate", "nan"], "-learning_rate nan: must be a number"),
         (["-data_dir", "nowhere"], "nowhere"),
@@ -180,6 +180,20 @@ def test_another_alphabet_trains_samples_and_evaluates(tmp_path: Path) -> None:
     assert len(text) == 83
     figures = json.loads(charrnn("eval", "cv", "-gpuid", -1, "-json", cwd=tmp_path).stdout)
     assert figures["loss"] > 0
+
+
+def test_bytes_that_are_no_utf8_train_and_come_out_again(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/input.txt").write_bytes("Über den Wölken, Straße für Straße.\n".encode("latin-1") * 120)
+    message = one_line(charrnn("train", "-data_dir", "data", *SMALL, cwd=tmp_path, code=1))
+    assert "byte 0" in message
+    assert "-encoding bytes" in message
+    charrnn("train", "-data_dir", "data", *SMALL, "-max_epochs", 3, "-encoding", "bytes", cwd=tmp_path)
+    written = charrnn("sample", "cv", "-gpuid", -1, "-length", 300, cwd=tmp_path).stdout
+    assert len(written) == 301
+    assert b"\xfc" in written or b"\xdf" in written
+    figures = charrnn("eval", "cv", "-gpuid", -1, "-text", "data/input.txt", "-json", cwd=tmp_path)
+    assert json.loads(figures.stdout)["characters"] == 36 * 120 - 1
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:

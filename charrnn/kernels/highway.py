@@ -52,7 +52,7 @@ def _forward(
     D, S, K = len(R), s.shape[-1], T if keep else 1
     y = s.new_empty(T, B, S)
     gates, entering = s.new_empty(D, 2, K, B, S), s.new_empty(D, K, B, S)
-    masked = s.new_empty(B, S) if n is None else torch.empty_like(n)
+    masked = None if n is None else torch.empty_like(n)
 
     inputs = torch.baddbmm(b[0], x.expand(2, T, B, I).flatten(1, 2), W).view(2, T, B, S).unbind(1)
     sums, h, t = [a.unbind(1) for a in gates], _by_step(gates[:, 0]), _by_step(gates[:, 1])
@@ -87,7 +87,8 @@ class _Scan(torch.autograd.Function):
         x, W, R, n, gates, entering = ctx.saved_tensors
         D, _, T, B, S = gates.shape
         steps = min(T, max(1, BLOCK // B))
-        da = gates.new_empty(D, 2, steps, B, S)  # of the sums inside tanh and sigmoid, for one block
+        # the gradients of the sums inside tanh and sigmoid, for one block of steps
+        da = gates.new_empty(D, 2, steps, B, S)
         ds, by_t, change, dz = (gates.new_zeros(shape) for shape in ((B, S), (B, S), (B, S), (2, B, S)))
         dx, dW = x.new_empty(2, *x.shape[1:]), torch.zeros_like(W)
         dR, db = torch.zeros_like(R), R.new_zeros(D, 2, 1, S)
@@ -101,13 +102,17 @@ class _Scan(torch.autograd.Function):
                 k = step - start
                 ds.add_(dy[step])
                 for d in reversed(range(D)):
-                    torch.mul(ds, t[d][step], out=by_t)
-                    torch.sub(h[d][step], states[d][step], out=change).mul_(by_t)
-                    torch.mul(by_t, h[d][step], out=dh[d][k])
-                    torch.addcmul(by_t, dh[d][k], h[d][step], value=-1, out=dh[d][k])
-                    torch.addcmul(change, change, t[d][step], value=-1, out=dt[d][k])
-                    torch.bmm(sums[d][k], weights[d], out=dz)
+                    h_d, t_d, dh_d, dt_d = h[d][step], t[d][step], dh[d][k], dt[d][k]
+                    torch.mul(ds, t_d, out=by_t)
+                    # dh = ds * t * (1 - h * h)
+                    torch.mul(by_t, h_d, out=dh_d)
+                    torch.addcmul(by_t, dh_d, h_d, value=-1, out=dh_d)
+                    # dt = ds * t * (h - s) * (1 - t)
+                    torch.sub(h_d, states[d][step], out=change).mul_(by_t)
+                    torch.addcmul(change, change, t_d, value=-1, out=dt_d)
+                    # ds = ds * (1 - t) + n * (what the products pass on)
                     ds.sub_(by_t)
+                    torch.bmm(sums[d][k], weights[d], out=dz)
                     if n is None:
                         ds.add_(dz[0]).add_(dz[1])
                     else:
