@@ -11,21 +11,33 @@ import errno
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
 from charrnn.errors import UserError
 from charrnn.files import replacing
-from charrnn.tokens import CODES, Stamp, Survey, Tokens, hash_text, open_source, read_tokens, survey, write_tokens
+from charrnn.tokens import (
+    CODES,
+    Counts,
+    Stamp,
+    Survey,
+    Tokens,
+    hash_text,
+    open_source,
+    read_tokens,
+    survey,
+    write_tokens,
+)
 from charrnn.vocabulary import Encoding, Vocabulary
 
-FORMAT = 1
+FORMAT = 2
 RECORD = "vocab.json"
 SETTLED = 2_000_000_000  # ns: a text untouched for so long cannot change again within one tick of its time stamps
 READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -33,53 +45,99 @@ READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 @dataclass(frozen=True)
 class Prepared:
-    """The vocabulary that some texts share, and for each its tokens and what was found in it."""
+    """The vocabulary that some texts share, and for each its tokens and what was found in it.
+
+    counts: how often each character of the vocabulary occurs in all of them together, int64 (V,).
+    """
 
     vocabulary: Vocabulary
+    counts: Counts
     tokens: dict[str, Tokens]
     surveys: dict[str, Survey]
 
 
-def prepare(folder: Path, names: list[str], encoding: Encoding, report: Callable[[str], None]) -> Prepared:
+def prepare(
+    folder: Path, names: list[str], encoding: Encoding, report: Callable[[str], None], keep: bool = True
+) -> Prepared:
     """The texts NAME.txt of a folder as numbers, from its cache if that is up to date.
 
     The cache of a folder that cannot be written to is in the user's own cache folder; ``report`` gets a
-    line that says so. Raises UserError for texts that cannot be read and caches that cannot be written.
+    line that says so. keep: whether to write a cache where there is none that is up to date. Raises
+    UserError for texts that cannot be read and caches that cannot be written.
     """
+    texts = {name: folder / f"{name}.txt" for name in names}
+    if not keep:
+        return load(folder, texts, encoding) or load(user_cache(folder), texts, encoding) or pass_by(texts, encoding)
     try:
-        return load(folder, folder, names, encoding) or build(folder, folder, names, encoding)
+        return load(folder, texts, encoding) or build(folder, texts, encoding)
     except OSError as error:
         if error.errno not in READ_ONLY:
             raise unwritable(folder, error) from None
     home = user_cache(folder)
     report(f"{folder} cannot be written to: its vocabulary and tokens are kept in {home}")
+    return in_user_cache(home, texts, encoding)
+
+
+def prepare_files(files: Sequence[Path], encoding: Encoding, keep: bool = True) -> Prepared:
+    """Text files from anywhere as numbers, under the names "1", "2", ...; as ``prepare`` otherwise.
+
+    No one folder is theirs: the cache is in the user's own cache folder.
+    """
+    texts = {str(number): file for number, file in enumerate(files, 1)}
+    home = user_cache(*files)
+    if not keep:
+        return load(home, texts, encoding) or pass_by(texts, encoding)
+    return in_user_cache(home, texts, encoding)
+
+
+def in_user_cache(home: Path, texts: Mapping[str, Path], encoding: Encoding) -> Prepared:
     try:
         home.mkdir(parents=True, exist_ok=True)
-        return load(home, folder, names, encoding) or build(home, folder, names, encoding)
+        return load(home, texts, encoding) or build(home, texts, encoding)
     except OSError as error:
         raise unwritable(home, error) from None
 
 
-def load(home: Path, folder: Path, names: list[str], encoding: Encoding) -> Prepared | None:
+def pass_by(texts: Mapping[str, Path], encoding: Encoding) -> Prepared:
+    """The texts as numbers, of which nothing stays on the disk."""
+    try:
+        with TemporaryDirectory(prefix="charrnn-", ignore_cleanup_errors=True) as home:
+            return build(Path(home), texts, encoding)
+    except OSError as error:
+        raise UserError(f"no room for temporary files: {error.strerror}; free some, or set TMPDIR") from None
+
+
+def load(home: Path, files: Mapping[str, Path], encoding: Encoding) -> Prepared | None:
     """What ``build`` has left in ``home``, or None where that is not whole or not of these texts."""
     try:
-        record = unseal((home / RECORD).read_bytes())
-        if record is None or (record["format"], record["encoding"]) != (FORMAT, encoding):
-            return None
-        texts = record["texts"]
-        if list(texts) != names or not all(is_same(folder / f"{name}.txt", texts[name]) for name in names):
-            return None
-        tokens = {name: read_tokens(home / f"{name}.npy", texts[name]["tokens_sha256"]) for name in names}
+        return _load(home, files, encoding)
     except OSError:
         return None
+    # a record with its seal in order and other things inside; or a text that cannot be read, as build will say
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError, UserError):
+        return None
+
+
+def _load(home: Path, files: Mapping[str, Path], encoding: Encoding) -> Prepared | None:
+    names = list(files)
+    record = unseal((home / RECORD).read_bytes())
+    if record is None or (record["format"], record["encoding"]) != (FORMAT, encoding):
+        return None
+    texts = record["texts"]
+    if list(texts) != names or not all(is_same(files[name], texts[name]) for name in names):
+        return None
+    tokens = {name: read_tokens(home / f"{name}.npy", texts[name]["tokens_sha256"]) for name in names}
     whole = {name: numbers for name, numbers in tokens.items() if numbers is not None}
     if len(whole) < len(names):
         return None
     surveys = {name: Survey(**texts[name]["survey"]) for name in names}
-    return Prepared(Vocabulary.from_dict(record), whole, surveys)
+    vocabulary, counts = Vocabulary.from_dict(record), np.array(record["counts"], np.int64)
+    if counts.shape != (len(vocabulary),) or not all(is_whole(found) for found in surveys.values()):
+        return None
+    return Prepared(vocabulary, counts, whole, surveys)
 
 
-def build(home: Path, folder: Path, names: list[str], encoding: Encoding) -> Prepared:
+def build(home: Path, texts: Mapping[str, Path], encoding: Encoding) -> Prepared:
     """Read the texts and write everything to ``home``.
 
     The tokens are mapped from the files as they were written, before another process can put its own in
@@ -88,24 +146,26 @@ def build(home: Path, folder: Path, names: list[str], encoding: Encoding) -> Pre
     with ExitStack() as stack:
         # entered first, and so renamed last: the record never comes before what it describes
         record_file = stack.enter_context(replacing(home / RECORD))
-        files = {name: stack.enter_context(replacing(home / f"{name}.npy")) for name in names}
+        files = {name: stack.enter_context(replacing(home / f"{name}.npy")) for name in texts}
         started = time.time_ns()
-        sources = {name: stack.enter_context(open_source(folder / f"{name}.txt")) for name in names}
-        seen = np.zeros(CODES, bool)
-        surveys = {name: survey(sources[name], encoding, seen) for name in names}
-        vocabulary = Vocabulary(tuple(np.flatnonzero(seen).tolist()), encoding)
-        tokens, texts = {}, {}
-        for name in names:
+        sources = {name: stack.enter_context(open_source(path)) for name, path in texts.items()}
+        counts = np.zeros(CODES, np.int64)
+        surveys = {name: survey(source, encoding, counts) for name, source in sources.items()}
+        codes = np.flatnonzero(counts)
+        vocabulary = Vocabulary(tuple(codes.tolist()), encoding)
+        tokens, found = {}, {}
+        for name in texts:
             tokens[name], checksum = write_tokens(sources[name], surveys[name], vocabulary, files[name])
             stamp = sources[name].stamp
-            texts[name] = {
+            found[name] = {
                 "survey": asdict(surveys[name]),
                 "stamp": asdict(stamp),
                 "settled": max(stamp.modified, stamp.changed) < started - SETTLED,
                 "tokens_sha256": checksum,
             }
-        record_file.write(seal({"format": FORMAT, **vocabulary.to_dict(), "texts": texts}))
-    return Prepared(vocabulary, tokens, surveys)
+        record = {"format": FORMAT, **vocabulary.to_dict(), "counts": counts[codes].tolist(), "texts": found}
+        record_file.write(seal(record))
+    return Prepared(vocabulary, counts[codes], tokens, surveys)
 
 
 def is_same(path: Path, known: dict[str, Any]) -> bool:
@@ -114,6 +174,10 @@ def is_same(path: Path, known: dict[str, Any]) -> bool:
     if known["settled"] and asdict(stamp) == known["stamp"]:
         return True
     return bool(stamp.size == known["stamp"]["size"] and hash_text(path) == known["survey"]["sha256"])
+
+
+def is_whole(found: Survey) -> bool:
+    return isinstance(found.sha256, str) and type(found.characters) is int and type(found.crlf_lines) is int
 
 
 def seal(record: dict[str, Any]) -> bytes:
@@ -125,7 +189,7 @@ def unseal(data: bytes) -> dict[str, Any] | None:
     """The record in a file that ``seal`` made; None for anything else."""
     try:
         record = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(record, dict) or record.pop("sha256", None) != checksum(record):
         return None
@@ -136,11 +200,14 @@ def checksum(record: dict[str, Any]) -> str:
     return sha256(json.dumps(record).encode()).hexdigest()
 
 
-def user_cache(folder: Path) -> Path:
-    """Where to keep what belongs to a folder that cannot be written to ($XDG_CACHE_HOME, or ~/.cache)."""
+def user_cache(*paths: Path) -> Path:
+    """Where to keep what belongs to a folder that cannot be written to, or to files from anywhere.
+
+    It is in $XDG_CACHE_HOME, or ~/.cache.
+    """
     chosen = os.environ.get("XDG_CACHE_HOME", "")
     root = Path(chosen) if os.path.isabs(chosen) else Path(os.path.expanduser("~/.cache"))
-    return root / "charrnn" / sha256(os.fsencode(folder.resolve())).hexdigest()[:32]
+    return root / "charrnn" / sha256(b"\0".join(os.fsencode(path.resolve()) for path in paths)).hexdigest()[:32]
 
 
 def unwritable(home: Path, error: OSError) -> UserError:

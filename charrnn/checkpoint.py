@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import math
+import platform
 import re
-import zipfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 import charrnn
-from charrnn import registry
+from charrnn import archive, registry
 from charrnn.errors import UserError
 from charrnn.files import replacing
 from charrnn.options import TrainingOptions, training_options
 from charrnn.vocabulary import Vocabulary
 
 FORMAT = 1
+PLAIN = (bool, int, float, str)
 NAME = re.compile(r"lm_.+_epoch\d+\.\d+_(\d+\.\d+)\.pt")
+
+
+def software() -> dict[str, str]:
+    """The versions of what computes."""
+    versions = {"charrnn": charrnn.__version__, "torch": str(torch.__version__), "numpy": np.__version__}
+    return versions | {"python": platform.python_version(), "system": platform.platform()}
 
 
 @dataclass
@@ -28,6 +38,7 @@ class Checkpoint:
 
     options: the settings of the run; model_options: the model's own. weights: name -> tensor, on the CPU.
     training: what Training.state_dict gave. val_loss: mean nats per character, None before a validation.
+    software: the versions that it was made with.
     """
 
     options: TrainingOptions
@@ -37,6 +48,7 @@ class Checkpoint:
     epoch: float = 0.0
     val_loss: float | None = None
     training: dict[str, Any] = field(default_factory=dict)
+    software: dict[str, str] = field(default_factory=software)
 
     @property
     def name(self) -> str:
@@ -57,6 +69,7 @@ class Checkpoint:
             "epoch": self.epoch,
             "val_loss": self.val_loss,
             "training": self.training,
+            "software": self.software,
         }
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,16 +83,18 @@ class Checkpoint:
     def load(cls, path: str | Path) -> Checkpoint:
         """Read a checkpoint, or the one with the best validation loss where ``path`` is a folder.
 
-        Raises UserError where the file is not a whole checkpoint of charrnn. Runs no code from the file.
+        Raises UserError where the file is not a whole checkpoint of charrnn. Runs no code from the file, and
+        takes memory in proportion to its size at most.
         """
         path = find(Path(path))
         content = _read(path)
         if not isinstance(content, dict) or content.get("program") != "charrnn":
             raise UserError(f"{path} is not a checkpoint of charrnn")
         if content.get("format") != FORMAT:
+            theirs = f"{content.get('format')!r:.20}"
             raise UserError(
-                f"{path} has the checkpoint format {content.get('format')}; this is charrnn {charrnn.__version__}, "
-                f"which reads format {FORMAT}: use the version that wrote it"
+                f"{path} has the checkpoint format {theirs}; this is charrnn {charrnn.__version__}, which reads "
+                f"format {FORMAT}: use the version that wrote it"
             )
         try:
             return cls._from_content(content)
@@ -89,40 +104,88 @@ class Checkpoint:
     @classmethod
     def _from_content(cls, content: dict[str, Any]) -> Checkpoint:
         known = training_options()
-        options = {name: known[name].convert(value) for name, value in content["options"].items()}
-        weights = content["weights"]
-        if not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items()):
-            raise UserError("its weights are not named tensors")
-        own, epoch, val_loss = content["model_options"], content["epoch"], content["val_loss"]
-        if not isinstance(own, dict) or not isinstance(content["training"], dict):
-            raise UserError("its settings are not tables")
+        for part in ("options", "model_options", "weights", "training"):
+            if not isinstance(content[part], dict) or not all(isinstance(name, str) for name in content[part]):
+                raise UserError(f"its {part} are not a table with names")
+        if unknown := content["options"].keys() - known.keys():
+            raise UserError(f"it has settings that this version does not know: {', '.join(sorted(unknown))}")
+        if not all(isinstance(tensor, Tensor) for tensor in content["weights"].values()):
+            raise UserError("its weights are not tensors")
+        if not all(value is None or type(value) in PLAIN for value in content["model_options"].values()):
+            raise UserError("its model's options are not plain values")
+        epoch, val_loss = content["epoch"], content["val_loss"]
+        if type(epoch) is not float or not 0 <= epoch < math.inf:
+            raise UserError(f"its epoch is {epoch}")
+        if val_loss is not None and type(val_loss) is not float:
+            raise UserError("its validation loss is not a number")
         return cls(
-            options=TrainingOptions(**options),
-            model_options=own,
+            options=TrainingOptions(**{name: known[name].convert(value) for name, value in content["options"].items()}),
+            model_options=content["model_options"],
             vocabulary=Vocabulary.from_dict(content["vocabulary"]),
-            weights=weights,
-            epoch=float(epoch),
-            val_loss=None if val_loss is None else float(val_loss),
+            weights=content["weights"],
+            epoch=epoch,
+            val_loss=val_loss,
             training=content["training"],
+            software=_software(content.get("software", {})),
         )
 
     def build(self, **options: Any) -> nn.Module:
         """The model with its weights, on the CPU, in the precision it was trained in.
 
         options: settings to use in place of the saved ones; ``dropout`` and the model's own. Raises
-        UserError where the weights do not fit the model.
+        UserError where the weights do not fit the model, before it takes memory.
         """
-        saved = self.options
-        own = self.model_options | options
-        dropout = own.pop("dropout", saved.dropout)
-        arguments = (saved.model, len(self.vocabulary), saved.rnn_size, saved.num_layers, dropout)
-        model: nn.Module = registry.create(*arguments, **own).to(getattr(torch, saved.precision))
-        try:
-            model.load_state_dict(self.weights)
-        except RuntimeError as error:
-            detail = str(error).splitlines()[-1].strip()
-            raise UserError(f"the checkpoint's weights do not fit the model {saved.model}: {detail}") from None
+        self.check(**options)
+        model: nn.Module = registry.create(*self._arguments(options), **self._own(options))
+        model.to(getattr(torch, self.options.precision))
+        self.restore(model)
         return model
+
+    def check(self, **options: Any) -> None:
+        """Raise UserError where the weights do not fit the model that the settings describe.
+
+        Takes no memory: the model is built without its numbers. One that cannot be is checked by ``restore``.
+        """
+        skeleton = registry.skeleton(*self._arguments(options), **self._own(options))
+        if skeleton is None:
+            return
+        skeleton.to(getattr(torch, self.options.precision))
+        self._load_into(skeleton, {name: tensor.to("meta") for name, tensor in self.weights.items()})
+        for name, tensor in skeleton.state_dict().items():
+            if self.weights[name].dtype != tensor.dtype:
+                raise misfit(self.options.model, f"{name} is {self.weights[name].dtype}, not {tensor.dtype}")
+        # names and shapes may fit although many weights share the bytes of one
+        in_file = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in self.weights.values()}
+        if sum(p.numel() * p.element_size() for p in skeleton.parameters()) > sum(in_file.values()):
+            raise misfit(self.options.model, "the file has fewer numbers than the model")
+
+    def restore(self, model: nn.Module) -> None:
+        """Copy the weights into a model. Raises UserError where they do not fit."""
+        self._load_into(model, self.weights)
+
+    def _load_into(self, model: nn.Module, weights: dict[str, Tensor]) -> None:
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise misfit(self.options.model, str(error).splitlines()[-1].strip()) from None
+
+    def _arguments(self, options: dict[str, Any]) -> tuple[str, int, int, int, float]:
+        saved = self.options
+        dropout = options.get("dropout", saved.dropout)
+        return saved.model, len(self.vocabulary), saved.rnn_size, saved.num_layers, dropout
+
+    def _own(self, options: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in (self.model_options | options).items() if name != "dropout"}
+
+
+def _software(saved: Any) -> dict[str, str]:
+    if not isinstance(saved, dict) or not all(isinstance(word, str) for pair in saved.items() for word in pair):
+        raise UserError("its software versions are not texts")
+    return saved
+
+
+def misfit(model: str, detail: str) -> UserError:
+    return UserError(f"the checkpoint's weights do not fit the model {model}: {detail}")
 
 
 def find(path: Path) -> Path:
@@ -130,7 +193,7 @@ def find(path: Path) -> Path:
 
     Where none was validated yet, the newest. Raises UserError where there is none at all.
     """
-    if not path.is_dir():
+    if not _is(Path.is_dir, path):
         return _existing(path)
     scored = [(float(match[1]), file) for file in path.glob("*.pt") if (match := NAME.fullmatch(file.name))]
     if not scored:
@@ -141,7 +204,7 @@ def find(path: Path) -> Path:
 
 def find_newest(path: Path) -> Path:
     """The file itself, or of a folder the checkpoint that was written last. Raises UserError where there is none."""
-    if not path.is_dir():
+    if not _is(Path.is_dir, path):
         return _existing(path)
     files = list(path.glob("lm_*.pt"))
     if not files:
@@ -150,9 +213,16 @@ def find_newest(path: Path) -> Path:
 
 
 def _existing(path: Path) -> Path:
-    if not path.is_file():
+    if not _is(Path.is_file, path):
         raise UserError(f"there is no checkpoint at {path}: charrnn train makes one")
     return path
+
+
+def _is(kind: Callable[[Path], bool], path: Path) -> bool:
+    try:
+        return kind(path)
+    except OSError as error:  # a name too long, a folder that may not be looked into
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
 
 
 def _written(file: Path) -> int:
@@ -161,19 +231,15 @@ def _written(file: Path) -> int:
 
 def _read(path: Path) -> Any:
     """The file's plain content: tensors, numbers, strings, lists and dicts. Raises UserError."""
-    broken = UserError(f"{path} is not a checkpoint of charrnn, or is damaged: use another, or train again")
     try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            # torch.save stores without compression: a compressed member may hold far more than the file's size
-            if any(m.compress_type != zipfile.ZIP_STORED or m.file_size != m.compress_size for m in members):
-                raise broken
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return archive.read(path)
     except OSError as error:
         raise UserError(f"cannot read {path}: {_reason(error)}") from None
-    except Exception:  # a damaged file makes the unpickler and the zip reader raise almost anything
-        raise broken from None
+    except archive.Malformed as error:
+        raise UserError(
+            f"{path} is not a checkpoint of charrnn, or is damaged ({_reason(error)}): use another, or train again"
+        ) from None
 
 
 def _reason(error: Exception) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error).splitlines()[0]
+    return (error.strerror if isinstance(error, OSError) else None) or next(iter(str(error).splitlines()), "unreadable")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NoReturn
 
 import click
+from click.shell_completion import CompletionItem
 
 import charrnn
+from charrnn import completion
 from charrnn.errors import UserError
 from charrnn.options import nearest
 
@@ -19,8 +22,12 @@ COMMANDS = {
     "train": "Train a model on a text.",
     "sample": "Write text with a trained model.",
     "eval": "Score a text with a trained model.",
+    "inspect": "Show what a checkpoint holds.",
+    "novelty": "Say how much of a text is copied from the training text.",
+    "import": "Take over a checkpoint of the original char-rnn.",
     "prepare": "Make a named data set.",
     "models": "List the models that -model can name.",
+    "completion": "Print the script that completes commands and flags in your shell.",
 }
 HELP = {"help_option_names": ["-h", "-help", "--help"]}
 
@@ -42,6 +49,10 @@ class Commands(click.Group):
             raise click.UsageError(f"there is no command {args[0]!r}{nearest(args[0], list(COMMANDS))}", ctx)
         return super().resolve_command(ctx, args)
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        commands = [CompletionItem(name, help=text) for name, text in COMMANDS.items() if name.startswith(incomplete)]
+        return commands + completion.flags(click.Command.shell_complete(self, ctx, incomplete), incomplete)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
@@ -57,7 +68,13 @@ def cli() -> None:
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and exit: 0, 1 after an error, 2 for wrong usage, 130 when interrupted."""
+    """Run the command line and exit: 0, 1 after an error, 2 for wrong usage, 130 when interrupted.
+
+    Until training begins, Ctrl-C ends the process as it ends any other. Python's own way, an exception, may
+    come in the middle of an import, where libraries swallow it and go on without what they were importing.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.exit(run(args))
 
 
@@ -81,8 +98,16 @@ def run(args: Sequence[str] | None = None) -> int:
         return 0
     except (KeyboardInterrupt, click.Abort):
         return 130
+    except (MemoryError, RuntimeError) as error:
+        from charrnn.memory import ran_out
+
+        if not ran_out(error):
+            raise
+        return complain("out of memory: a smaller text or -batch_size, or -gpuid -1 for the CPU, may do", 1)
 
 
 def complain(message: str, code: int, command: str = "charrnn") -> int:
-    print(f"{command}: {message}", file=sys.stderr)
+    # what it quotes may come from a stranger's file: on a terminal an escape sequence must not work
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
+    print(f"{command}: {shown}", file=sys.stderr)
     return code

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from charrnn import registry
 from charrnn.errors import UserError
-from charrnn.options import TrainingOptions, nearest, training_options
+from charrnn.options import TrainingOptions, check_fractions, nearest, training_options
+from charrnn.schedules import DEPENDS_ON
 
 if TYPE_CHECKING:
     from charrnn.checkpoint import Checkpoint
 
+TEXT = {"data_dir", "input"}
 ARCHITECTURE = ("model", "rnn_size", "num_layers")
 
 # what a resumed run may change: none of it changes the weights that come out
@@ -29,6 +31,9 @@ HARMLESS = {
     "sample_length",
     "checkpoint_dir",
     "savefile",
+    "log_dir",
+    "early_stop",
+    "input",
     "gpuid",
     "accurate_gpu_timing",
 }
@@ -56,7 +61,7 @@ def read_toml(path: Path) -> dict[str, Any]:
             return tomllib.load(file)
     except OSError as error:
         raise UserError(f"cannot read the settings in {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, or thousands of digits or brackets
         raise UserError(f"{path} is not a TOML file: {error}") from None
 
 
@@ -68,7 +73,14 @@ def configure(flags: Mapping[str, Any], config: str | None = None, resume: str |
     checkpoint's, save harmless ones. Raises UserError for an unknown key, a value out of range, a setting
     that a resumed run cannot change, or a checkpoint that cannot be read.
     """
-    chosen = (read_toml(Path(config)) if config else {}) | {k: v for k, v in flags.items() if v is not None}
+    file = read_toml(Path(config)) if config else {}
+    given = {name: value for name, value in flags.items() if value is not None}
+    for source in (file, given):
+        if source.keys() >= TEXT:
+            raise UserError("-input names a text itself, -data_dir a folder with it: give one of them")
+    if TEXT & given.keys():
+        file = {name: value for name, value in file.items() if name not in TEXT}
+    chosen = file | given
     if resume and chosen.get("init_from"):
         raise UserError("-resume goes on with a run, -init_from begins a new one: give one of them")
     start, going_on = _load(chosen.get("init_from")), _load(resume, newest=True)
@@ -87,6 +99,8 @@ def configure(flags: Mapping[str, Any], config: str | None = None, resume: str |
     if going_on:
         saved = asdict(going_on.options) | going_on.model_options
         _refuse_changes(values, saved)
+        if "data_dir" in values:
+            saved["input"] = ()
         values = saved | values
     options = TrainingOptions(**{name: values[name] for name in training_options() if name in values})
     own = {name: values.get(name, o.default) for name, o in known.items() if name not in training_options()}
@@ -107,7 +121,8 @@ def _model(chosen: Mapping[str, Any], start: Checkpoint | None, going_on: Checkp
 
 
 def _refuse_changes(values: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
-    changed = [name for name, value in values.items() if name not in HARMLESS and value != saved.get(name)]
+    harmless = HARMLESS.difference(DEPENDS_ON.get(saved["lr_schedule"], ()))
+    changed = [name for name, value in values.items() if name not in harmless and value != saved.get(name)]
     if changed:
         differences = ", ".join(f"-{name} {values[name]} (was {saved.get(name)})" for name in changed)
         raise UserError(f"a resumed run cannot change {differences}: leave it out, or begin a new run with -init_from")
@@ -122,7 +137,6 @@ def _load(path: Any, newest: bool = False) -> Checkpoint | None:
 
 
 def _check_together(options: TrainingOptions) -> None:
-    from charrnn.data import check_fractions
 
     check_fractions(options.train_frac, options.val_frac)
     if options.opencl:

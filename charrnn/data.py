@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from glob import glob
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from charrnn.cache import prepare
+from charrnn.cache import Prepared, prepare, prepare_files
 from charrnn.errors import UserError
-from charrnn.tokens import Tokens, renumber
+from charrnn.options import TrainingOptions, check_fractions
+from charrnn.tokens import Survey, Tokens, join, renumber
 from charrnn.vocabulary import Encoding, Vocabulary
 
 FEW = 50  # minibatches: char-rnn warns about less
@@ -66,14 +69,16 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Text:
-    """The texts of a folder as numbers.
+    """The texts of a folder, or text files from anywhere joined to one, as numbers.
 
     files: ``input``, or ``train``, ``val`` and perhaps ``test``, each (N,) unsigned integers mapped from a
-    file. fingerprint: the SHA-256 of every text by file name, which a resumed run compares.
+    file. called: for each of them, what messages call it. counts: how often each code occurs in all of them.
+    fingerprint: the SHA-256 of every text, by file name or number, which a resumed run compares.
     """
 
-    folder: Path
+    called: dict[str, str]
     vocabulary: Vocabulary
+    counts: dict[int, int]
     files: dict[str, Tokens]
     fingerprint: dict[str, str]
     report: Report
@@ -134,34 +139,94 @@ class Text:
 
     def _too_short(self, name: str, batch_size: int, seq_length: int, row_length: int) -> UserError:
         return UserError(
-            f"{self.folder / name}.txt has {len(self.files[name]):,} characters, and one minibatch of -batch_size "
+            f"{self.called[name]} has {len(self.files[name]):,} characters, and one minibatch of -batch_size "
             f"{batch_size} and -seq_length {seq_length} takes {batch_size * row_length:,}: lower either, or add text"
         )
 
 
 def open_text(
-    folder: str | Path, encoding: Encoding = "utf-8", report: Report = print, vocabulary: Vocabulary | None = None
+    folder: str | Path,
+    encoding: Encoding = "utf-8",
+    report: Report = print,
+    vocabulary: Vocabulary | None = None,
+    keep: bool = True,
 ) -> Text:
     """Open ``input.txt`` of a folder, or else ``train.txt`` with ``val.txt`` and perhaps ``test.txt``.
 
     The vocabulary is made of the characters of all of them, unless one is given: then its numbers and its
-    encoding hold. ``report`` gets lines that the user should see. Raises UserError for a folder without
-    texts, texts that are empty, unreadable or not UTF-8, and characters outside a given vocabulary.
+    encoding hold. ``report`` gets lines that the user should see. keep: whether what is worked out may be
+    written down for the next time. Raises UserError for a folder without texts, texts that are empty,
+    unreadable or not UTF-8, and characters outside a given vocabulary.
     """
     folder = Path(folder)
     names = find_texts(folder)
-    prepared = prepare(folder, names, vocabulary.encoding if vocabulary else encoding, report)
-    crlf = {name: found.crlf_lines for name, found in prepared.surveys.items() if found.crlf_lines}
-    if crlf:
-        report(
-            f"{', '.join(str(folder / f'{name}.txt') for name in crlf)}: {sum(crlf.values()):,} lines end in CRLF; "
-            "the CR is kept as a character of its own"
-        )
+    prepared = prepare(folder, names, vocabulary.encoding if vocabulary else encoding, report, keep)
+    called = {name: str(folder / f"{name}.txt") for name in names}
+    report_crlf({called[name]: found for name, found in prepared.surveys.items()}, report)
     fingerprint = {f"{name}.txt": found.sha256 for name, found in prepared.surveys.items()}
-    files = prepared.tokens
-    if vocabulary and vocabulary != prepared.vocabulary:
-        files = known_tokens(folder, prepared.vocabulary, files, vocabulary)
-    return Text(folder, vocabulary or prepared.vocabulary, files, fingerprint, report)
+    return as_text(called, prepared, prepared.tokens, fingerprint, report, vocabulary, f"the text in {folder}")
+
+
+def open_chosen(
+    options: TrainingOptions, report: Report, vocabulary: Vocabulary | None = None, keep: bool = True
+) -> Text:
+    """Open the text that the settings of a run name: the files of ``input``, or else the folder ``data_dir``."""
+    if options.input:
+        return open_files(find_files(options.input), options.encoding, report, vocabulary, keep)
+    return open_text(options.data_dir, options.encoding, report, vocabulary, keep)
+
+
+def open_files(
+    files: Sequence[Path],
+    encoding: Encoding = "utf-8",
+    report: Report = print,
+    vocabulary: Vocabulary | None = None,
+    keep: bool = True,
+) -> Text:
+    """Open text files from anywhere, joined in this order to one ``input``; otherwise as ``open_text``."""
+    prepared = prepare_files(files, vocabulary.encoding if vocabulary else encoding, keep)
+    report_crlf({str(file): found for file, found in zip(files, prepared.surveys.values(), strict=True)}, report)
+    fingerprint = {name: found.sha256 for name, found in prepared.surveys.items()}
+    name = str(files[0]) if len(files) == 1 else f"the text of {len(files)} files"
+    with room_for_temporary_files():
+        tokens = {"input": join(list(prepared.tokens.values()))}
+    return as_text({"input": name}, prepared, tokens, fingerprint, report, vocabulary, name)
+
+
+def find_files(patterns: Sequence[str]) -> list[Path]:
+    """The files that these names and patterns stand for, in the order of their names, each once. Raises UserError."""
+    found = set()
+    for pattern in patterns:
+        # a file that is there is meant, whatever signs its name has
+        matches = [pattern] if Path(pattern).exists() else glob(pattern, recursive=True)
+        files = [Path(match) for match in matches if Path(match).is_file()]
+        if not files:
+            raise UserError(f"-input {pattern}: there is no such file")
+        found.update(files)
+    return sorted(found)
+
+
+def report_crlf(surveys: dict[str, Survey], report: Report) -> None:
+    crlf = {name: found.crlf_lines for name, found in surveys.items() if found.crlf_lines}
+    if crlf:
+        report(f"{', '.join(crlf)}: {sum(crlf.values()):,} lines end in CRLF; the CR is kept as a character of its own")
+
+
+def as_text(
+    called: dict[str, str],
+    prepared: Prepared,
+    tokens: dict[str, Tokens],
+    fingerprint: dict[str, str],
+    report: Report,
+    known: Vocabulary | None,
+    name: str,
+) -> Text:
+    """The Text, with the numbers of a known vocabulary if there is one."""
+    own = prepared.vocabulary
+    counts = dict(zip(own.codes, prepared.counts.tolist(), strict=True))
+    if known and known != own:
+        tokens = known_tokens(name, own, tokens, known)
+    return Text(called, known or own, counts, tokens, fingerprint, report)
 
 
 def find_texts(folder: Path) -> list[str]:
@@ -185,30 +250,27 @@ def find_texts(folder: Path) -> list[str]:
     )
 
 
-def known_tokens(folder: Path, own: Vocabulary, files: dict[str, Tokens], known: Vocabulary) -> dict[str, Tokens]:
-    """A folder's tokens with the numbers of a vocabulary that is not its own.
+def known_tokens(name: str, own: Vocabulary, files: dict[str, Tokens], known: Vocabulary) -> dict[str, Tokens]:
+    """The tokens of texts with the numbers of a vocabulary that is not their own.
 
     Raises UserError that names the characters outside it.
     """
     unknown = [own.name(code) for code in own.codes if code not in known.numbers]
     if unknown:
         raise UserError(
-            f"the text in {folder} has {', '.join(unknown[:20])}{' ...' if len(unknown) > 20 else ''}, "
+            f"{name} has {', '.join(unknown[:20])}{' ...' if len(unknown) > 20 else ''}, "
             "which the model's training text never had: take it out, or use a model trained on such text"
         )
-    try:
+    with room_for_temporary_files():
         return {name: renumber(tokens, own, known) for name, tokens in files.items()}
+
+
+@contextmanager
+def room_for_temporary_files() -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise UserError(f"no room for temporary files: {error.strerror}; free some, or set TMPDIR") from None
-
-
-def check_fractions(train_frac: float, val_frac: float) -> None:
-    """Raises UserError unless both are fractions of one whole."""
-    for name, value in (("train_frac", train_frac), ("val_frac", val_frac)):
-        if not 0 <= value <= 1:
-            raise UserError(f"-{name} {value:g}: must be in [0, 1]")
-    if train_frac + val_frac > 1 + 1e-9:
-        raise UserError(f"-train_frac {train_frac:g} and -val_frac {val_frac:g} are more than 1 together: lower one")
 
 
 def require(splits: dict[str, Split], name: str) -> Split:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 import unicodedata
+from codecs import getincrementaldecoder
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
-from math import log
+from math import inf, log
+from time import monotonic
 from typing import Protocol
 
-from rich.console import Console, Group
+from rich.columns import Columns
+from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -25,13 +28,18 @@ class TrainingDisplay(Protocol):
     def note(self, line: str) -> None: ...
     def show(self, record: Record) -> None: ...
     def validated(self, record: Record, saved: str, sample: str) -> None: ...
+    def ended(self, lines: Sequence[str]) -> None: ...
     def close(self) -> None: ...
 
 
-def training_display(print_every: int, characters: int) -> TrainingDisplay:
-    """The live display where stdout is a terminal, else the plain one. characters: per iteration."""
-    if sys.stdout.isatty():
-        return LiveDisplay(characters)
+def training_display(print_every: int, characters: int, val_losses: Sequence[float] = ()) -> TrainingDisplay:
+    """The live display where stdout is a terminal that can draw it, else the plain one.
+
+    characters: per iteration; val_losses: of the run before it was resumed.
+    """
+    console = Console(highlight=False)
+    if console.is_terminal and not console.is_dumb_terminal:
+        return LiveDisplay(console, characters, val_losses)
     return PlainDisplay(print_every)
 
 
@@ -60,31 +68,37 @@ class PlainDisplay:
         if sample:
             print(f"----\n{sample}\n----", flush=True)
 
+    def ended(self, lines: Sequence[str]) -> None:
+        print(*lines, sep="\n", flush=True)
+
     def close(self) -> None:
         """Nothing is left open."""
 
 
 class LiveDisplay:
-    """A bar and the figures that matter, redrawn in place; validations and samples stay above it."""
+    """A bar and the figures that matter, redrawn in place; validations and samples stay above it.
+
+    Wide terminals have the figures in one or two lines, narrow ones in more: none is ever cut in two.
+    """
 
     REDRAWS_PER_SECOND = 8
 
-    def __init__(self, characters: int) -> None:
-        self.console = Console(highlight=False)
+    def __init__(self, console: Console, characters: int, val_losses: Sequence[float]) -> None:
+        self.console = console
         # no refresh thread: drawing must not compete with the training for a core
-        self.live = Live(console=self.console, auto_refresh=False, transient=False)
+        self.live = Live(console=console, auto_refresh=False, transient=False)
         self.live.start()
         self.characters = characters
         self.recent: deque[Record] = deque(maxlen=100)
-        self.validations: list[float] = []
-        self.drawn = 0.0
+        self.validations = list(val_losses)
+        self.drawn = -inf
 
     def note(self, line: str) -> None:
-        self.live.console.print(Text(line, style="yellow"))
+        self.console.print(Text(line, style="yellow"))
 
     def show(self, record: Record) -> None:
         self.recent.append(record)
-        now = self.console.get_time()
+        now = monotonic()
         if now - self.drawn < 1 / self.REDRAWS_PER_SECOND and record.iteration != record.iterations:
             return
         self.drawn = now
@@ -98,36 +112,68 @@ class LiveDisplay:
             (f"validation loss {record.val_loss:.4f}", "bold"),
             f" ({record.val_loss / log(2):.3f} bits per character), saved to {saved}",
         )
-        self.live.console.print(heading)
+        self.console.print(heading)
         if sample:
-            self.live.console.print(Text(printable(sample), style="cyan"))
-            self.live.console.rule(style="dim")
+            self.console.print(Text(sample, style="cyan"))
+            self.console.rule(style="dim")
         self.live.update(self._draw(record), refresh=True)
+
+    def ended(self, lines: Sequence[str]) -> None:
+        self.live.stop()
+        for line in lines:
+            # not folded at the window's edge: the command in it is there to be copied
+            self.console.print(Text(line), soft_wrap=True)
 
     def close(self) -> None:
         self.live.stop()
 
-    def _draw(self, record: Record) -> Group:
+    def _draw(self, record: Record) -> Table:
         seconds = sum(r.seconds for r in self.recent) / len(self.recent)
-        left = timedelta(seconds=round(seconds * (record.iterations - record.iteration)))
         losses = [r.loss for r in self.recent]
         figures = {
             "iteration": f"{record.iteration}/{record.iterations}",
             "epoch": f"{record.epoch:.2f}",
-            f"train loss (last {len(losses)})": f"{sum(losses) / len(losses):.4f}",
-            "grad/param norm": f"{record.grad_norm / record.param_norm:.2e}" if record.param_norm else "-",
+            "train loss": f"{sum(losses) / len(losses):.4f}",
+            "validation": f"{self.validations[-1]:.4f}" if self.validations else "-",
+            "best": f"{min(self.validations):.4f}" if self.validations else "-",
+            "grad/param norm": f"{record.grad_norm / record.param_norm:.1e}" if record.param_norm else "-",
             "characters/s": f"{self.characters / seconds:,.0f}" if seconds else "-",
-            "time left": str(left),
+            "left": str(timedelta(seconds=round(seconds * (record.iterations - record.iteration)))),
         }
-        if self.validations:
-            figures["validation loss"] = f"{self.validations[-1]:.4f} (best {min(self.validations):.4f})"
-        line = Text("   ").join(Text.assemble((f"{name} ", "dim"), value) for name, value in figures.items())
-        return Group(ProgressBar(total=record.iterations, completed=record.iteration), line)
+        cells = [Text.assemble((f"{name} ", "dim"), value, no_wrap=True) for name, value in figures.items()]
+        drawn = Table.grid(expand=True)  # unlike a Group, it ends the bar's line
+        drawn.add_row(ProgressBar(total=record.iterations, completed=record.iteration))
+        drawn.add_row(Columns(cells, padding=(0, 2)))
+        return drawn
 
 
 def printable(text: str) -> str:
     """The text with control characters as visible escapes: sampled text must not drive the terminal."""
     return "".join(c if c in "\n\t" or unicodedata.category(c)[0] != "C" else ascii(c)[1:-1] for c in text)
+
+
+def width() -> int:
+    """How many characters fit in a line of the terminal, or of what stands for it."""
+    return Console().width
+
+
+def heading(line: str) -> None:
+    """A line above others: bold on a terminal."""
+    Console(highlight=False).print(Text(f"\n{printable(line)}", style="bold"), soft_wrap=True)
+
+
+def lines(drawn: Sequence[str]) -> None:
+    """Lines as they are."""
+    for line in drawn:
+        print(line)
+
+
+def flow(cells: Sequence[str]) -> None:
+    """Cells side by side on a terminal, one to a line elsewhere."""
+    if not sys.stdout.isatty():
+        lines(cells)
+        return
+    Console(highlight=False).print(Columns([Text(printable(cell)) for cell in cells], padding=(0, 2)))
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -138,5 +184,43 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         return
     drawn = Table(*headings, box=None, pad_edge=False)
     for row in rows:
-        drawn.add_row(*(Text(cell) for cell in row))
+        drawn.add_row(*(Text(printable(cell)) for cell in row))
     Console(highlight=False).print(drawn)
+
+
+def ranking(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on a terminal, of as many rows as it shows at once, each in one line; the last column is cut to fit."""
+    console = Console(highlight=False)
+    shown = rows[: max(1, console.height - 6)]  # room for the heading, what follows and the prompt
+    drawn = Table(box=None, pad_edge=False)
+    for heading, *cells in zip(headings[:-1], *shown, strict=False):
+        drawn.add_column(heading, justify="right", no_wrap=True, min_width=max(map(len, [heading, *cells])))
+    drawn.add_column(headings[-1], no_wrap=True, overflow="ellipsis", ratio=1)
+    for row in shown:
+        drawn.add_row(*(Text(printable(cell).replace("\t", " ")) for cell in row))
+    console.print(drawn)
+    if len(rows) > len(shown):
+        console.print(Text(f"and {len(rows) - len(shown):,} more: into a pipe or a file go all", style="dim"))
+
+
+# bits of surprise under which a character has a style, the last style for all others; told apart without colours too
+SURPRISE = ((1.0, "dim"), (3.0, ""), (5.0, "yellow"), (8.0, "bold red"), (inf, "bold reverse red"))
+
+
+def surprise(characters: Iterable[tuple[str, float | None]]) -> None:
+    """The text on a terminal, each character in the style of its loss in nats; None for one without."""
+    decoder = getincrementaldecoder("utf-8")("surrogateescape")  # of the bytes of one character, the losses add up
+    text, loss = Text(), 0.0
+    for piece, nats in characters:
+        whole = decoder.decode(piece.encode("utf-8", "surrogateescape"))
+        loss += nats or 0.0
+        if whole:
+            style = next(style for bits, style in SURPRISE if loss / log(2) < bits) if nats is not None else ""
+            mark = "\u21b5\n" if whole == "\n" and style not in ("", "dim") else printable(whole)
+            text.append(mark, style)
+            loss = 0.0
+    console = Console(highlight=False)
+    console.print(text, soft_wrap=True)
+    names = [f"under {bits:g}" for bits, _ in SURPRISE[:-1]] + ["more"]
+    legend = [Text(name, style) for name, (_, style) in zip(names, SURPRISE, strict=True)]
+    console.print(Text("bits of surprise: ").append_text(Text("  ").join(legend)))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,11 @@ class Score:
 
     loss: float
     characters: int
+
+    @classmethod
+    def of(cls, nats: Tensor) -> Score:
+        """The score of characters from the loss of each."""
+        return cls(nats.mean().item(), nats.numel())
 
     @property
     def bpc(self) -> float:
@@ -97,16 +102,20 @@ def evaluate_tokens(model: nn.Module, tokens: Tensor, block: int = 512) -> Score
 
     tokens: int64 (N,), N at least 2; read in blocks of that many steps, the state carried between them.
     """
-    losses = [nats.double().sum() for nats in token_losses(model, tokens, block)]
-    return Score(torch.stack(losses).sum().item() / (len(tokens) - 1), len(tokens) - 1)
+    with evaluating(model):
+        return Score.of(losses(model, tokens[:-1, None], tokens[1:, None], block))
 
 
-def token_losses(model: nn.Module, tokens: Tensor, block: int = 512) -> Iterator[Tensor]:
-    """The cross-entropy in nats of tokens[1:], as float (n,) blocks in order. tokens: int64 (N,)."""
+def losses(model: nn.Module, x: Tensor, y: Tensor, block: int = 512, **masks: Any) -> Tensor:
+    """The cross-entropy in nats of each of y, float64 (N, B), in the model's present mode.
+
+    x: int64 (N, B), the characters of B rows; y: int64 (N, B), those that follow them. Rows are read in blocks of that
+    many steps, the state carried between them.
+    """
     device = device_of(model)
     state: State | None = None
-    for start in range(0, len(tokens) - 1, block):
-        window = tokens[start : start + block + 1].to(device)
-        with evaluating(model):
-            logits, state = model(window[:-1, None], state)
-            yield F.cross_entropy(logits[:, 0], window[1:], reduction="none")
+    nats = []
+    for some_x, some_y in zip(x.split(block), y.to(device).split(block), strict=True):
+        logits, state = model(some_x.to(device), state, **masks)
+        nats.append(F.cross_entropy(logits.flatten(0, 1), some_y.flatten(), reduction="none").double())
+    return torch.cat(nats).view(x.shape)

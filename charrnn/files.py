@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
+
+if sys.platform != "win32":  # there two runs must keep apart by themselves
+    import fcntl
+
+UNFINISHED = ".charrnn-part"
+UNLOCKABLE = (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK)  # some network file systems
 
 
 @contextmanager
@@ -16,20 +24,48 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
     The bytes go to a temporary file in the same folder, which is flushed to the disk and then renamed: a
     reader, a crash or a full disk meets the old file or the new one. On any error the temporary file is
-    removed and ``path`` is as it was. Raises OSError.
+    removed and ``path`` is as it was; what a killed process left is removed by the next to write in the
+    folder. Raises OSError.
     """
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    try:
-        with open(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+    _sweep(path.parent)
+    with ExitStack() as stack:
+        descriptor, name = _temporary(path, stack)
+        try:
+            with open(descriptor, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(name, 0o666 & ~_umask())
+            os.replace(name, path)
+        except BaseException:
+            os.unlink(name)
+            raise
     _sync_folder(path.parent)
+
+
+def _temporary(path: Path, stack: ExitStack) -> tuple[int, str]:
+    """Descriptor and name of a new file beside ``path``, locked until the stack ends: a sign that its writer lives."""
+    while True:
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=UNFINISHED, dir=path.parent)
+        if sys.platform == "win32":
+            return descriptor, name
+        holder = os.dup(descriptor)  # the lock outlasts the writing, until the file has its own name
+        stack.callback(os.close, holder)
+        with suppress(OSError):  # where nothing can be locked, nothing is swept away
+            fcntl.flock(holder, fcntl.LOCK_EX)
+        if os.path.exists(name):
+            return descriptor, name
+        os.close(descriptor)  # swept away just before it was locked
+
+
+def _sweep(folder: Path) -> None:
+    """Remove the temporary files of writers that were killed: those that nobody holds a lock on."""
+    if sys.platform == "win32":
+        return
+    for left in folder.glob(f".*{UNFINISHED}"):
+        with suppress(OSError), left.open("rb") as file:  # BlockingIOError: its writer lives
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
 
 
 @contextmanager
@@ -38,9 +74,7 @@ def locked(path: Path) -> Iterator[bool]:
 
     The system lets go of the lock when the process ends, however it ends.
     """
-    try:
-        import fcntl
-    except ImportError:  # not on Windows, where two runs must keep apart by themselves
+    if sys.platform == "win32":
         yield True
         return
     with path.open("a") as file:
@@ -49,6 +83,9 @@ def locked(path: Path) -> Iterator[bool]:
         except BlockingIOError:
             yield False
             return
+        except OSError as error:
+            if error.errno not in UNLOCKABLE:
+                raise
         yield True
 
 

@@ -5,38 +5,56 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from charrnn.errors import UserError
-from charrnn.evaluation import Score, State, device_of, evaluating
+from charrnn.evaluation import Score, device_of, evaluating, losses
 
 HOPELESS = 500.0  # perplexity from which on the RHN program throws a sample away
 SMALLEST = 1e-10  # probability; the program keeps the averages this far from 0 and 1
 
 
 def monte_carlo(
-    model: nn.Module, tokens: Tensor, samples: int, generator: torch.Generator, block: int = 512, redraws: int = 100
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    samples: int,
+    generator: torch.Generator,
+    block: int = 512,
+    redraws: int = 100,
 ) -> Score:
-    """The score of one stream of characters, each predicted by the average of several samples of the model.
+    """The score of rows of text by ``monte_carlo_losses``."""
+    return Score.of(monte_carlo_losses(model, x, y, samples, generator, block, redraws))
 
-    tokens: int64 (N,), N at least 2; samples: at least 1. For each sample the model draws its masks once and reads the
-    whole stream, the state carried, in blocks of that many steps. The samples' probabilities of each character are
-    averaged, and the loss is that of the averages. A model without draw_masks has fresh dropout at every block instead.
 
-    This is the RHN program's procedure, including that a sample with a perplexity of 500 or more is drawn again. Two
-    things differ: after ``redraws`` of them this raises UserError, where the program goes on for ever, and only the
-    N - 1 characters that are predicted count, where the program also counts one that is not, with probability 1e-10.
+def monte_carlo_losses(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    samples: int,
+    generator: torch.Generator,
+    block: int = 512,
+    redraws: int = 100,
+) -> Tensor:
+    """The loss in nats of each character of rows of text, float64 (N, B), predicted by the average of several samples.
+
+    x: int64 (N, B), the characters of B rows; y: int64 (N, B), those that follow them; samples: at least 1. For each
+    sample the model draws the masks of every row once and reads the rows to their end, the state carried, in blocks of
+    that many steps. The samples' probabilities of each character are averaged, and the loss is that of the averages. A
+    model without draw_masks has fresh dropout at every block instead.
+
+    This is the RHN program's procedure, for which B is 1, including that a sample with a perplexity of 500 or more is
+    drawn again. Two things differ: after ``redraws`` of them this raises UserError, where the program goes on for ever,
+    and only the characters that are predicted count, where the program also counts the first, with probability 1e-10.
 
     The model's mode and torch's global random numbers stay as they were.
     """
-    total = torch.zeros(len(tokens) - 1, dtype=torch.float64, device=device_of(model))
+    total = torch.zeros(x.shape, dtype=torch.float64, device=device_of(model))
     kept = thrown_away = 0
     while kept < samples:
-        nats = sample_losses(model, tokens, generator, block)
+        nats = sample_losses(model, x, y, generator, block)
         if nats.mean().item() < math.log(HOPELESS):
             total += (-nats).exp()
             kept += 1
@@ -47,30 +65,20 @@ def monte_carlo(
             )
         else:
             thrown_away += 1
-    average = (total / samples).clamp(SMALLEST, 1 - SMALLEST)
-    return Score(-average.log().mean().item(), len(total))
+    return -(total / samples).clamp(SMALLEST, 1 - SMALLEST).log()
 
 
-def sample_losses(model: nn.Module, tokens: Tensor, generator: torch.Generator, block: int = 512) -> Tensor:
-    """The cross-entropy in nats of each of tokens[1:] under one sample of the model's masks, float64 (N - 1,)."""
-    tokens = tokens.to(device_of(model))
+def sample_losses(model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator, block: int = 512) -> Tensor:
+    """The cross-entropy in nats of each of y under one sample of the model's masks, float64 (N, B)."""
+    device = device_of(model)
+    x, y = x.to(device), y.to(device)
     draw_masks = getattr(model, "draw_masks", None)
     if draw_masks is not None:
         with evaluating(model):
-            # masks for one step of one row hold for every step
-            return _losses(model, tokens, block, masks=draw_masks(tokens[:1, None], generator))
+            # masks drawn for one step hold for every step
+            return losses(model, x, y, block, masks=draw_masks(x[:1], generator))
     with _dropping(model, generator):
-        return _losses(model, tokens, block)
-
-
-def _losses(model: nn.Module, tokens: Tensor, block: int, **masks: Any) -> Tensor:
-    state: State | None = None
-    losses = []
-    for start in range(0, len(tokens) - 1, block):
-        window = tokens[start : start + block + 1]
-        logits, state = model(window[:-1, None], state, **masks)
-        losses.append(F.cross_entropy(logits[:, 0], window[1:], reduction="none").double())
-    return torch.cat(losses)
+        return losses(model, x, y, block)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ signature of its ``create``, described in the same words (``Option``).
 from __future__ import annotations
 
 import math
+import os
 import types
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
@@ -16,6 +17,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from charrnn.errors import UserError
 from charrnn.vocabulary import Encoding
+
+FLOAT32 = 3.4e38  # about the largest number of single precision
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,19 @@ class Interval:
     def __str__(self) -> str:
         if self.high == math.inf:
             return f"over {self.low:g}" if self.open_low else f"at least {self.low:g}"
-        return f"in {'(' if self.open_low else '['}{self.low:g}, {self.high:g}{')' if self.open_high else ']'}"
+        low, high = f"{self.low:.15g}", f"{self.high:.15g}"
+        return f"in {'(' if self.open_low else '['}{low}, {high}{')' if self.open_high else ']'}"
+
+
+Names = Literal["", "file", "folder", "model"]
 
 
 @dataclass(frozen=True)
 class Option:
-    """One setting, whether it comes from a flag, a TOML file, a checkpoint or a model's signature."""
+    """One setting, whether it comes from a flag, a TOML file, a checkpoint or a model's signature.
+
+    repeatable: the flag may be given several times, and the value is a tuple. names: what a text stands for.
+    """
 
     name: str
     type: type
@@ -50,22 +60,31 @@ class Option:
     choices: tuple[Any, ...] = ()
     optional: bool = False
     within: Interval = Interval()
+    repeatable: bool = False
+    names: Names = ""
 
     def convert(self, value: Any) -> Any:
-        """The value in the setting's own type.
+        """The value in the setting's own type; of a repeatable setting, a tuple of such values.
 
         Takes the words of a command line as well as the typed values of a TOML file or a checkpoint.
         Raises UserError, naming the setting, where the value is of another type or out of range.
         """
+        if self.repeatable:
+            values = value if isinstance(value, (list, tuple)) else (value,)
+            return tuple(self.convert_one(item) for item in values)
+        return self.convert_one(value)
+
+    def convert_one(self, value: Any) -> Any:
+        """One value of a repeatable setting, the value of any other."""
         if value is None or (self.optional and isinstance(value, str) and value.lower() == "none"):
             if self.optional:
                 return None
             raise UserError(f"-{self.name} needs a value")
         converted = self._typed(value)
         if self.choices and converted not in self.choices:
-            raise UserError(f"-{self.name} {value}: must be one of {', '.join(map(str, self.choices))}")
+            raise UserError(f"-{self.name} {shown(value)}: must be one of {', '.join(map(str, self.choices))}")
         if self.type in (int, float) and converted not in self.within:
-            raise UserError(f"-{self.name} {value}: must be {self.within}")
+            raise UserError(f"-{self.name} {shown(value)}: must be {self.within}")
         return converted
 
     def _typed(self, value: Any) -> Any:
@@ -74,11 +93,11 @@ class Option:
                 return bool(value)
             if isinstance(value, str) and value.lower() in ("0", "1", "true", "false"):
                 return value.lower() in ("1", "true")
-            raise UserError(f"-{self.name} {value}: must be 0 or 1")
+            raise UserError(f"-{self.name} {shown(value)}: must be 0 or 1")
         wanted = {int: "a whole number", float: "a number", str: "text"}[self.type]
-        wrong = UserError(f"-{self.name} {value}: must be {wanted}")
+        wrong = UserError(f"-{self.name} {shown(value)}: must be {wanted}")
         if self.type is str:
-            if not isinstance(value, str):
+            if not isinstance(value, str) or not _can_be_a_path(value):
                 raise wrong
             return value
         if isinstance(value, bool) or not isinstance(value, (int, float, str)):
@@ -87,17 +106,37 @@ class Option:
             converted = self.type(value)
         except (ValueError, OverflowError):
             raise wrong from None
+        if self.type is int and abs(converted) >= 2**63:
+            raise UserError(f"-{self.name} {shown(value)}: must be a number of 64 bits")
         if not math.isfinite(converted) or (self.type is int and isinstance(value, float) and value != converted):
             raise wrong
+        if self.type is float and abs(converted) > FLOAT32:
+            raise UserError(f"-{self.name} {shown(value)}: must be a number that single precision can hold")
         return converted
+
+
+def shown(value: Any) -> str:
+    """A value as a message quotes it: its beginning."""
+    text = str(value)
+    return text if len(text) < 60 else f"{text[:50]}..."
+
+
+def _can_be_a_path(text: str) -> bool:
+    """Whether the operating system takes it as a name: settings are flags too, and most texts among them are names."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 def make_option(name: str, annotation: Any, default: Any, **rest: Any) -> Option:
     """The Option for a resolved annotation: int, float, str, bool, Literal, or Optional of these.
 
-    Raises TypeError for any other annotation.
+    ``tuple[str, ...]`` makes a repeatable one. Raises TypeError for any other annotation.
     """
-    optional = False
+    optional = repeatable = False
+    if get_origin(annotation) is tuple and get_args(annotation)[1:] == (...,):
+        annotation, repeatable = get_args(annotation)[0], True
     if get_origin(annotation) in (Union, types.UnionType):
         inner = [part for part in get_args(annotation) if part is not type(None)]
         optional = len(inner) < len(get_args(annotation))
@@ -108,18 +147,20 @@ def make_option(name: str, annotation: Any, default: Any, **rest: Any) -> Option
         annotation = type(choices[0]) if len({type(choice) for choice in choices}) == 1 else annotation
     if annotation not in (int, float, str, bool):
         raise TypeError(f"{name}: {annotation} is not int, float, str, bool, a Literal or an Optional of these")
-    return Option(name, annotation, default, optional=optional, choices=choices, **rest)
+    return Option(name, annotation, default, optional=optional, choices=choices, repeatable=repeatable, **rest)
 
 
-def setting(default: Any, help: str, group: str, within: Interval | None = None) -> Any:
+def setting(default: Any, help: str, group: str, within: Interval | None = None, names: Names = "") -> Any:
     """A field of TrainingOptions, with all that a flag needs to know."""
-    metadata = {"help": help, "group": group, "within": within or Interval()}
+    metadata = {"help": help, "group": group, "within": within or Interval(), "names": names}
     return field(default=default, metadata=metadata)
 
 
+Schedule = Literal["constant", "epoch_decay", "plateau", "cosine", "onecycle"]
+
 POSITIVE = Interval(low=0, open_low=True)
 FROM_ZERO = Interval(low=0)
-FROM_ONE = Interval(low=1)
+FROM_ONE = Interval(low=1, high=2**31 - 1)
 FRACTION = Interval(low=0, high=1)
 RATE = Interval(low=0, high=1, open_high=True)
 
@@ -137,26 +178,48 @@ class TrainingOptions:
     """Every setting of a training run, with char-rnn's names and defaults."""
 
     data_dir: str = setting(
-        "data/tinyshakespeare", "folder with input.txt, or train.txt and val.txt (and test.txt)", "data"
+        "data/tinyshakespeare",
+        "folder with input.txt, or train.txt and val.txt (and test.txt)",
+        "data",
+        names="folder",
+    )
+    input: tuple[str, ...] = setting(
+        (), "text file, or several or a pattern, joined in the order of their names", "data", names="file"
     )
     encoding: Encoding = setting("utf-8", "one token per code point, or per byte", "data")
-    train_frac: float = setting(0.95, "share of input.txt to train on", "data", FRACTION)
+    train_frac: float = setting(0.95, "share of input.txt to train on", "data", Interval(0, 1, open_low=True))
     val_frac: float = setting(0.05, "share of input.txt to validate on; the rest is for testing", "data", FRACTION)
 
-    model: str = setting("lstm", "a built-in model, or a file models/NAME.py of your own", "model")
-    rnn_size: int = setting(128, "units in each layer", "model", FROM_ONE)
-    num_layers: int = setting(2, "number of layers", "model", FROM_ONE)
+    model: str = setting("lstm", "a built-in model, or a file models/NAME.py of your own", "model", names="model")
+    rnn_size: int = setting(128, "units in each layer", "model", Interval(1, 2**20))
+    num_layers: int = setting(2, "number of layers", "model", Interval(1, 1000))
     dropout: float = setting(0.0, "share of units dropped between layers in training; 0 = none", "model", RATE)
-    init_from: str = setting("", "start from the weights of this checkpoint, with its model and sizes", "model")
+    init_from: str = setting(
+        "", "start from the weights of this checkpoint, with its model and sizes", "model", names="file"
+    )
 
     optimizer: Literal["rmsprop", "adam", "sgd"] = setting("rmsprop", "rule that updates the weights", "optimisation")
-    learning_rate: float = setting(2e-3, "step size", "optimisation", FROM_ZERO)
-    learning_rate_decay: float = setting(0.97, "factor on the rate at each epoch's end", "optimisation", POSITIVE)
-    learning_rate_decay_after: int = setting(10, "number of epochs at the full rate", "optimisation", FROM_ZERO)
+    learning_rate: float = setting(2e-3, "step size; with onecycle its peak", "optimisation", FROM_ZERO)
+    lr_schedule: Schedule = setting("epoch_decay", "how the step size changes over the run", "optimisation")
+    learning_rate_decay: float = setting(
+        0.97, "epoch_decay: factor on the rate at each epoch's end", "optimisation", POSITIVE
+    )
+    learning_rate_decay_after: int = setting(
+        10, "epoch_decay: number of epochs at the full rate", "optimisation", FROM_ZERO
+    )
+    plateau_factor: float = setting(0.5, "plateau: factor on the rate", "optimisation", Interval(0, 1, True, True))
+    plateau_patience: int = setting(
+        2, "plateau: validations in a row without a new best after which it falls", "optimisation", FROM_ONE
+    )
     decay_rate: float = setting(0.95, "memory of rmsprop's mean square", "optimisation", RATE)
     seq_length: int = setting(50, "time steps to backpropagate through", "optimisation", FROM_ONE)
     batch_size: int = setting(50, "rows of text read side by side", "optimisation", FROM_ONE)
-    max_epochs: float = setting(50.0, "passes over the training text; fractions allowed", "optimisation", POSITIVE)
+    max_epochs: float = setting(
+        50.0, "passes over the training text; fractions allowed", "optimisation", Interval(0, 1e9, open_low=True)
+    )
+    early_stop: int = setting(
+        0, "end after this many validations in a row without a new best; 0 = never", "optimisation", FROM_ZERO
+    )
     grad_clip: float = setting(5.0, "clip each element of the gradient to +-this; 0 = off", "optimisation", FROM_ZERO)
     max_grad_norm: float = setting(0.0, "scale the gradient down to this norm; 0 = off", "optimisation", FROM_ZERO)
     weight_decay: float = setting(0.0, "L2 penalty, part of the clipped gradient", "optimisation", FROM_ZERO)
@@ -178,12 +241,13 @@ class TrainingOptions:
     sample_length: int = setting(
         200, "characters of sample shown at each validation; 0 = none", "bookkeeping", FROM_ZERO
     )
-    checkpoint_dir: str = setting("cv", "folder for checkpoints", "bookkeeping")
+    checkpoint_dir: str = setting("cv", "folder for checkpoints", "bookkeeping", names="folder")
     savefile: str = setting("", "lm_SAVEFILE_epoch... names the checkpoints; empty = the model's name", "bookkeeping")
+    log_dir: str = setting("", "folder for TensorBoard's events; empty = none", "bookkeeping", names="folder")
 
     gpuid: int = setting(0, "number of the GPU; -1 = CPU", "device", Interval(low=-1))
     precision: Literal["float32", "float64"] = setting("float32", "of weights and arithmetic", "device")
-    threads: int = setting(0, "CPU threads; 0 = torch's own choice", "device", FROM_ZERO)
+    threads: int = setting(0, "CPU threads; 0 = torch's own choice", "device", Interval(0, 1024))
     accurate_gpu_timing: bool = setting(False, "wait for the GPU at every iteration: exact times, slower", "device")
     opencl: bool = setting(False, "char-rnn's OpenCL switch: not available on PyTorch", "device")
 
@@ -194,6 +258,15 @@ def training_options() -> dict[str, Option]:
     hints = get_type_hints(TrainingOptions)
     assert all(f.default is not MISSING for f in fields(TrainingOptions))
     return {f.name: make_option(f.name, hints[f.name], f.default, **f.metadata) for f in fields(TrainingOptions)}
+
+
+def check_fractions(train_frac: float, val_frac: float) -> None:
+    """Raises UserError unless both are fractions of one whole."""
+    for name, value in (("train_frac", train_frac), ("val_frac", val_frac)):
+        if not 0 <= value <= 1:
+            raise UserError(f"-{name} {value:g}: must be in [0, 1]")
+    if train_frac + val_frac > 1 + 1e-9:
+        raise UserError(f"-train_frac {train_frac:g} and -val_frac {val_frac:g} are more than 1 together: lower one")
 
 
 def nearest(name: str, known: Sequence[str]) -> str:

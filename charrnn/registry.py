@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 # flags of `charrnn train` that are not settings of the run
-RESERVED = ("config", "resume", "help", "h")
+RESERVED = ("config", "resume", "dry_run", "help", "h")
 BUILT_IN = "built in"
 
 
@@ -119,6 +119,16 @@ def describe(name: str) -> dict[str, Option]:
     return options
 
 
+def outline(name: str) -> list[Option]:
+    """The model's own options as far as its file tells without being executed: names and help, all as text."""
+    try:
+        tree = ast.parse(find(name).path.read_bytes())
+    except (UserError, OSError, SyntaxError, ValueError):
+        return []
+    creates = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "create"]
+    return [Option(a.arg, str, "", help=_text(a.annotation)) for node in creates for a in node.args.kwonlyargs]
+
+
 def create(name: str, input_size: int, rnn_size: int, n_layers: int, dropout: float, **own: Any) -> nn.Module:
     """A new model. own: the model's own options. Raises UserError for options that are unknown or impossible."""
     from torch import nn
@@ -140,15 +150,25 @@ def create(name: str, input_size: int, rnn_size: int, n_layers: int, dropout: fl
 def check(name: str, rnn_size: int, n_layers: int, dropout: float, **own: Any) -> None:
     """Raises UserError for options that no vocabulary could make possible, without taking memory or time.
 
-    A model that cannot be built without memory, on torch's meta device, is left to ``create``.
+    A model that cannot be built without memory is left to ``create``.
+    """
+    skeleton(name, rnn_size + 1, rnn_size, n_layers, dropout, **own)
+
+
+def skeleton(name: str, input_size: int, rnn_size: int, n_layers: int, dropout: float, **own: Any) -> nn.Module | None:
+    """A new model without its numbers, on torch's meta device: names and shapes alone, in no memory.
+
+    None where it cannot be built there. Raises UserError as ``create`` does, and for sizes that no memory holds.
     """
     import torch
 
     try:
         with torch.device("meta"):
-            create(name, rnn_size + 1, rnn_size, n_layers, dropout, **own)
-    except (NotImplementedError, RuntimeError, TypeError):
-        return
+            return create(name, input_size, rnn_size, n_layers, dropout, **own)
+    except (NotImplementedError, RuntimeError, TypeError) as error:
+        if "overflow" in str(error):
+            raise UserError(f"a model {name} with -rnn_size {rnn_size} is too large for any memory") from None
+        return None
 
 
 def _candidates() -> Iterator[tuple[Path, str, str]]:
@@ -208,6 +228,14 @@ def _names(node: ast.stmt) -> set[str]:
         case ast.AnnAssign(target=ast.Name(id=name)):
             return {name}
     return set()
+
+
+def _text(annotation: ast.expr | None) -> str:
+    """The help text in the source of ``Annotated[type, "help"]``."""
+    match annotation:
+        case ast.Subscript(slice=ast.Tuple(elts=[_, ast.Constant(value=str(text)), *_])):
+            return text
+    return ""
 
 
 def _split(annotation: Any) -> tuple[Any, str]:

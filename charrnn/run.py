@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from math import inf
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
-from charrnn import datasets, registry
+from charrnn import datasets, memory, registry
 from charrnn.checkpoint import NAME, Checkpoint
 from charrnn.configuration import Configuration
-from charrnn.data import Text, open_text
+from charrnn.data import Text, find_files, open_chosen
 from charrnn.device import choose_device
 from charrnn.errors import UserError
+from charrnn.metrics import Events, Metrics, MetricsFile
 from charrnn.sampling import sample
+from charrnn.summary import Summary, advice
 from charrnn.training import Diverged, Record, Training
 from charrnn.vocabulary import Vocabulary
 
@@ -26,64 +30,98 @@ ROLLBACKS = 3  # with -on_nan rollback: a run that breaks more often needs other
 
 
 class Run:
-    """Everything that ``charrnn train`` works on. Raises UserError before anything is written."""
+    """Everything that ``charrnn train`` works on. Raises UserError before anything is written.
 
-    def __init__(self, configuration: Configuration, report: Report) -> None:
+    keep: whether what is worked out about the text may be written down for the next time.
+    """
+
+    def __init__(self, configuration: Configuration, report: Report, keep: bool = True) -> None:
         options = configuration.options
         device = choose_device(options.gpuid, configuration.notes.append, options.precision)
         if options.threads:
             torch.set_num_threads(options.threads)
         # kept in the checkpoint: sums come out the same only with the same number of threads
-        self.options = options = replace(options, threads=torch.get_num_threads())
+        options = replace(options, threads=torch.get_num_threads())
+        self.options = options = replace(options, input=tuple(map(str, find_files(options.input))))
         self.model_options = configuration.model_options
         self.report = report
         self.folder = Path(options.checkpoint_dir)
         size = (options.rnn_size, options.num_layers, options.dropout)
         registry.check(options.model, *size, **self.model_options)
+        for saved in (configuration.start, configuration.resume):
+            if saved:
+                saved.check(**self.model_options)
+        memory.check(registry.skeleton(options.model, 1, *size, **self.model_options), options, device)
 
-        self.text = self._open_text(report)
+        self.text = self._open_text(report, keep)
         self.vocabulary = self.text.vocabulary
         splits = self.text.split(options.batch_size, options.seq_length, options.train_frac, options.val_frac)
 
+        self.skeleton = registry.skeleton(options.model, len(self.vocabulary), *size, **self.model_options)
         torch.manual_seed(options.seed)
-        self.model = registry.create(options.model, len(self.vocabulary), *size, **self.model_options)
-        self.model.to(device, getattr(torch, options.precision))
-        if configuration.start:
-            self._start_from(configuration.start)
-        self.training = Training(self.model, splits["train"], splits.get("val"), options)
+        with self.enough_memory():
+            self.model = registry.create(options.model, len(self.vocabulary), *size, **self.model_options)
+            self.model.to(device, getattr(torch, options.precision))
+            if configuration.start:
+                self._start_from(configuration.start)
+            self.training = Training(self.model, splits["train"], splits.get("val"), options)
         self.kept: list[str] = []
         self.saved_at = time.monotonic()
+        self.began = time.monotonic()
+        self.metrics: list[Metrics] = [MetricsFile(self.folder / f"lm_{self.name}_metrics.jsonl", self.note)]
+        if options.log_dir:
+            self.metrics.append(Events(Path(options.log_dir) / self.name))
         if configuration.resume:
             self._resume(configuration.resume)
+        self.first = self.training.iteration
         self.good = self.checkpoint() if options.on_nan == "rollback" else None
 
-    def _open_text(self, report: Report) -> Text:
+    def enough_memory(self) -> AbstractContextManager[None]:
+        """While it lasts, memory that runs out is a UserError with what this run needs."""
+        return memory.explained(self.skeleton, len(self.vocabulary), self.options)
+
+    def _open_text(self, report: Report, keep: bool) -> Text:
         folder = Path(self.options.data_dir)
-        name = datasets.for_folder(self.options.data_dir)
-        if name and not (folder / "input.txt").exists() and not (folder / "train.txt").exists():
+        name = None if self.options.input else datasets.for_folder(folder)
+        if not name or (folder / "input.txt").exists() or (folder / "train.txt").exists():
+            return open_chosen(self.options, report, keep=keep)
+        if keep:
             datasets.prepare(name, folder, report)
-        return open_text(folder, self.options.encoding, report)
+            return open_chosen(self.options, report)
+        with TemporaryDirectory(prefix="charrnn-", ignore_cleanup_errors=True) as passing:
+            datasets.prepare(name, passing, report)
+            return open_chosen(replace(self.options, data_dir=passing), report, keep=False)
+
+    @property
+    def text_name(self) -> str:
+        """What messages call the text."""
+        return "the text of -input" if self.options.input else f"the text in {self.options.data_dir}"
 
     def _start_from(self, start: Checkpoint) -> None:
         """Take over a checkpoint's weights; its vocabulary must be this text's, as in char-rnn."""
-        check_same(self.vocabulary, start.vocabulary, f"the text in {self.options.data_dir}", "the checkpoint")
-        try:
-            self.model.load_state_dict(start.weights)
-        except RuntimeError as error:
-            raise UserError(f"the checkpoint's weights do not fit: {str(error).splitlines()[-1].strip()}") from None
+        check_same(self.vocabulary, start.vocabulary, self.text_name, "the checkpoint")
+        start.restore(self.model)
 
     def _resume(self, checkpoint: Checkpoint) -> None:
         """Go on with a run: the text must be the very same, byte for byte."""
+        if not checkpoint.training:
+            raise UserError(
+                "the checkpoint has no optimizer to go on with, as charrnn import makes it: "
+                "begin a new run from it with -init_from"
+            )
         texts = checkpoint.training.get("texts")
         if texts != self.text.fingerprint or checkpoint.vocabulary != self.vocabulary:
             raise UserError(
-                f"the text in {self.options.data_dir} is not the one that this run was trained on: "
+                f"{self.text_name} is not the one that this run was trained on: "
                 "put it back, or begin a new run with -init_from"
             )
         try:
             self._restore(checkpoint)
             self.kept = list(checkpoint.training["kept"])
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            # these are deleted one day: no checkpoint may name anything but its like beside it
+            if any("/" in name or not NAME.fullmatch(name) for name in self.kept):
+                raise ValueError("it lists files that are no checkpoints")
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise UserError(f"the checkpoint is damaged: it cannot be resumed ({error})") from None
 
     @property
@@ -96,11 +134,27 @@ class Run:
         """What distinguishes this run's files from those of others in the same folder."""
         return self.options.savefile or self.options.model
 
+    def note(self, line: str) -> None:
+        """A line for the user, wherever such lines go now."""
+        self.report(line)
+
     def records(self) -> Iterator[Record]:
         """Train, one record an iteration. After a rollback the iterations since the last save come again."""
+        try:
+            yield from self._records()
+        finally:
+            for metrics in self.metrics:
+                metrics.close()
+
+    def _records(self) -> Iterator[Record]:
         while True:
+            for metrics in self.metrics:
+                metrics.begin(self.training.losses)
             try:
-                yield from self.training.run()
+                for record in self.training.run():
+                    for metrics in self.metrics:
+                        metrics.add(record)
+                    yield record
                 return
             except Diverged as error:
                 if self.good is None or self.training.rollbacks == ROLLBACKS:
@@ -124,7 +178,8 @@ class Run:
             weights=copied(self.model.state_dict()),
             epoch=self.training.epoch,
             val_loss=self.training.val_losses.get(self.training.iteration),
-            training=copied(self.training.state_dict()) | {"texts": self.text.fingerprint, "kept": list(self.kept)},
+            training=copied(self.training.state_dict())
+            | {"texts": self.text.fingerprint, "counts": self.text.counts, "kept": list(self.kept)},
         )
 
     def save(self) -> Path:
@@ -152,6 +207,8 @@ class Run:
 
     def _write(self, checkpoint: Checkpoint, name: str) -> Path:
         self.saved_at = time.monotonic()
+        for metrics in self.metrics:
+            metrics.keep()
         path = checkpoint.save(self.folder / name)
         if self.options.on_nan == "rollback":
             self.good = checkpoint
@@ -161,13 +218,39 @@ class Run:
         """The validated checkpoints of this run that -keep no longer wants: never the best, never the latest."""
         if not self.options.keep:
             return []
-        best = min(self.kept, key=lambda name: float(match[1]) if (match := NAME.fullmatch(name)) else inf)
+        best = min(self.kept, key=loss_in)
         return [name for name in self.kept[: -self.options.keep] if name != best]
+
+    def advice(self) -> str:
+        """What the losses so far suggest, or ''."""
+        return advice(self.training.losses, self.training.val_losses, self.options.dropout)
+
+    def finish(self) -> Summary:
+        """Keep the end of the run, if that was not just validated and so kept, and sum up."""
+        training, options = self.training, self.options
+        trained = training.iteration - self.first
+        seconds = time.monotonic() - self.began
+        last = self.save_last() if trained and training.iteration not in training.val_losses else None
+        there = [name for name in self.kept if (self.folder / name).exists()]
+        best = min(reversed(there), key=loss_in, default=None)
+        if training.stopped_early:
+            ended = f"stopped early, after {training.stalled} validations without a new best"
+        elif trained:
+            ended = f"done, {training.epoch:.2f} epochs"
+        else:
+            ended = f"nothing left to train, -max_epochs {options.max_epochs:g} is reached and a higher one goes on"
+        val_loss = loss_in(best) if best else None
+        return Summary(ended, trained, seconds, self.folder / best if best else last, val_loss, self.advice())
 
     def sample(self) -> str:
         """A few lines that the model writes now, begun with a newline where the vocabulary has one."""
         prime = "" if self.vocabulary.unknown("\n") else "\n"
         return "".join(sample(self.model, self.vocabulary, prime, self.options.sample_length, seed=self.options.seed))
+
+
+def loss_in(name: str) -> float:
+    """The validation loss in a checkpoint's file name."""
+    return float(match[1]) if (match := NAME.fullmatch(name)) else inf
 
 
 def check_same(ours: Vocabulary, theirs: Vocabulary, our_name: str, their_name: str) -> None:
@@ -187,13 +270,20 @@ def check_same(ours: Vocabulary, theirs: Vocabulary, our_name: str, their_name: 
     raise UserError(f"the characters differ: {differences}; train on a text with the same characters")
 
 
-def copied(value: Any) -> Any:
-    """A copy on the CPU of tensors in dicts and lists, which later training leaves alone."""
+def copied(value: Any, copies: dict[Any, Any] | None = None) -> Any:
+    """A copy on the CPU of tensors in dicts and lists, which later training leaves alone.
+
+    Tensors that are one, as tied weights are, stay one. copies: those made so far.
+    """
+    copies = {} if copies is None else copies
     match value:
         case torch.Tensor():
-            return value.detach().to("cpu", copy=True)
+            same = (value.data_ptr(), value.shape, value.stride(), value.dtype)
+            if same not in copies or not value.numel():
+                copies[same] = value.detach().to("cpu", copy=True)
+            return copies[same]
         case dict():
-            return {key: copied(item) for key, item in value.items()}
+            return {key: copied(item, copies) for key, item in value.items()}
         case list():
-            return [copied(item) for item in value]
+            return [copied(item, copies) for item in value]
     return value

@@ -1,13 +1,23 @@
-"""Writing text with a model, one character at a time."""
+"""Writing text with a model, one character at a time, in one stream or many side by side.
+
+All arithmetic is float64, whatever the model was trained in. Sums over one row and over many, on one thread and on
+two, on a CPU and on a GPU come out different in their last bits, and in float32 every few hundred thousand characters
+a draw falls between two such sums: the text then goes another way. In float64 the gap is a billion times narrower, so
+that a seed means one text.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from charrnn.errors import UserError
@@ -15,6 +25,158 @@ from charrnn.evaluation import State, device_of, evaluating
 from charrnn.vocabulary import Vocabulary
 
 Step = Callable[[Tensor, State | None], tuple[Tensor, State]]
+Floats = NDArray[np.float64]
+Numbers = NDArray[np.int64]
+
+BLOCK = 512  # time steps of a prime text that are read at once
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a character is chosen: drawn from softmax(logits / temperature), or the most probable where greedy.
+
+    top_k: only among that many of the most probable; 0 for all. top_p: only among the fewest most probable that have
+    this share of the probability together (Holtzman et al. 2020, arXiv 1904.09751), after top_k. Characters exactly as
+    probable as the last one kept are kept too. Raises UserError for a temperature that is not over 0.
+    """
+
+    temperature: float = 1.0
+    greedy: bool = False
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise UserError(
+                f"-temperature {self.temperature:g}: must be over 0; "
+                "for the most probable character each time, use -sample 0"
+            )
+
+    def choose(self, logits: Floats, draws: Sequence[Iterator[float]]) -> Numbers:
+        """A character's number for each row of logits (N, V); each row draws from its own numbers in [0, 1)."""
+        if self.greedy:
+            best: Numbers = logits.argmax(-1)
+            return best
+        weights = logits - logits.max(-1, keepdims=True)
+        if self.temperature != 1:
+            weights /= self.temperature
+        np.exp(weights, out=weights)
+        if 0 < self.top_k < weights.shape[-1]:
+            weights[weights < np.partition(weights, -self.top_k)[:, -self.top_k, None]] = 0
+        if self.top_p < 1:
+            weights[weights < self._least_kept(weights)] = 0
+        cumulative = weights.cumsum(-1)
+        draw = np.array([next(own) for own in draws])[:, None] * cumulative[:, -1:]
+        # the first place where the cumulative sum passes the draw: a character of probability 0 is never chosen
+        chosen: Numbers = (cumulative > draw).argmax(-1)
+        return chosen
+
+    def _least_kept(self, weights: Floats) -> Floats:
+        """The least weight in the smallest set with a share top_p of the probability, (N, 1)."""
+        falling = -np.sort(-weights)
+        cumulative = falling.cumsum(-1)
+        last = (cumulative >= self.top_p * cumulative[:, -1:]).argmax(-1)
+        return np.take_along_axis(falling, last[:, None], -1)
+
+
+class Written(NamedTuple):
+    """One more character: of which stream, from 0, and its natural log probability under the model itself.
+
+    The probability is that before temperature, top_k and top_p; nan where it was not asked for.
+    """
+
+    stream: int
+    text: str
+    log_probability: float
+
+
+class Sampler:
+    """Writes with a model as it is now, untouched by what becomes of the model afterwards."""
+
+    def __init__(self, model: nn.Module, vocabulary: Vocabulary, dtype: torch.dtype = torch.float64) -> None:
+        self.model, self.mode = still(model, dtype)
+        self.vocabulary = vocabulary
+        self.pieces = [vocabulary.decode([number]) for number in range(len(vocabulary))]
+        self.step = stepper(self.model)
+        self.device = device_of(self.model)
+
+    def write(
+        self,
+        prime: str,
+        length: int,
+        choice: Choice,
+        seeds: Sequence[int],
+        stop: str = "",
+        scored: bool = False,
+    ) -> Iterator[Written]:
+        """Continue the prime text in one stream for each seed, the streams side by side.
+
+        A stream ends after ``length`` characters, or once it has written the text ``stop``. What it writes follows
+        from its seed alone, not from how many are beside it. Without a prime text the first character is drawn
+        uniformly, as in char-rnn. scored: whether log probabilities are wanted. Raises UserError, before anything is
+        yielded, for characters that the vocabulary lacks.
+        """
+        draws = [uniforms(seed) for seed in seeds]
+        return self._write(self.encode(prime), length, choice, draws, self.encode(stop, "the text of -stop"), scored)
+
+    def _write(
+        self, prime: list[int], length: int, choice: Choice, draws: list[Iterator[float]], end: list[int], scored: bool
+    ) -> Iterator[Written]:
+        logits, state = self.read(prime, len(draws))
+        alive = list(range(len(draws)))
+        recent = [deque[int](maxlen=len(end)) for _ in draws]
+        for left in reversed(range(length)):
+            if logits is None:
+                size = len(self.vocabulary)
+                chosen = np.array([int(next(draws[k]) * size) for k in alive])
+                nats = [math.log(size)] * len(alive)
+            else:
+                chosen = choice.choose(logits, [draws[k] for k in alive])
+                nats = surprises(logits)[range(len(alive)), chosen].tolist() if scored else [math.nan] * len(alive)
+            ended = set()
+            for k, number, cost in zip(alive, chosen.tolist(), nats, strict=True):
+                if end:
+                    recent[k].append(number)
+                    if list(recent[k]) == end:
+                        ended.add(k)
+                yield Written(k, self.pieces[number], -cost)
+            if not left or len(ended) == len(alive):
+                return
+            if ended:
+                rows = [row for row, k in enumerate(alive) if k not in ended]
+                alive = [alive[row] for row in rows]
+                chosen = chosen[rows]
+                state = state and select(state, rows)
+            logits, state = self.advance(chosen, state)
+
+    def encode(self, text: str, what: str = "the prime text") -> list[int]:
+        """The numbers of a text's characters. Raises UserError that names the unknown ones."""
+        if missing := self.vocabulary.unknown(text):
+            skip = ", or -unknown skip does" if what == "the prime text" else ""
+            raise UserError(
+                f"{what} has {', '.join(missing[:20])}{' ...' if len(missing) > 20 else ''}, "
+                f"which the model's training text never had: leave it out{skip}"
+            )
+        return self.vocabulary.encode(text)
+
+    def read(self, prime: list[int], streams: int) -> tuple[Floats | None, State | None]:
+        """The logits (N, V) and the state after a prime text, the same for N streams; None without a text."""
+        if not prime:
+            return None, None
+        x = torch.tensor(prime, device=self.device)[:, None]
+        state: State | None = None
+        with self.mode():
+            for block in x.split(BLOCK):
+                logits, state = self.model(block, state)
+        assert state is not None
+        return checked(logits[-1].expand(streams, -1)), select(state, [0] * streams)
+
+    def advance(self, chosen: Numbers, state: State | None) -> tuple[Floats, State]:
+        """One time step: the logits (N, V) and the state after each stream's next character."""
+        # entered anew at each character: a generator must not leave its mode behind while it waits
+        with self.mode():
+            logits, state = self.step(torch.from_numpy(chosen).to(self.device), state)
+        return checked(logits), state
 
 
 def sample(
@@ -28,32 +190,49 @@ def sample(
 ) -> Iterator[str]:
     """Write ``length`` characters that continue the prime text, each yielded as soon as it is made.
 
-    Characters are drawn from softmax(logits / temperature), or are the most probable where greedy. Without
-    a prime text the first character is drawn uniformly, as in char-rnn. The draws come from a generator of
-    their own, so that sampling never changes a training run. Raises UserError for a character of the prime
-    text that the vocabulary lacks, before anything is yielded.
+    The draws come from a generator of their own, so that sampling never changes a training run. Raises UserError for
+    a character of the prime text that the vocabulary lacks, before anything is yielded.
     """
-    if missing := vocabulary.unknown(prime):
-        raise UserError(
-            f"the prime text has {', '.join(missing)}, which the model's training text never had: leave it out"
-        )
-    numbers = _write(model, vocabulary.encode(prime), len(vocabulary), temperature, greedy, uniforms(seed))
-    return (vocabulary.decode([number]) for number in islice(numbers, length))
+    written = Sampler(model, vocabulary).write(prime, length, Choice(temperature, greedy), [seed])
+    return (character.text for character in written)
 
 
-def _write(
-    model: nn.Module, prime: list[int], size: int, temperature: float, greedy: bool, draws: Iterator[float]
-) -> Iterator[int]:
-    """The numbers of the characters that go on from a prime text, without end."""
-    with evaluating(model):
-        logits, state = _read(model, prime)
-    step = stepper(model)
-    while True:
-        number = _choose(logits, temperature, greedy, draws, size)
-        yield number
-        # entered anew at each character: a generator must not leave its mode behind while it waits
-        with evaluating(model):
-            logits, state = step(torch.tensor([number], device=device_of(model)), state)
+def known(text: str, vocabulary: Vocabulary, report: Callable[[str], None]) -> str:
+    """The text without the characters that the vocabulary lacks, which are reported."""
+    missing = vocabulary.unknown(text)
+    if not missing:
+        return text
+    report(f"left out of the prime text, as the model's training text never had it: {', '.join(missing)}")
+    return vocabulary.decode(vocabulary.numbers[code] for code in vocabulary.split(text) if code in vocabulary.numbers)
+
+
+def still(model: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, Callable[[], Any]]:
+    """A copy of the model in that precision, in evaluation mode and laid out for small products; and how to call it.
+
+    A model that cannot be copied, or that insists on the precision it was trained in, is used as it is.
+    """
+    if device_of(model).type == "mps":
+        dtype = torch.float32  # all it has
+    try:
+        copy = deepcopy(model).to(dtype).eval()
+        _lay_out(copy)
+        x = torch.zeros(1, 1, dtype=torch.int64, device=device_of(model))
+        with torch.inference_mode():
+            stepper(copy)(x[0], copy(x, None)[1])
+    except (RuntimeError, TypeError):
+        return model, lambda: evaluating(model)
+    return copy, torch.inference_mode
+
+
+def _lay_out(model: nn.Module) -> None:
+    """Store each weight matrix by columns, its values as they were.
+
+    With a single row the product with a matrix takes as long as reading it, and by columns that goes faster.
+    """
+    if device_of(model).type == "cpu":
+        for p in model.parameters():
+            if p.dim() == 2:
+                p.data = p.data.t().contiguous().t()
 
 
 def stepper(model: nn.Module) -> Step:
@@ -69,6 +248,11 @@ def stepper(model: nn.Module) -> Step:
     return step
 
 
+def select(state: State, rows: list[int]) -> State:
+    """The state of those rows of the batch, in that order; a row may come more than once."""
+    return tuple(part[..., rows, :] for part in state)
+
+
 def uniforms(seed: int) -> Iterator[float]:
     """Numbers in [0, 1), float64, the same for the same seed on every device and thread count."""
     generator = torch.Generator().manual_seed(seed)
@@ -76,24 +260,16 @@ def uniforms(seed: int) -> Iterator[float]:
         yield from torch.rand(256, dtype=torch.float64, generator=generator).tolist()
 
 
-def _read(model: nn.Module, prime: list[int]) -> tuple[Tensor | None, State | None]:
-    """The logits (1, V) after the prime text, and the state; None and None where there is no text."""
-    if not prime:
-        return None, None
-    x = torch.tensor(prime, device=device_of(model))[:, None]
-    logits, state = model(x, None)
-    return logits[-1], state
-
-
-def _choose(logits: Tensor | None, temperature: float, greedy: bool, draws: Iterator[float], size: int) -> int:
-    if logits is None:
-        return int(next(draws) * size)
-    scores = logits[0].cpu().numpy()
-    if not math.isfinite(scores.sum()):
+def checked(logits: Tensor) -> Floats:
+    """Logits as a float64 array. Raises UserError where they are no numbers."""
+    scores: Floats = logits.double().cpu().numpy()
+    if not np.isfinite(scores.max(-1)).all():
         raise UserError("the model's output is not a number: its weights are broken; use an earlier checkpoint")
-    if greedy:
-        return int(scores.argmax())
-    scaled = (scores.astype(np.float64) - scores.max()) / temperature
-    cumulative = np.exp(scaled).cumsum()
-    # the first place where the cumulative sum passes the draw: a character of probability 0 is never chosen
-    return min(int(cumulative.searchsorted(next(draws) * cumulative[-1], side="right")), size - 1)
+    return scores
+
+
+def surprises(logits: Floats) -> Floats:
+    """-log softmax(logits), in nats: (N, V)."""
+    shifted = logits - logits.max(-1, keepdims=True)
+    result: Floats = np.log(np.exp(shifted).sum(-1, keepdims=True)) - shifted
+    return result

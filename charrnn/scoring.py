@@ -1,64 +1,121 @@
-"""What ``charrnn eval`` scores: a split of a data folder, or any text."""
+"""What ``charrnn eval`` scores: a split of a data folder, or any text, by one model or several."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from charrnn.checkpoint import Checkpoint
-from charrnn.data import open_text, require
+from charrnn.checkpoint import Checkpoint, find
+from charrnn.data import open_chosen, require
+from charrnn.dynamic import dynamic_losses
+from charrnn.ensemble import averaged, check_same_vocabulary
 from charrnn.errors import UserError
-from charrnn.evaluation import Score, evaluate, evaluate_tokens
-from charrnn.monte_carlo import monte_carlo
+from charrnn.evaluation import Score, evaluate, evaluating, losses
+from charrnn.monte_carlo import monte_carlo_losses
 from charrnn.vocabulary import Vocabulary
 
 Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Scorer:
-    """Scores texts with a checkpoint's model.
+class Method:
+    """How a text is scored.
 
-    mc_samples: 0 for one pass without dropout, else that many Monte Carlo samples, drawn from ``seed``.
+    mc_samples: 0 for one pass without dropout, else that many Monte Carlo samples, drawn from ``seed``. dynamic: the
+    rate of dynamic evaluation, None for weights that stay. each: whether the loss of each character is wanted.
     """
 
-    saved: Checkpoint
-    model: nn.Module
     mc_samples: int = 0
     seed: int = 123
+    dynamic: float | None = None
+    each: bool = False
 
-    def split(self, name: str, data_dir: str, batch_size: int, report: Report) -> Score:
-        """Score one split of a folder, in training's row layout with the state carried.
 
-        With batch_size 1, or Monte Carlo samples, a split is read as one stream, and every character but
-        its first is scored. Raises UserError for a split that is not there, or characters that the model
-        does not know.
+@dataclass(frozen=True)
+class Line:
+    """One line of a text: its number, from 1; its text; the mean loss over its characters, the newline among them."""
+
+    number: int
+    text: str
+    score: Score
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A text with its score.
+
+    static: with weights that stay; dynamic: by dynamic evaluation, None without it. rows: the text's rows, each with
+    its characters int64 (N + 1,) and the losses in nats of all but the first, float64 (N,), by dynamic evaluation
+    where there is one; empty where only the score was wanted.
+    """
+
+    vocabulary: Vocabulary
+    static: Score
+    dynamic: Score | None = None
+    rows: Sequence[tuple[Tensor, Tensor]] = ()
+
+    def characters(self) -> Iterator[tuple[str, float | None]]:
+        """Each character of the rows with its loss, None for a row's first: it is read, not predicted."""
+        for numbers, nats in self.rows:
+            for number, loss in zip(numbers.tolist(), [None, *nats.tolist()], strict=True):
+                yield self.vocabulary.decode([number]), loss
+
+    def lines(self) -> list[Line]:
+        """The lines of the rows, worst first. A line ends after its newline or at its row's end."""
+        newline = self.vocabulary.numbers.get(ord("\n"))
+        found: list[Line] = []
+        for numbers, nats in self.rows:
+            ends = (numbers == newline).nonzero().flatten() + 1 if newline is not None else numbers[:0]
+            padded = torch.cat([nats.new_full((1,), torch.nan), nats])
+            for line, each in zip(numbers.tensor_split(ends), padded.tensor_split(ends), strict=True):
+                if len(line):
+                    text = self.vocabulary.decode(line.tolist()).removesuffix("\n")
+                    found.append(Line(len(found) + 1, text, Score.of(each[~each.isnan()])))
+        # a text that begins with a newline has a first line in which nothing was predicted
+        return sorted((line for line in found if line.score.characters), key=lambda line: -line.score.loss)
+
+
+class Scorer:
+    """Scores texts with the models of one or more checkpoints, their probabilities averaged.
+
+    The first checkpoint's settings say how a data folder is split. Raises UserError where the models know different
+    characters.
+    """
+
+    def __init__(self, paths: Sequence[str], method: Method, choose: Callable[[str], torch.device]) -> None:
+        self.paths = [str(find(Path(path))) for path in paths]
+        members = [Checkpoint.load(path) for path in self.paths]
+        check_same_vocabulary(self.paths, members)
+        self.saved = members[0]
+        device = choose(self.saved.options.precision)
+        self.models = [member.build().to(device) for member in members]
+        self.method = method
+
+    def split(self, name: str, data_dir: str | None, batch_size: int, report: Report) -> Scored:
+        """Score one split of a folder, by default of training's text, in training's row layout with the state carried.
+
+        With batch_size 1 a split file is read as one stream, and every character but its first is scored. Dynamic
+        evaluation reads the rows one after another. Raises UserError for a split that is not there, or characters that
+        the models do not know.
         """
-        options = self.saved.options
-        text = open_text(Path(data_dir), options.encoding, report, vocabulary=self.saved.vocabulary)
+        options, method = self.saved.options, self.method
+        chosen = replace(options, data_dir=data_dir, input=()) if data_dir else options
+        text = open_chosen(chosen, report, vocabulary=self.saved.vocabulary)
         if batch_size == 1 and name in text.files:
             return self.stream(torch.from_numpy(text.files[name].astype(np.int64)))
         splits = text.split(batch_size, options.seq_length, options.train_frac, options.val_frac)
         split = require(splits, name)
-        if self.mc_samples:
-            return self.stream(torch.cat([split.batch(k)[0][:, 0] for k in range(len(split))]))
-        return evaluate(self.model, split)
+        if len(self.models) == 1 and not method.mc_samples and method.dynamic is None and not method.each:
+            return Scored(self.saved.vocabulary, evaluate(self.models[0], split))
+        x, y = map(torch.cat, zip(*(split.batch(k) for k in range(len(split))), strict=True))
+        return self.rows(x, y)
 
-    def stream(self, tokens: Tensor) -> Score:
-        """Score one stream of characters, int64 (N,): each but the first, from all before it."""
-        if len(tokens) < 2:
-            raise UserError("there is nothing to score: a text needs at least two characters")
-        if not self.mc_samples:
-            return evaluate_tokens(self.model, tokens)
-        generator = torch.Generator(tokens.device).manual_seed(self.seed)
-        return monte_carlo(self.model, tokens, self.mc_samples, generator)
-
-    def text(self, text: str) -> Score:
+    def text(self, text: str) -> Scored:
         """Score any text. Raises UserError naming characters that the model does not know, and their line."""
         vocabulary = self.saved.vocabulary
         if unknown := vocabulary.unknown(text):
@@ -68,6 +125,35 @@ class Scorer:
                 "take it out, or use a model trained on such text"
             )
         return self.stream(torch.tensor(vocabulary.encode(text)))
+
+    def stream(self, tokens: Tensor) -> Scored:
+        """Score one stream of characters, int64 (N,): each but the first, from all before it."""
+        if len(tokens) < 2:
+            raise UserError("there is nothing to score: a text needs at least two characters")
+        return self.rows(tokens[:-1, None], tokens[1:, None])
+
+    def rows(self, x: Tensor, y: Tensor) -> Scored:
+        """Score rows of text: x int64 (N, B), y the characters that follow."""
+        method = self.method
+        if method.dynamic is None:
+            nats = averaged([self._static(model, x, y) for model in self.models]).cpu()
+            static, dynamic = Score.of(nats), None
+        else:
+            stream = x.T.flatten(), y.T.flatten()
+            columns = [part[:, None] for part in stream]
+            static = Score.of(averaged([self._static(model, *columns) for model in self.models]))
+            segment = self.saved.options.seq_length
+            adapted = averaged([dynamic_losses(model, *stream, method.dynamic, segment) for model in self.models])
+            dynamic, nats = Score.of(adapted), adapted.cpu().view(x.T.shape).T
+        rows = [(torch.cat([x[:1, b], y[:, b]]), nats[:, b]) for b in range(x.shape[1])] if method.each else []
+        return Scored(self.saved.vocabulary, static, dynamic, rows)
+
+    def _static(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        if self.method.mc_samples:
+            generator = torch.Generator().manual_seed(self.method.seed)
+            return monte_carlo_losses(model, x, y, self.method.mc_samples, generator)
+        with evaluating(model):
+            return losses(model, x, y)
 
 
 def first_line_with_unknown(text: str, vocabulary: Vocabulary) -> int:

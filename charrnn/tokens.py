@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import codecs
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -27,7 +27,7 @@ CHUNK = 1 << 19  # bytes: all that is made of them stays in the cache
 CODES = 0x110000  # code points there are; byte values are the first 256
 
 Tokens = NDArray[np.unsignedinteger[Any]]
-Marks = NDArray[np.bool_]
+Counts = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -138,8 +138,8 @@ class Decoder:
         return UserError(f"{self.path} is not UTF-8 at byte {offset}: convert it, or read it with -encoding bytes")
 
 
-def survey(source: Source, encoding: Encoding, seen: Marks) -> Survey:
-    """Read a text and mark its characters' codes in ``seen``, bool (CODES,).
+def survey(source: Source, encoding: Encoding, counts: Counts) -> Survey:
+    """Read a text and add up in ``counts``, int64 (CODES,), how often each of its characters' codes occurs.
 
     Raises UserError for a text that is empty, unreadable or not in the encoding.
     """
@@ -155,8 +155,9 @@ def survey(source: Source, encoding: Encoding, seen: Marks) -> Survey:
         ends_in_cr = chunk.endswith(b"\r")
         codes = decoder.decode(chunk)
         characters += len(codes)
-        # counting them and marking what was counted is faster than marking one by one
-        seen[np.flatnonzero(np.bincount(codes))] = True
+        counted = np.bincount(codes)
+        present = np.flatnonzero(counted)
+        counts[present] += counted[present]
     decoder.finish()
     if not characters:
         raise UserError(f"{source.path} is empty: put a text there")
@@ -201,6 +202,17 @@ def read_tokens(path: Path, checksum: str) -> Tokens | None:
         np.lib.format.read_magic(file)
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)
         return map_tokens(file, dtype, file.tell(), *shape)
+
+
+def join(parts: Sequence[Tokens]) -> Tokens:
+    """Several texts as one, mapped from a nameless temporary file. Raises OSError where there is no room for it."""
+    if len(parts) == 1:
+        return parts[0]
+    with TemporaryFile() as file:
+        for part in parts:
+            file.write(part.data)
+        file.flush()
+        return map_tokens(file, parts[0].dtype, 0, sum(map(len, parts)))
 
 
 def renumber(tokens: Tokens, own: Vocabulary, other: Vocabulary) -> Tokens:

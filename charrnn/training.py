@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from charrnn import rows, schedules
 from charrnn.errors import UserError
-from charrnn.evaluation import Minibatches, State, device_of, evaluate, summed_loss
+from charrnn.evaluation import Minibatches, State, device_of, evaluate, evaluating, summed_loss
 from charrnn.options import TrainingOptions
 
 EXPLODED = 3  # times the first loss: char-rnn's own bound
@@ -49,7 +50,7 @@ class Training:
     """A training run: the model, the optimizer and all else that changes while it goes on.
 
     ``for record in training.run()`` trains; set ``stopping`` to end after the iteration under way.
-    Nothing here depends on how often one validates, prints or saves.
+    Nothing here depends on how often one prints or saves, nor, without plateau or early stopping, validates.
     """
 
     def __init__(self, model: nn.Module, train: Minibatches, val: Minibatches | None, options: TrainingOptions) -> None:
@@ -59,35 +60,48 @@ class Training:
         self.options = options
         self.device = device_of(model)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
+        schedules.check_validated(options, val is not None)
         self.optimizer = make_optimizer(self.parameters, options)
         self.iterations = max(1, math.floor(options.max_epochs * len(train) + 1e-9))
         self.iteration = 0
         self.state: State | None = None
         self.losses: list[float] = []
         self.val_losses: dict[int, float] = {}
+        self.reductions = 0
+        self.stalled = 0
         self.rollbacks = 0
         self.stopping = False
         # reading a loss makes the host wait for the device: on a GPU read several at a time
         self.in_flight = 1 if self.device.type == "cpu" or options.accurate_gpu_timing else 16
         self._pending: list[tuple[Record, Tensor]] = []
+        self._divides: bool | None = None
 
     @property
     def epoch(self) -> float:
         return self.iteration / len(self.train)
 
     def learning_rate(self) -> float:
-        """The rate of the next iteration: constant for ``learning_rate_decay_after`` epochs, then lower at
-        each epoch, and half of that after every rollback. char-rnn and the RHN program (which divides by its
-        decay) have the same schedule."""
-        options = self.options
-        epochs_done = self.iteration // len(self.train)
-        decays = max(0, epochs_done - max(options.learning_rate_decay_after, 1) + 1)
-        return options.learning_rate * min(options.learning_rate_decay, 1.0) ** decays * 0.5**self.rollbacks
+        """The rate of the next iteration: what the schedule says, and half of that after every rollback."""
+        planned = schedules.learning_rate(
+            self.options, self.iteration, self.iterations, len(self.train), self.reductions
+        )
+        return planned * 0.5**self.rollbacks
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether the validation loss has been without a new best for as long as ``early_stop`` says."""
+        return bool(self.options.early_stop) and self.stalled >= self.options.early_stop
+
+    def _weigh_validations(self) -> None:
+        """Draw from the validation losses what schedules and early stopping go by."""
+        losses = schedules.regular(self.val_losses, self.options.eval_val_every)
+        self.reductions = schedules.reductions(losses, self.options.plateau_patience)
+        self.stalled = schedules.stalled(losses)
 
     def run(self) -> Iterator[Record]:
         """Train to the end, one record an iteration. Raises Diverged where going on makes no sense."""
         self.model.train()
-        while self.iteration < self.iterations and not self.stopping:
+        while self.iteration < self.iterations and not self.stopping and not self.stopped_early:
             started = time.perf_counter()
             rate = self.learning_rate()
             numbers = self._step(rate)
@@ -100,6 +114,7 @@ class Training:
             if due and self.val is not None:
                 record.val_loss = evaluate(self.model, self.val).loss
                 self.val_losses[self.iteration] = record.val_loss
+                self._weigh_validations()
             yield from records
         yield from self._read()
 
@@ -112,7 +127,7 @@ class Training:
         x, y = x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
 
         self.optimizer.zero_grad()
-        logits, state = self.model(x, self.state)
+        logits, state = self._forward(x)
         objective = summed_loss(logits, y)
         objective.backward()
         # carry the state on: each row is one long stream of text, but gradients stop here
@@ -126,6 +141,16 @@ class Training:
         self.iteration += 1
         loss = objective.detach() / y.shape[0]
         return torch.stack([loss, penalty, norm_before, grad_norm, norm(self.parameters)])
+
+    def _forward(self, x: Tensor) -> tuple[Tensor, State]:
+        """The model on a minibatch, its rows divided among torch's threads where that leaves nothing to chance."""
+        threads = torch.get_num_threads() if self.device.type == "cpu" else 1
+        if threads > 1 and self._divides is None:
+            self._divides = not rows.draws_random_numbers(self.model)
+        if threads > 1 and self._divides:
+            return rows.in_parts(self.model, x, self.state, threads)
+        logits, state = self.model(x, self.state)
+        return logits, state
 
     def _add_weight_decay(self, like: Tensor) -> Tensor:
         """Add the L2 term's gradient, so that clipping acts on the whole. Returns the term itself."""
@@ -191,18 +216,48 @@ class Training:
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Go on exactly where state_dict was called. Raises KeyError, TypeError, ValueError or RuntimeError
-        for anything that state_dict cannot have returned."""
+        """Go on exactly where state_dict was called. Raises KeyError, TypeError, AttributeError, ValueError or
+        RuntimeError for anything that state_dict cannot have returned."""
+        if type(saved["iteration"]) is not int or saved["losses"].shape != (saved["iteration"],):
+            raise ValueError("there is not one loss for each iteration")
+        if not all(type(k) is int and type(loss) is float for k, loss in saved["val_losses"].items()):
+            raise ValueError("the validation losses are not numbers")
         state = saved["state"]
+        if state is not None and [(s.shape, s.dtype) for s in state] != self._kinds_of_state():
+            raise ValueError("the carried state is not this model's")
         self.state = None if state is None else tuple(s.to(self.device) for s in state)
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.losses = saved["losses"].tolist()
+        self._restore_optimizer(saved["optimizer"])
+        self.losses = saved["losses"].double().tolist()
         self.val_losses = dict(saved["val_losses"])
+        self._weigh_validations()
         self.iteration = int(saved["iteration"])
         self.rollbacks = int(saved["rollbacks"])
         torch.set_rng_state(saved["rng"]["cpu"])
         if self.device.type == "cuda" and "cuda" in saved["rng"]:
             torch.cuda.set_rng_state(saved["rng"]["cuda"], self.device)
+
+    def _kinds_of_state(self) -> list[tuple[torch.Size, torch.dtype]]:
+        """Shape and type of each tensor of the state that is carried, found out by a single time step."""
+        with evaluating(self.model):
+            _, state = self.model(self.train.batch(0)[0][:1].to(self.device), None)
+        return [(s.shape, s.dtype) for s in state]
+
+    def _restore_optimizer(self, saved: dict[str, Any]) -> None:
+        """What the optimizer remembers of each parameter. Its settings follow from the options, save the last rate."""
+        like = nn.Parameter(torch.zeros(1, dtype=self.parameters[0].dtype))
+        sample = make_optimizer([like], self.options)
+        like.grad = torch.zeros_like(like)
+        sample.step()
+        for number, memory in saved["state"].items():
+            shapes = {
+                name: self.parameters[number].shape if t.dim() else t.shape for name, t in sample.state[like].items()
+            }
+            if {name: t.shape for name, t in memory.items()} != shapes:
+                raise ValueError("the optimizer's memory does not fit the parameters")
+        groups = self.optimizer.state_dict()["param_groups"]
+        for group, old in zip(groups, saved["param_groups"], strict=True):
+            group["lr"] = float(old["lr"])
+        self.optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
 
 
 def norm(tensors: Sequence[Tensor]) -> Tensor:

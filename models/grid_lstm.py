@@ -12,8 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import reduce
 from itertools import cycle
-from operator import attrgetter
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +21,6 @@ from torch.nn import functional as F
 State = tuple[Tensor, Tensor]
 Weights = tuple[Tensor, Tensor, Tensor, Tensor]
 Map = tuple[Tensor, Tensor]
-
-time_weights = attrgetter("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
-depth_weights = attrgetter("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 def lstm(h: Sequence[Tensor], c: Tensor, maps: Sequence[Map], paper: bool = False) -> tuple[Tensor, Tensor]:
@@ -124,7 +120,9 @@ class GridLSTM(nn.Module):
 
     def weights(self) -> Iterator[tuple[Weights, Weights]]:
         """W_ih, W_hh, b_ih, b_hh of the time LSTM and of the depth LSTM, layer by layer."""
-        return zip(map(time_weights, self.time), cycle(map(depth_weights, self.depth)))
+        times: list[Any] = [time._flat_weights for time in self.time]
+        depths: list[Any] = [tuple(depth._parameters.values()) for depth in self.depth]
+        return zip(times, cycle(depths))
 
 
 def create(

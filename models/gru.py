@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from charrnn.kernels import gru
 
 State = tuple[Tensor]
 Weights = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -27,23 +30,36 @@ def create(
     return model
 
 
-def cell(inputs: Tensor, h: Tensor, W: Tensor, b: Tensor) -> Tensor:
+def cell(inputs: Tensor, h: Tensor, R: Tensor) -> Tensor:
     """One time step of char-rnn's unit: the new h (B, H).
 
-    inputs: what r, z and n take from the layer's input, biases included, (B, 3H); W (3H, H) and b (3H,): what they take
-    from h. The reset gate r acts before the product, and z is the share of the new: in torch's GRU r acts after it, and
-    z is the share of the old.
+    inputs: what r, z and n take from the layer's input, all biases included, (B, 3H); R (3H, H): recurrent weights. The
+    reset gate r acts before the product, and z is the share of the new: in torch's GRU r acts after it, and z is the
+    share of the old.
     """
     H = h.shape[-1]
-    gates = torch.sigmoid(inputs[:, : 2 * H] + F.linear(h, W[: 2 * H], b[: 2 * H]))
-    r, z = gates.chunk(2, -1)
-    n = torch.tanh(inputs[:, 2 * H :] + F.linear(r * h, W[2 * H :], b[2 * H :]))
-    return z * n + (1 - z) * h
+    for_gates, for_n = inputs.split((2 * H, H), -1)
+    R_gates, R_n = R.split((2 * H, H))
+    r, z = torch.addmm(for_gates, h, R_gates.t()).sigmoid().chunk(2, -1)
+    n = torch.addmm(for_n, r * h, R_n.t()).tanh()
+    return torch.lerp(h, n, z)  # z * n + (1 - z) * h
+
+
+def loop(x: Tensor, h: Tensor, W: Tensor, R: Tensor, b: Tensor) -> Tensor:
+    """All time steps of a layer, x (T, B, I): the states (T, B, H) after each. What gru.scan computes fast."""
+    states = []
+    for inputs in F.linear(x, W, b):
+        h = cell(inputs, h, R)
+        states.append(h)
+    return torch.stack(states)
 
 
 class GRU(nn.Module):
     """Characters one-hot into stacked units, a linear decoder on the top one; dropout between layers and before the
-    decoder. The state is (h,), of shape (L, B, H). Both functions have the weights of torch's nn.GRU: rows r, z, n."""
+    decoder. The state is (h,), of shape (L, B, H). Both functions have the weights of torch's nn.GRU: rows r, z, n.
+
+    ``use_kernel = False`` leaves the time loop to autograd, as on a GPU.
+    """
 
     def __init__(self, input_size: int, rnn_size: int, n_layers: int, dropout: float, reset_after: bool) -> None:
         super().__init__()
@@ -52,48 +68,46 @@ class GRU(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.decoder = nn.Linear(rnn_size, input_size)
         self.reset_after = reset_after
+        self.use_kernel = True
 
     def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """x: int64 (T, B). Returns logits (T, B, V) and the state after step T."""
-        one_hot = F.one_hot(x, self.gru.input_size).to(self.decoder.weight.dtype)
         if self.reset_after:
-            h, last = self.gru(one_hot, state[0] if state else None)
+            h, last = self.gru(self.one_hot(x), state[0] if state else None)
         else:
-            h, last = self.reset_before(one_hot, self.start(x.shape[1], state))
+            h, last = self.reset_before(x, self.start(x.shape[1], state))
         return self.decoder(self.dropout(h)), (last,)
 
-    def reset_before(self, below: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def reset_before(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """All layers over all time steps, as char-rnn computes them: top states (T, B, H), last states (L, B, H)."""
-        last = []
-        for layer, h in enumerate(state):
-            W_ih, W_hh, b_ih, b_hh = self.weights(layer)
-            below = self.dropout(below) if layer else below
-            states = []
-            for inputs in F.linear(below, W_ih, b_ih):  # for all time steps at once: it does not wait for h
-                h = cell(inputs, h, W_hh, b_hh)
-                states.append(h)
-            below = torch.stack(states)
-            last.append(h)
+        use_kernel = self.use_kernel and x.device.type == "cpu"
+        scan = gru.scan if use_kernel else loop
+        below, last = x if use_kernel else self.one_hot(x), []  # the kernel looks characters up
+        for layer, (h, (W, R, b, b_h)) in enumerate(zip(state, self.weights(), strict=True)):
+            below = scan(self.dropout(below) if layer else below, h, W, R, b + b_h)
+            last.append(below[-1])
         return below, torch.stack(last)
 
     def step(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """One time step, for sampling: x int64 (B,), logits (B, V). Equal to ``forward`` without dropout."""
-        below = F.one_hot(x, self.gru.input_size).to(self.decoder.weight.dtype)
-        new = []
-        for layer, h in enumerate(self.start(len(x), state)):
-            W_ih, W_hh, b_ih, b_hh = self.weights(layer)
+        below, new = x, []
+        for layer, (h, (W, R, b, b_h)) in enumerate(zip(self.start(len(x), state), self.weights(), strict=True)):
             if self.reset_after:
-                below = torch.gru_cell(below, h, W_ih, W_hh, b_ih, b_hh)
+                below = torch.gru_cell(below if layer else self.one_hot(x), h, W, R, b, b_h)
             else:
-                below = cell(F.linear(below, W_ih, b_ih), h, W_hh, b_hh)
+                inputs = F.linear(below, W, b) if layer else W.index_select(1, x).t() + b
+                below = cell(inputs + b_h, h, R)
             new.append(below)
         return self.decoder(below), (torch.stack(new),)
+
+    def one_hot(self, x: Tensor) -> Tensor:
+        return F.one_hot(x, self.gru.input_size).to(self.decoder.weight.dtype)
 
     def start(self, batch_size: int, state: State | None) -> Tensor:
         zeros = self.decoder.weight.new_zeros
         return zeros(self.gru.num_layers, batch_size, self.gru.hidden_size) if state is None else state[0]
 
-    def weights(self, layer: int) -> Weights:
-        """W_ih (3H, in), W_hh (3H, H), b_ih and b_hh (3H,) of a layer."""
-        W_ih, W_hh, b_ih, b_hh = self.gru.all_weights[layer]
-        return W_ih, W_hh, b_ih, b_hh
+    def weights(self) -> Iterator[Weights]:
+        """W (3H, in), R (3H, H), b and b' (3H,), layer by layer."""
+        flat: list[Any] = self.gru._flat_weights
+        return zip(flat[0::4], flat[1::4], flat[2::4], flat[3::4], strict=True)

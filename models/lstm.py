@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 State = tuple[Tensor, Tensor]
+Weights = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def create(input_size: int, rnn_size: int, n_layers: int, dropout: float) -> LSTM:
@@ -39,11 +43,23 @@ class LSTM(nn.Module):
 
     def step(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """One time step, for sampling: x int64 (B,), logits (B, V). Equal to ``forward`` without dropout."""
-        L, H = self.lstm.num_layers, self.lstm.hidden_size
-        h, c = state or 2 * (self.decoder.weight.new_zeros(L, len(x), H),)
-        below, new = F.one_hot(x, self.lstm.input_size).to(h.dtype), []
-        for weights, h_l, c_l in zip(self.lstm.all_weights, h.unbind(), c.unbind(), strict=True):
-            below, c_l = torch.lstm_cell(below, (h_l, c_l), *weights)
-            new.append((below, c_l))
+        below, new = x, []
+        for layer, (h, c, (W, R, b, b_h)) in enumerate(zip(*self.start(len(x), state), self.weights(), strict=True)):
+            inputs = F.linear(below, W, b) if layer else W.index_select(1, x).t() + b
+            i, f, g, o = F.linear(h, R, b_h).add_(inputs).chunk(4, -1)
+            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+            below = o.sigmoid() * c.tanh()
+            new.append((below, c))
         h, c = map(torch.stack, zip(*new, strict=True))
         return self.decoder(below), (h, c)
+
+    def start(self, batch_size: int, state: State | None) -> State:
+        if state is not None:
+            return state
+        zeros = self.decoder.weight.new_zeros(self.lstm.num_layers, batch_size, self.lstm.hidden_size)
+        return zeros, zeros
+
+    def weights(self) -> Iterator[Weights]:
+        """W (4H, in), R (4H, H), b and b' (4H,), layer by layer: rows i, f, g, o."""
+        flat: list[Any] = self.lstm._flat_weights
+        return zip(flat[0::4], flat[1::4], flat[2::4], flat[3::4], strict=True)

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 REFERENCE = Path(__file__).parent / "reference"
+CHECKPOINTS = Path(__file__).parent / "t7"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--reference", metavar="DIR", default=str(REFERENCE), help="folder of recorded values to compare with"
     )
+    parser.addoption("--t7", metavar="DIR", default=str(CHECKPOINTS), help="folder of the originals' checkpoints")
 
 
 def pytest_configure(config: pytest.Config) -> None:

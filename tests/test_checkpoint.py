@@ -45,7 +45,9 @@ def test_round_trip(tmp_path: Path, name: str, precision: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "vocabulary", [Vocabulary((0, 10, 0x4E00, 0x1F338)), Vocabulary((0, 10, 128, 255), "bytes")], ids=lambda v: v.encoding
+    "vocabulary",
+    [Vocabulary((0, 10, 0x4E00, 0x1F338)), Vocabulary((0, 10, 128, 255), "bytes")],
+    ids=lambda v: v.encoding,
 )
 def test_any_vocabulary_survives(tmp_path: Path, vocabulary: Vocabulary) -> None:
     checkpoint = make()
@@ -85,7 +87,7 @@ def test_no_code_from_the_file_is_run(tmp_path: Path) -> None:
 def test_a_truncated_file_is_refused(tmp_path: Path, keep: float) -> None:
     path = make().save(tmp_path / "one.pt")
     path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)])
-    with pytest.raises(UserError, match="one.pt"):
+    with pytest.raises(UserError, match=r"one\.pt"):
         Checkpoint.load(path)
 
 
@@ -127,7 +129,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path: Path, monk
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", no_space)
-    with pytest.raises(UserError, match="No space left.*untouched"):
+    with pytest.raises(UserError, match=r"No space left.*untouched"):
         make(seed=9).save(path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from recorded import pairs
 from torch import Tensor, nn
 
 from charrnn import registry
@@ -82,29 +83,29 @@ def test_equals_one_step_at_a_time(own: dict[str, Any]) -> None:
         samples.append(probabilities)
     averages = [sum(sample[k] for sample in samples) / 3 for k in range(len(TOKENS) - 1)]
     expected = -sum(map(math.log, averages)) / len(averages)
-    score = monte_carlo(model, TOKENS, 3, seeded())
+    score = monte_carlo(model, *pairs(TOKENS), 3, seeded())
     assert score.loss == pytest.approx(expected, rel=1e-12)
     assert score.characters == len(TOKENS) - 1
     assert score.loss != pytest.approx(-sum(math.log(p) for s in samples for p in s) / 3 / len(averages), rel=1e-6)
 
 
 def test_blocks_do_not_matter_to_masks() -> None:
-    losses = [monte_carlo(make_rhn(), TOKENS, 2, seeded(), block=block).loss for block in (512, 40, 7, 1)]
+    losses = [monte_carlo(make_rhn(), *pairs(TOKENS), 2, seeded(), block=block).loss for block in (512, 40, 7, 1)]
     assert losses == pytest.approx([losses[0]] * 4, rel=1e-12)
 
 
 def test_without_dropout_it_is_the_plain_score() -> None:
     for model in (make_rhn(drop_x=0.0, drop_i=0.0, drop_h=0.0, drop_o=0.0), Plain(0.0)):
-        assert monte_carlo(model, TOKENS, 3, seeded(), block=16).loss == pytest.approx(
+        assert monte_carlo(model, *pairs(TOKENS), 3, seeded(), block=16).loss == pytest.approx(
             evaluate_tokens(model, TOKENS).loss, rel=1e-12
         )
 
 
 def test_the_generator_decides(model: nn.Module) -> None:
-    first, again, other = (monte_carlo(model, TOKENS, 2, seeded(seed)).loss for seed in (0, 0, 1))
+    first, again, other = (monte_carlo(model, *pairs(TOKENS), 2, seeded(seed)).loss for seed in (0, 0, 1))
     assert first == again != other
     generator = seeded()
-    samples = [sample_losses(model, TOKENS, generator) for _ in range(2)]
+    samples = [sample_losses(model, *pairs(TOKENS), generator) for _ in range(2)]
     assert not torch.equal(*samples), "each sample must have dropout of its own"
     assert samples[0].mean().item() != pytest.approx(evaluate_tokens(model, TOKENS).loss, rel=1e-6)
 
@@ -113,35 +114,51 @@ def test_the_generator_decides(model: nn.Module) -> None:
 def test_mode_and_global_random_numbers_stay(model: nn.Module, training: bool) -> None:
     model.train(training)
     before = torch.get_rng_state()
-    monte_carlo(model, TOKENS, 2, seeded())
+    monte_carlo(model, *pairs(TOKENS), 2, seeded())
     assert torch.equal(torch.get_rng_state(), before)
     assert all(module.training == training for module in model.modules())
     assert all(p.grad is None for p in model.parameters())
     with pytest.raises((IndexError, RuntimeError)):
-        monte_carlo(model, torch.tensor([0, 99, 0]), 1, seeded())
+        monte_carlo(model, *pairs(torch.tensor([0, 99, 0])), 1, seeded())
     assert torch.equal(torch.get_rng_state(), before)
     assert all(module.training == training for module in model.modules())
 
 
 def test_probabilities_are_averaged_not_losses() -> None:
-    score = monte_carlo(Scripted([0.9, 0.1]), torch.zeros(9, dtype=torch.int64), 2, seeded())
+    score = monte_carlo(Scripted([0.9, 0.1]), *pairs(torch.zeros(9, dtype=torch.int64)), 2, seeded())
     assert score.loss == pytest.approx(math.log(2), rel=1e-12)
 
 
 def test_averages_are_kept_from_zero_and_one() -> None:
-    score = monte_carlo(Scripted([1 - 1e-14]), torch.zeros(9, dtype=torch.int64), 1, seeded())
+    score = monte_carlo(Scripted([1 - 1e-14]), *pairs(torch.zeros(9, dtype=torch.int64)), 1, seeded())
     assert score.loss == pytest.approx(1e-10, rel=1e-5)
 
 
 def test_a_hopeless_sample_is_drawn_again() -> None:
     tokens = torch.zeros(9, dtype=torch.int64)
-    score = monte_carlo(Scripted([1 / 501, 0.5, 1 / 501, 1 / 501, 0.25]), tokens, 2, seeded(), redraws=3)
+    score = monte_carlo(Scripted([1 / 501, 0.5, 1 / 501, 1 / 501, 0.25]), *pairs(tokens), 2, seeded(), redraws=3)
     assert score.loss == pytest.approx(-math.log(0.375), rel=1e-12)
-    assert monte_carlo(Scripted([1 / 499, 0.5]), tokens, 1, seeded()).ppl == pytest.approx(499, rel=1e-9)
+    assert monte_carlo(Scripted([1 / 499, 0.5]), *pairs(tokens), 1, seeded()).ppl == pytest.approx(499, rel=1e-9)
 
 
 def test_hopeless_samples_end_in_an_error() -> None:
     script = iter([0.5] + 9 * [1 / 600])
     with pytest.raises(UserError, match="4 of 5 Monte Carlo samples had a perplexity of 500 or more"):
-        monte_carlo(Scripted(script), torch.zeros(9, dtype=torch.int64), 2, seeded(), redraws=3)
+        monte_carlo(Scripted(script), *pairs(torch.zeros(9, dtype=torch.int64)), 2, seeded(), redraws=3)
     assert len(list(script)) == 5, "three may be drawn again, and the fourth ends it"
+
+
+def test_every_row_has_masks_of_its_own() -> None:
+    model = make_rhn()
+    x, y = torch.stack([TOKENS, TOKENS.flip(0)], dim=1)[:-1], torch.stack([TOKENS, TOKENS.flip(0)], dim=1)[1:]
+    together = sample_losses(model, x, y, seeded())
+    masks = model.draw_masks(x[:1], seeded())
+    for row in range(2):
+        own = type(masks)(
+            masks.x[:, [row]], tuple(m[:, [row]] for m in masks.i), tuple(m[:, [row]] for m in masks.h), masks.o[[row]]
+        )
+        with torch.no_grad():
+            logits, _ = model.eval()(x[:, [row]], None, masks=own)
+        alone = nn.functional.cross_entropy(logits[:, 0], y[:, row], reduction="none")
+        torch.testing.assert_close(together[:, row], alone.double())
+    assert monte_carlo(model, x, y, 2, seeded()).characters == x.numel()

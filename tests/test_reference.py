@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from recorded import RecordedMinibatches, Recording, layout
+from recorded import RecordedMinibatches, Recording
 from torch import Tensor, nn
 
 from charrnn import registry
 from charrnn.evaluation import evaluate, summed_loss
 from charrnn.options import TrainingOptions
+from charrnn.torch7 import layout
 from charrnn.training import Training
 
 CLIPS = {"fixed": 5.0, "clip": 0.05, "carry": 5.0}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from charrnn import registry
 from charrnn.checkpoint import Checkpoint
 from charrnn.configuration import configure
 from charrnn.errors import UserError
+from charrnn.options import Schedule
 from charrnn.run import Run
 
 # dropout on, a falling rate, epochs short enough that several borders are crossed
@@ -103,6 +105,55 @@ def test_every_optimizer_and_both_layouts(tmp_path: Path, optimizer: str, kind: 
     train(tmp_path / "parts", flags, stop_at=5)
     train(tmp_path / "parts", flags, tmp_path / "parts")
     same_run(tmp_path / "whole/lm_lstm_last.pt", tmp_path / "parts/lm_lstm_last.pt")
+
+
+@pytest.mark.parametrize("schedule", get_args(Schedule))
+@pytest.mark.parametrize("stop_at", [5, 21])
+def test_every_schedule(tmp_path: Path, schedule: str, stop_at: int) -> None:
+    flags = FLAGS | data(tmp_path / "data", "fractions") | {"lr_schedule": schedule, "eval_val_every": 3}
+    flags |= {"plateau_patience": 1, "learning_rate": 0.1, "plateau_factor": 0.3}
+    whole = train(tmp_path / "whole", flags)
+    if schedule == "plateau":
+        assert whole.training.reductions >= 2
+    train(tmp_path / "parts", flags, stop_at=stop_at)
+    train(tmp_path / "parts", flags, tmp_path / "parts")
+    same_run(tmp_path / "whole/lm_lstm_last.pt", tmp_path / "parts/lm_lstm_last.pt")
+    lines = [metrics(tmp_path / name / "lm_lstm_metrics.jsonl") for name in ("whole", "parts")]
+    assert [line["iteration"] for line in lines[0]] == list(range(1, whole.training.iterations + 1))
+    assert lines[0] == lines[1]
+
+
+def metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file, clock times aside."""
+    return [json.loads(line) | {"seconds": 0} for line in path.read_text().splitlines()]
+
+
+def test_stopping_early_ends_at_the_same_iteration_and_can_be_lifted(tmp_path: Path) -> None:
+    flags = FLAGS | data(tmp_path / "data", "fractions") | {"eval_val_every": 2, "learning_rate": 0.2}
+    train(tmp_path / "unbounded", flags)
+    whole = train(tmp_path / "whole", flags | {"early_stop": 2})
+    losses = list(whole.training.val_losses.values())
+    assert whole.training.iteration < whole.training.iterations
+    assert min(losses) == losses[-3] and len(losses) > 3
+    train(tmp_path / "parts", flags | {"early_stop": 2}, stop_at=whole.training.iteration - 3)
+    resumed = train(tmp_path / "parts", {}, tmp_path / "parts")
+    assert resumed.training.iteration == whole.training.iteration
+    same_run(tmp_path / "whole/lm_lstm_last.pt", tmp_path / "parts/lm_lstm_last.pt")
+    again = train(tmp_path / "parts", {}, tmp_path / "parts")
+    assert again.training.iteration == whole.training.iteration, "it stays ended"
+    settings = configure({"early_stop": 0, "checkpoint_dir": str(tmp_path / "parts")}, resume=str(tmp_path / "parts"))
+    lifted = Run(settings, silent)
+    assert sum(1 for _ in lifted.records()) == whole.training.iterations - whole.training.iteration
+    unbounded = Checkpoint.load(tmp_path / "unbounded/lm_lstm_last.pt")
+    same(unbounded.weights, lifted.checkpoint().weights)
+
+
+def test_what_a_schedule_depends_on_cannot_change(tmp_path: Path) -> None:
+    text = data(tmp_path / "data", "fractions")
+    for schedule, name in (("cosine", "max_epochs"), ("onecycle", "max_epochs"), ("plateau", "eval_val_every")):
+        train(tmp_path / schedule, FLAGS | text | {"lr_schedule": schedule}, stop_at=3)
+        with pytest.raises(UserError, match=f"-{name} 3"):
+            configure({name: 3}, resume=str(tmp_path / schedule))
 
 
 def test_the_comparison_would_see_a_lost_generator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

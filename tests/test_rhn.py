@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from recorded import RecordedMinibatches, Recording
+from recorded import RecordedMinibatches, Recording, pairs
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -139,7 +139,7 @@ class Case:
 def split_of(stream: np.ndarray, batch_size: int, seq_length: int) -> Split:
     """A stream as the product lays out a train.txt."""
     vocabulary = Vocabulary(tuple(range(int(stream.max()) + 1)), "bytes")
-    text = Text(Path(), vocabulary, {"train": stream}, {}, report=lambda line: None)
+    text = Text({}, vocabulary, {}, {"train": stream}, {}, report=lambda line: None)
     return text.split(batch_size, seq_length, 1.0, 0.0)["train"]
 
 
@@ -235,11 +235,13 @@ def check_monte_carlo(case: Case) -> None:
     tokens = recording.tensor("mc/stream").long()
     samples, generator = int(recording.given("mc/steps")), torch.Generator()
     feed(model, case.masks("mc/noise_"))
-    probabilities = torch.stack([(-sample_losses(model, tokens, generator)).exp() for _ in range(samples)])
+    probabilities = torch.stack(
+        [(-sample_losses(model, *pairs(tokens), generator)[:, 0]).exp() for _ in range(samples)]
+    )
     # the program's arrays have an entry for the last token too, which predicts nothing
     recording.compare("mc/probs", F.pad(probabilities, (0, 1)))
     feed(model, case.masks("mc/noise_"))
-    score = monte_carlo(model, tokens, samples, generator)
+    score = monte_carlo(model, *pairs(tokens), samples, generator)
     slip = (score.loss * (len(tokens) - 1) - np.log(SMALLEST)) / len(tokens)
     recording.compare("mc/ppl", np.exp(slip))
     recording.compare("mc/bits", slip / np.log(2))

@@ -26,13 +26,14 @@ def read(path: Path, encoding: str, chunk: int = tokens.CHUNK) -> tuple[tokens.S
     """All that is found out about a text: survey, vocabulary, numbers, and the file they were written to."""
     with pytest.MonkeyPatch.context() as patch, open_source(path) as source, TemporaryFile() as file:
         patch.setattr(tokens, "CHUNK", chunk)
-        seen = np.zeros(CODES, bool)
-        found = survey(source, encoding, seen)
-        vocabulary = Vocabulary(tuple(np.flatnonzero(seen).tolist()), encoding)
+        counts = np.zeros(CODES, np.int64)
+        found = survey(source, encoding, counts)
+        vocabulary = Vocabulary(tuple(np.flatnonzero(counts).tolist()), encoding)
         numbers, checksum = write_tokens(source, found, vocabulary, file)
         file.seek(0)
         written = file.read()
     assert checksum == sha256(written).hexdigest()
+    assert counts[counts > 0].tolist() == [numbers.tolist().count(number) for number in range(len(vocabulary))]
     return found, vocabulary, numbers.tolist(), written
 
 
@@ -160,8 +161,7 @@ def test_a_change_that_leaves_no_mark_on_the_file_is_seen_too(tmp_path: Path, mo
     path.write_bytes(b"abcd")
     with open_source(path) as source, TemporaryFile() as file:
         monkeypatch.setattr(source, "_stamp", lambda: source.stamp)
-        seen = np.zeros(CODES, bool)
-        found = survey(source, "utf-8", seen)
+        found = survey(source, "utf-8", np.zeros(CODES, np.int64))
         path.write_bytes(b"abca")
         with pytest.raises(UserError, match="changed while it was read"):
             write_tokens(source, found, Vocabulary(tuple(map(ord, "abcd"))), file)

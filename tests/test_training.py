@@ -135,7 +135,7 @@ def test_split_files_start_each_epoch_from_zeros_and_fractions_do_not(tmp_path: 
 
 def test_a_broken_loss_ends_the_run(splits: dict[str, Split]) -> None:
     wild = with_options(optimizer="sgd", learning_rate=1e6, grad_clip=0.0)
-    with pytest.raises(Diverged, match="exploded.*-learning_rate"):
+    with pytest.raises(Diverged, match=r"exploded.*-learning_rate"):
         list(Training(build(), splits["train"], None, wild).run())
     model = build()
     training = Training(model, splits["train"], None, OPTIONS)

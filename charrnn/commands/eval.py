@@ -5,25 +5,44 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from charrnn.commands.flags import Command, Flag, note, with_defaults
+from charrnn.commands.flags import Command, Flag, exclude, note, with_defaults
 from charrnn.errors import UserError
 from charrnn.options import FROM_ONE, FROM_ZERO, Interval, Option
 
+if TYPE_CHECKING:
+    from charrnn.evaluation import Score
+    from charrnn.scoring import Scored
+
 OPTIONS = [
     Option("split", str, "val", "part of the data to score", "data", choices=("train", "val", "test")),
-    Option("data_dir", str, None, "folder of the text  [as in training]", "data", optional=True),
+    Option("data_dir", str, None, "folder of the text  [as in training]", "data", optional=True, names="folder"),
     Option("batch_size", int, None, "rows read side by side; 1 = a split file as one stream  [as in training]", "data",
            optional=True, within=FROM_ONE),
-    Option("text", str, "", "score this file instead; - = stdin", "data"),
+    Option("text", str, "", "score this file instead; - = stdin", "data", names="file"),
+    Option("ensemble", str, (), "average the probabilities with those of this checkpoint; may be repeated", "model",
+           repeatable=True, names="file"),
     Option("mc_samples", int, 0, "average this many passes with dropout on (Monte Carlo); 0 = off", "model",
            within=FROM_ZERO),
     Option("seed", int, 123, "seed of the Monte Carlo samples", "model", within=Interval(0, 2**63 - 1)),
+    Option("dynamic", float, None, "dynamic evaluation: after each -seq_length of training, learn from what was just "
+           "scored, at this rate", "model", within=FROM_ZERO),
     Option("gpuid", int, 0, "number of the GPU; -1 = CPU", "device", within=Interval(low=-1)),
 ]  # fmt: skip
+SWITCHES = [
+    click.Option(["-per_line", "--per_line"], is_flag=True, help="list the lines with the loss of each, worst first"),
+    click.Option(["-per_char", "--per_char"], is_flag=True,
+                 help="the loss of each character: JSON lines; on a terminal the text, coloured by surprise"),
+    click.Option(["-json", "--json", "as_json"], is_flag=True, help="print one JSON object"),
+]  # fmt: skip
+EXCLUSIVE = [
+    *(("text", other) for other in ("split", "data_dir", "batch_size")),
+    ("mc_samples", "dynamic"),
+    ("per_line", "per_char"),
+]
 HELP = """Score a text with a trained model.
 
 CHECKPOINT is a file, or a folder, which stands for its checkpoint with the best validation loss. Prints
@@ -31,32 +50,82 @@ the mean loss in nats, bits per character, perplexity, and how many characters w
 """
 
 
-def evaluate(checkpoint: str, as_json: bool, **values: Any) -> None:
+def evaluate(checkpoint: str, per_line: bool, per_char: bool, as_json: bool, **values: Any) -> None:
+    exclude(*EXCLUSIVE)
     values = with_defaults(OPTIONS, values)
 
-    from charrnn.checkpoint import Checkpoint, find
     from charrnn.device import choose_device
-    from charrnn.scoring import Scorer
+    from charrnn.scoring import Method, Scorer
 
-    path = find(Path(checkpoint))
-    saved = Checkpoint.load(path)
-    device = choose_device(values["gpuid"], note, saved.options.precision)
-    scorer = Scorer(saved, saved.build().to(device), values["mc_samples"], values["seed"])
+    method = Method(values["mc_samples"], values["seed"], values["dynamic"], per_line or per_char)
+    paths = [checkpoint, *values["ensemble"]]
+    scorer = Scorer(paths, method, lambda precision: choose_device(values["gpuid"], note, precision))
+    options = scorer.saved.options
     if values["text"]:
         what = "stdin" if values["text"] == "-" else values["text"]
-        score = scorer.text(read(values["text"], saved.options.encoding))
+        scored = scorer.text(read(values["text"], options.encoding))
     else:
         what = values["split"]
-        data_dir = values["data_dir"] or saved.options.data_dir
-        score = scorer.split(what, data_dir, values["batch_size"] or saved.options.batch_size, note)
-    figures = {"loss": score.loss, "bpc": score.bpc, "ppl": score.ppl, "characters": score.characters}
+        scored = scorer.split(what, values["data_dir"], values["batch_size"] or options.batch_size, note)
     if as_json:
-        print(json.dumps({"checkpoint": str(path), "scored": what, **figures}))
-    else:
-        print(
-            f"{what}: loss {score.loss:.4f} nats, {score.bpc:.4f} bits per character, perplexity {score.ppl:.4f}, "
-            f"{score.characters:,} characters"
-        )
+        result: dict[str, Any] = {"checkpoint": scorer.paths[0], "scored": what, **figures(scored.static)}
+        if scorer.paths[1:]:
+            result["ensemble"] = scorer.paths[1:]
+        if scored.dynamic:
+            result["dynamic"] = {"learning_rate": values["dynamic"], **figures(scored.dynamic)}
+        if per_line:
+            result["per_line"] = [
+                {"line": line.number, **figures(line.score), "text": line.text} for line in scored.lines()
+            ]
+        if per_char:
+            result["per_char"] = [{"character": text, "loss": loss} for text, loss in scored.characters()]
+        print(json.dumps(result))
+        return
+    # what is asked for in detail has stdout to itself
+    say = note if per_line or per_char else print
+    if per_line:
+        show_lines(scored)
+    if per_char:
+        show_characters(scored)
+    say(f"{what}: {described(scored.static)}, {scored.static.characters:,} characters")
+    if scored.dynamic:
+        say(f"{what}, dynamic evaluation at rate {values['dynamic']:g}: {described(scored.dynamic)}")
+
+
+def figures(score: Score) -> dict[str, float]:
+    return {"loss": score.loss, "bpc": score.bpc, "ppl": score.ppl, "characters": score.characters}
+
+
+def described(score: Score) -> str:
+    return f"loss {score.loss:.4f} nats, {score.bpc:.4f} bits per character, perplexity {score.ppl:.4f}"
+
+
+def show_lines(scored: Scored) -> None:
+    """A table of as many lines as a terminal shows; elsewhere all of them, tab-separated."""
+    from charrnn.display import printable, ranking
+    from charrnn.output import destination
+
+    rows = [
+        (str(line.number), f"{line.score.loss:.4f}", f"{line.score.bpc:.4f}", str(line.score.characters), line.text)
+        for line in scored.lines()
+    ]
+    if sys.stdout.isatty():
+        ranking(("line", "loss", "bpc", "characters", "text"), rows)
+        return
+    with destination("", printable) as stream:
+        for row in rows:
+            stream.write("\t".join(row) + "\n")
+
+
+def show_characters(scored: Scored) -> None:
+    """The coloured text on a terminal; elsewhere JSON lines."""
+    from charrnn.display import surprise
+
+    if sys.stdout.isatty():
+        surprise(scored.characters())
+        return
+    for text, loss in scored.characters():
+        print(json.dumps({"character": text, "loss": loss}))
 
 
 def read(file: str, encoding: str) -> str:
@@ -72,11 +141,7 @@ def read(file: str, encoding: str) -> str:
 
 command = Command(
     "eval",
-    [
-        click.Argument(["checkpoint"]),
-        *map(Flag, OPTIONS),
-        click.Option(["-json", "--json", "as_json"], is_flag=True, help="print one JSON object"),
-    ],
+    [click.Argument(["checkpoint"], type=click.Path()), *map(Flag, OPTIONS), *SWITCHES],
     callback=evaluate,
     help=HELP,
 )

@@ -7,11 +7,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import click
+from click.core import ParameterSource
+from click.shell_completion import CompletionItem
 
+from charrnn import completion
 from charrnn.errors import UserError
 from charrnn.options import GROUPS, Option, nearest
 
 METAVARS = {int: "INT", float: "NUMBER", str: "TEXT", bool: "0|1"}
+NAMED = {"file": "FILE", "folder": "DIR", "model": "NAME"}
 
 
 class Kind(click.ParamType[Any]):
@@ -19,13 +23,16 @@ class Kind(click.ParamType[Any]):
 
     def __init__(self, option: Option) -> None:
         self.option = option
-        self.name = "|".join(map(str, option.choices)) or METAVARS[option.type]
+        self.name = "|".join(map(str, option.choices)) or NAMED.get(option.names, METAVARS[option.type])
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         try:
-            return self.option.convert(value)
+            return self.option.convert_one(value)
         except UserError as error:
             raise click.UsageError(str(error), ctx) from None
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return completion.values(self.option, incomplete)
 
 
 class Flag(click.Option):
@@ -33,14 +40,21 @@ class Flag(click.Option):
 
     def __init__(self, option: Option) -> None:
         declarations = [f"-{option.name}", f"--{option.name}", option.name]
-        super().__init__(declarations, type=Kind(option), default=None, metavar=Kind(option).name)
+        kind = Kind(option)
+        super().__init__(
+            declarations, type=kind, default=None, metavar=kind.name, multiple=option.repeatable, help=option.help
+        )
         self.option = option
+
+    def process_value(self, ctx: click.Context, value: Any) -> Any:
+        value = super().process_value(ctx, value)
+        return None if value == () else value  # click's word for a repeatable flag that is not given
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str]:
         option = self.option
         default = int(option.default) if option.type is bool and option.default is not None else option.default
         shown = f"{default:g}" if isinstance(default, float) else str(default)
-        note = f"  [{shown}]" if shown not in ("", "None") else ""
+        note = f"  [{shown}]" if shown not in ("", "None", "()") else ""
         return f"-{option.name} {self.metavar}", option.help + note
 
 
@@ -51,12 +65,17 @@ class Command(click.Command):
         super().__init__(name, params=list(params), context_settings={"max_content_width": 110}, **rest)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if ctx.resilient_parsing:  # a command line that is still being typed
+            return super().parse_args(ctx, args)
         for name, _ in given(args, self.arity(ctx), strict=ctx):
             if name not in self.arity(ctx):
                 known = sorted({spelling.lstrip("-") for spelling in self.arity(ctx)})
                 close = nearest(name.lstrip("-"), known).replace("mean ", "mean -")
                 raise click.UsageError(f"there is no flag {name}{close}: {ctx.command_path} -h lists them", ctx)
         return super().parse_args(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        return completion.flags(super().shell_complete(ctx, incomplete), incomplete)
 
     def arity(self, ctx: click.Context) -> dict[str, int]:
         """How many words follow each flag, for every spelling."""
@@ -94,6 +113,29 @@ def given(args: Sequence[str], arity: dict[str, int], strict: click.Context | No
             i += words
         found.append((name, value))
     return found
+
+
+def one_by_one(args: Sequence[str], name: str) -> list[str]:
+    """The command line with ``-NAME a b c`` as ``-NAME a -NAME b -NAME c``: a shell makes the former of ``*.txt``."""
+    spelled, repeated = (f"-{name}", f"--{name}"), ""
+    rest: list[str] = []
+    for word in args:
+        if repeated and not word.startswith("-") and rest[-1] != repeated:
+            rest.append(repeated)
+        elif word.startswith("-"):
+            repeated = word if word in spelled else ""
+        rest.append(word)
+    return rest
+
+
+def exclude(*pairs: tuple[str, str]) -> None:
+    """Raises click.UsageError where both of a pair of parameters, by their names, are on the command line."""
+    ctx = click.get_current_context()
+    spelled = {p.name: p.opts[0] for p in ctx.command.get_params(ctx)}
+    there = {name for name in spelled if ctx.get_parameter_source(name or "") is ParameterSource.COMMANDLINE}
+    for one, other in pairs:
+        if {one, other} <= there:
+            raise click.UsageError(f"{spelled[one]} and {spelled[other]} exclude each other: give one of them", ctx)
 
 
 def note(line: str) -> None:

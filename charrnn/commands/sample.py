@@ -7,20 +7,53 @@ from typing import Any
 
 import click
 
-from charrnn.commands.flags import Command, Flag, given, note, with_defaults
+from charrnn.commands.eval import read
+from charrnn.commands.flags import Command, Flag, exclude, given, note, with_defaults
 from charrnn.errors import UserError
-from charrnn.options import FROM_ZERO, Interval, Option
+from charrnn.options import FROM_ONE, FROM_ZERO, Interval, Option
 
 FROM_STDIN = "--primetext-from-stdin"
 OPTIONS = [
     Option("primetext", str, "", "text to go on from; as the last word, with no text: read it from stdin", "Sampling"),
+    Option("primefile", str, "", "file with the text to go on from; - = stdin", "Sampling", names="file"),
+    Option("unknown", str, "error", "what characters do that the model never saw: end it, or get left out of the "
+           "prime text", "Sampling", choices=("error", "skip")),
     Option("length", int, 2000, "characters to write", "Sampling", within=FROM_ZERO),
-    Option("temperature", float, 1.0, "under 1: safer text; over 1: wilder", "Sampling"),
-    Option("sample", bool, True, "1 = draw each character; 0 = take the most probable", "Sampling"),
+    Option("stop", str, "", "end a text once it has written this", "Sampling"),
+    Option("num_samples", int, 1, "texts to write; number K, from 0, is the text of seed + K", "Sampling",
+           within=FROM_ONE),
     Option("seed", int, 123, "seed of the draws", "Sampling", within=Interval(0, 2**63 - 1)),
-    Option("verbose", bool, True, "0 = print the text alone", "Sampling"),
+    Option("temperature", float, 1.0, "under 1: safer text; over 1: wilder", "Choice of a character"),
+    Option("sample", bool, True, "1 = draw each character; 0 = take the most probable", "Choice of a character"),
+    Option("top_k", int, 0, "draw among this many of the most probable; 0 = all", "Choice of a character",
+           within=FROM_ZERO),
+    Option("top_p", float, 1.0, "draw among the most probable that have this share of the probability",
+           "Choice of a character", within=Interval(0, 1, open_low=True)),
+    Option("beam", int, 0, "draw nothing: search for the most probable text with this many candidates; 0 = off",
+           "Choice of a character", within=FROM_ZERO),
+    Option("output", str, "", "file to write to instead of stdout", "Output", names="file"),
+    Option("verbose", bool, True, "0 = print the text alone", "Output"),
+    Option("precision", str, "float64", "float32 is faster; then -num_samples and the machine may change a text",
+           "device", choices=("float64", "float32")),
     Option("gpuid", int, 0, "number of the GPU; -1 = CPU", "device", within=Interval(low=-1)),
-]
+]  # fmt: skip
+SWITCHES = [
+    click.Option([FROM_STDIN], is_flag=True, hidden=True),
+    click.Option(["-until_newline", "--until_newline"], is_flag=True, help="end a text with its first line"),
+    click.Option(["-json", "--json", "as_json"], is_flag=True,
+                 help="print a JSON object a text, with the log probability of each character"),
+    click.Option(["-interactive", "--interactive"], is_flag=True,
+                 help="type beginnings, see them continued, change settings on the way"),
+]  # fmt: skip
+EXCLUSIVE = [
+    ("primetext", "primefile"),
+    ("primetext_from_stdin", "primefile"),
+    ("stop", "until_newline"),
+    *(("beam", other) for other in ("num_samples", "seed", "temperature", "sample", "top_k", "top_p", "interactive")),
+    *(("interactive", other)
+      for other in ("primetext", "primetext_from_stdin", "primefile", "unknown", "num_samples", "as_json", "output")),
+]  # fmt: skip
+CHANGEABLE = ("temperature", "length", "top_k", "top_p", "sample", "seed")  # in the middle of -interactive
 HELP = """Write text with a trained model.
 
 CHECKPOINT is a file, or a folder, which stands for its checkpoint with the best validation loss. The
@@ -37,48 +70,62 @@ class SampleCommand(Command):
         return super().parse_args(ctx, args)
 
 
-def sample(checkpoint: str, primetext_from_stdin: bool, **values: Any) -> None:
+def sample(
+    checkpoint: str,
+    primetext_from_stdin: bool,
+    until_newline: bool,
+    as_json: bool,
+    interactive: bool,
+    **values: Any,
+) -> None:
+    exclude(*EXCLUSIVE)
     values = with_defaults(OPTIONS, values)
-    if values["temperature"] <= 0:
-        raise UserError(
-            f"-temperature {values['temperature']:g}: must be over 0; "
-            "for the most probable character each time, use -sample 0"
-        )
+    stop = "\n" if until_newline else values["stop"]
 
     import torch
 
-    from charrnn import sampling
+    from charrnn import beam, output
     from charrnn.checkpoint import Checkpoint
     from charrnn.device import choose_device
+    from charrnn.display import printable
+    from charrnn.interactive import Conversation, choice, converse
+    from charrnn.sampling import Sampler, known
 
     def report(line: str) -> None:
         if values["verbose"]:
             note(line)
 
+    drawn = choice(values)
     saved = Checkpoint.load(checkpoint)
     device = choose_device(values["gpuid"], report, saved.options.precision)
     if device.type == "cpu":
         torch.set_num_threads(1)  # one character at a time leaves a second thread nothing but waiting
-    model = saved.build().to(device)
-    prime = read_stdin() if primetext_from_stdin else values["primetext"]
+    sampler = Sampler(saved.build().to(device), saved.vocabulary, getattr(torch, values["precision"]))
     loss = "" if saved.val_loss is None else f", validation loss {saved.val_loss:.4f}"
     report(f"{saved.options.model} from epoch {saved.epoch:.2f}{loss}")
-    if not prime:
+    if interactive:
+        options = {option.name: option for option in OPTIONS if option.name in CHANGEABLE}
+        with output.destination("", printable) as stream:
+            converse(Conversation(sampler, options, values, note, stop), stream)
+        return
+
+    prime = read_stdin() if primetext_from_stdin else values["primetext"]
+    if values["primefile"]:
+        prime = read(values["primefile"], saved.vocabulary.encoding)
+    if values["unknown"] == "skip":
+        prime = known(prime, saved.vocabulary, report)
+    if not prime and not values["beam"]:
         report("no -primetext: the first character is drawn uniformly")
-    characters = sampling.sample(
-        model,
-        saved.vocabulary,
-        prime,
-        values["length"],
-        values["temperature"],
-        greedy=not values["sample"],
-        seed=values["seed"],
-    )
-    write = writer()
-    write(prime)
-    for character in characters:
-        write(character)
-    write("\n")
+    seeds = [(values["seed"] + k) % 2**63 for k in range(values["num_samples"])]
+    if values["beam"]:
+        written = beam.beam_search(sampler, prime, values["length"], values["beam"], stop)
+    else:
+        written = sampler.write(prime, values["length"], drawn, seeds, stop, scored=as_json)
+    with output.destination(values["output"], printable) as stream:
+        if as_json:
+            output.write_json(stream, prime, [None] if values["beam"] else seeds, written)
+        else:
+            output.write_plain(stream, prime, len(seeds), written, stop)
 
 
 def read_stdin() -> str:
@@ -88,26 +135,9 @@ def read_stdin() -> str:
     return sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
 
 
-def writer() -> Any:
-    """A function that writes text to stdout at once: escaped on a terminal, else byte for byte."""
-    from charrnn.display import printable
-
-    escape = printable if sys.stdout.isatty() else str
-
-    def write(text: str) -> None:
-        sys.stdout.buffer.write(escape(text).encode("utf-8", "surrogateescape"))
-        sys.stdout.buffer.flush()
-
-    return write
-
-
 command = SampleCommand(
     "sample",
-    [
-        click.Argument(["checkpoint"]),
-        *map(Flag, OPTIONS),
-        click.Option([FROM_STDIN], is_flag=True, hidden=True),
-    ],
+    [click.Argument(["checkpoint"], type=click.Path()), *map(Flag, OPTIONS), *SWITCHES],
     callback=sample,
     help=HELP,
 )

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from charrnn import configuration, registry
-from charrnn.commands.flags import Command, Flag, given
+from charrnn.commands.flags import Command, Flag, given, one_by_one
 from charrnn.options import Option, training_options
 
 if TYPE_CHECKING:
     from charrnn.display import TrainingDisplay
     from charrnn.run import Run
 
-CONFIG = Option("config", str, "", "TOML file with any of these settings; flags win over it", group="bookkeeping")
-RESUME = Option("resume", str, "", "go on with the run of this checkpoint, exactly", group="bookkeeping")
+CONFIG = Option(
+    "config", str, "", "TOML file with any of these settings; flags win over it", group="bookkeeping", names="file"
+)
+RESUME = Option("resume", str, "", "go on with the run of this checkpoint, exactly", group="bookkeeping", names="file")
+DRY_RUN = click.Option(
+    ["-dry_run", "--dry_run"], is_flag=True, help="say what the run would take, and train and write nothing"
+)
 SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
 HELP = """Train a model on a text.
 
@@ -31,10 +37,15 @@ class TrainCommand(Command):
     """Finds out the model first and adds the flags that the model declares, then parses once."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        args = one_by_one(args, "input")
         flags = {name.lstrip("-"): value for name, value in given(args, self.arity(ctx))}
-        model = configuration.model_of(flags)
-        own = registry.describe(model).values()
-        ctx.meta["own"] = [Flag(Option(**{**vars(option), "group": f"Model {model}"})) for option in own]
+        if ctx.resilient_parsing:  # to complete a command line no model is loaded
+            model = flags.get("model", "")
+            own = registry.outline(model)
+        else:
+            model = configuration.model_of(flags)
+            own = list(registry.describe(model).values())
+        ctx.meta["own"] = [Flag(replace(option, group=f"Model {model}")) for option in own]
         return super().parse_args(ctx, args)
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
@@ -42,8 +53,10 @@ class TrainCommand(Command):
         return super().get_params(ctx) + own
 
 
-def train(config: str | None, resume: str | None, **flags: Any) -> int:
+def train(config: str | None, resume: str | None, dry_run: bool, **flags: Any) -> int:
     settings = configuration.configure(flags, config, resume)
+    if dry_run:
+        return try_out(settings)
 
     from charrnn.commands.flags import note
     from charrnn.display import training_display
@@ -57,8 +70,21 @@ def train(config: str | None, resume: str | None, **flags: Any) -> int:
         f"{options.model} with {run.parameters:,} parameters on {run.training.device}; "
         f"{len(run.vocabulary)} characters, {len(run.training.train)} minibatches an epoch"
     )
-    with alone(run):
-        return follow(run, training_display(options.print_every, options.batch_size * options.seq_length))
+    with alone(run), run.enough_memory():
+        val_losses = list(run.training.val_losses.values())
+        return follow(run, training_display(options.print_every, options.batch_size * options.seq_length, val_losses))
+
+
+def try_out(settings: configuration.Configuration) -> int:
+    from charrnn.commands.flags import note
+    from charrnn.display import table
+    from charrnn.dry_run import dry_run
+
+    found = dry_run(settings, note)
+    for line in settings.notes:
+        note(line)
+    table(("what", "how much"), found.rows())
+    return 0
 
 
 def follow(run: Run, display: TrainingDisplay) -> int:
@@ -68,24 +94,34 @@ def follow(run: Run, display: TrainingDisplay) -> int:
 
     run.report = display.note
     signals = stop_on_signals(run, display)
+    advice = ""
     try:
         for record in run.records():
             display.show(record)
             if record.val_loss is not None:
                 saved = run.save()
                 display.validated(record, str(saved), printable(run.sample()) if run.options.sample_length else "")
+                if advice != (advice := run.advice()) and advice:
+                    display.note(advice)
             elif run.save_is_due():
                 try:
                     run.save_last()
                 except UserError as error:  # a full disk may have room again at the next save
                     display.note(f"{error}; training goes on")
         if not signals:
+            display.ended(run.finish().lines())
             return 0
         saved = run.save_last()
         display.note(f"stopped; saved to {saved}. To go on: charrnn train -resume {saved}")
         return 128 + signals[0]
+    except OSError:  # the terminal or the pipe that we write to is gone; files report a UserError
+        run.save_last()
+        if not signals:
+            raise
+        return 128 + signals[0]
     finally:
-        display.close()
+        with suppress(OSError):
+            display.close()
 
 
 @contextmanager
@@ -120,7 +156,8 @@ def stop_on_signals(run: Run, display: TrainingDisplay) -> list[int]:
         run.training.stopping = True
         for signum in SIGNALS:
             signal.signal(signum, signal.SIG_DFL if signum != signal.SIGINT else signal.default_int_handler)
-        display.note("stopping after this iteration (Ctrl-C again: at once)")
+        with suppress(OSError, RuntimeError):  # the terminal is gone, or was being written to just now
+            display.note("stopping after this iteration (Ctrl-C again: at once)")
 
     for signum in SIGNALS:
         signal.signal(signum, stop)
@@ -129,7 +166,7 @@ def stop_on_signals(run: Run, display: TrainingDisplay) -> list[int]:
 
 command = TrainCommand(
     "train",
-    [Flag(option) for option in training_options().values()] + [Flag(CONFIG), Flag(RESUME)],
+    [*map(Flag, training_options().values()), Flag(CONFIG), Flag(RESUME), DRY_RUN],
     callback=train,
     help=HELP,
 )

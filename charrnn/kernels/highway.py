@@ -25,6 +25,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from charrnn.kernels.blocks import tanh_
+
 # rows of T * B that share a product for the weight gradients: long enough for a fast product, and short
 # enough that what it reads is still in the cache
 BLOCK = 512
@@ -58,6 +60,7 @@ def _forward(
     sums, h, t = [a.unbind(1) for a in gates], _by_step(gates[:, 0]), _by_step(gates[:, 1])
     outputs, states = y.unbind(0), _by_step(entering)
     weights, biases = R.unbind(0), [bias.expand(2, B, S) for bias in b]
+    one = s.new_ones(())
     for step in range(T):
         k = step if keep else 0
         states[0][k].copy_(outputs[step - 1] if step else s)
@@ -65,7 +68,7 @@ def _forward(
             before, after = states[d][k], states[d + 1][k] if d + 1 < D else outputs[step]
             z = before if n is None else torch.mul(before, n, out=masked)
             torch.baddbmm(biases[d] if d else inputs[step], z.expand(2, B, S), weights[d], out=sums[d][k])
-            torch.lerp(before, h[d][k].tanh_(), t[d][k].sigmoid_(), out=after)
+            torch.lerp(before, tanh_(h[d][k], one), t[d][k].sigmoid_(), out=after)
     return y, gates, entering
 
 

@@ -1,10 +1,8 @@
-"""One layer h = tanh(a + R h) over all time steps, with its derivative worked out by hand.
+"""One layer h = tanh(W x + b + R h) over all time steps, with its derivative worked out by hand.
 
-Only the chain itself is left in the time loop; the gradient of the weights is one product after it.
-
-    a  (T, B, H)   what the units take from the layer's input, biases included
-    h  (B, H)      the state before the first step
-    R  (H, H)      recurrent weights
+x  (T, B, I)   the layer's input, or characters, int64 (T, B)
+h  (B, H)      the state before the first step
+W  (H, I)      input weights;  R  (H, H)  recurrent weights;  b  (H,)  biases
 """
 
 from __future__ import annotations
@@ -15,45 +13,50 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from charrnn.kernels.pointwise import asks_for_gradients, blocks, tanh_
+from charrnn.kernels.blocks import Input, InputGradients, asks_for_gradients, blocks, tanh_
 
 
-def scan(a: Tensor, h: Tensor, R: Tensor) -> Tensor:
+def scan(x: Tensor, h: Tensor, W: Tensor, R: Tensor, b: Tensor) -> Tensor:
     """The states (T, B, H), one after each step. Differentiable once."""
-    if asks_for_gradients(a, h, R):
-        y: Tensor = _Scan.apply(a, h, R)  # type: ignore[no-untyped-call]
+    if asks_for_gradients(x, h, W, R, b):
+        y: Tensor = _Scan.apply(x, h, W, R, b)  # type: ignore[no-untyped-call]
         return y
-    return _forward(a, h, R)
+    return _forward(x, h, W, R, b)[1:]
 
 
-def _forward(a: Tensor, h: Tensor, R: Tensor) -> Tensor:
-    y = torch.empty_like(a)
-    R_t = R.t()
-    for a_t, y_t in zip(a.unbind(), y.unbind(), strict=True):
-        h = tanh_(torch.addmm(a_t, h, R_t, out=y_t))
-    return y
+def _forward(x: Tensor, h: Tensor, W: Tensor, R: Tensor, b: Tensor) -> Tensor:
+    """The states (T + 1, B, H), the given one first."""
+    T, B = x.shape[:2]
+    states, one, R_t, entrance = h.new_empty(T + 1, B, len(R)), h.new_ones(()), R.t(), Input(x, W, b)
+    states[0] = h
+    y = states[1:]
+    for steps in blocks(T, B):
+        entrance.enter(steps, y[steps])
+        for sums in y[steps].unbind():
+            h = tanh_(sums.addmm_(h, R_t), one)
+    return states
 
 
 class _Scan(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, a: Tensor, h: Tensor, R: Tensor) -> Tensor:
-        y = _forward(a, h, R)
-        ctx.save_for_backward(h, R, y)
-        return y
+    def forward(ctx: Any, x: Tensor, h: Tensor, W: Tensor, R: Tensor, b: Tensor) -> Tensor:
+        states = _forward(x, h, W, R, b)
+        ctx.save_for_backward(x, W, R, states)
+        return states[1:]
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        h, R, y = ctx.saved_tensors
-        T, B, _ = y.shape
-        da, dh = torch.empty_like(y), torch.zeros_like(h)
-        das, dys = da.unbind(), dy.unbind()
-        for steps in blocks(T, B):
-            y_s = y[steps.start : steps.stop]
-            torch.mul(y_s, y_s, out=da[steps.start : steps.stop]).neg_().add_(1)
-            for t in reversed(steps):
-                das[t].mul_(torch.addmm(dys[t], das[t + 1], R, out=dh) if t + 1 < T else dys[t])
-        dR = da[0].t() @ h
-        if T > 1:
-            dR.addmm_(da[1:].flatten(0, 1).t(), y[:-1].flatten(0, 1))
-        return da, da[0] @ R, dR
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, W, R, states = ctx.saved_tensors
+        before, y = states[:-1], states[1:]
+        T, B, H = y.shape
+        one, dh, dR, of_input = R.new_ones(()), R.new_zeros(B, H), torch.zeros_like(R), InputGradients(x, W)
+        for steps in reversed(blocks(T, B)):
+            d_sums = torch.addcmul(one, y[steps], y[steps], value=-1)
+            for d_t, dy_t in zip(reversed(d_sums.unbind()), reversed(dy[steps].unbind()), strict=True):
+                d_t.mul_(dh.add_(dy_t))
+                torch.mm(d_t, R, out=dh)
+            of_input.add(steps, d_sums)
+            dR.addmm_(d_sums.flatten(0, 1).t(), before[steps].flatten(0, 1))
+        dx, dW, db = of_input.all()
+        return dx, dh, dW, dR, db

@@ -1,0 +1,1 @@
+"""How fast charrnn is, measured beside what it competes with: ``python -m benchmarks``."""

@@ -1,0 +1,50 @@
+"""What the training loop itself costs: an iteration with all that `charrnn train` does, over the bare step."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from typing import Any
+
+import torch
+
+from benchmarks.measure import Row, in_turn, thread_counts
+from benchmarks.subjects import bare, split, subjects, training
+from charrnn.display import PlainDisplay
+
+
+def run(quick: bool) -> list[Row]:
+    rows = []
+    for subject in subjects(128):
+        for threads in thread_counts():
+            torch.set_num_threads(threads)
+            minibatches = split()
+            arms = {
+                "loop": displayed(training(subject.model(), minibatches)),
+                "bare": bare(subject.model(), minibatches),
+            }
+            timings = in_turn(arms, repeats=7 if quick else 31)
+            rows.append(
+                {
+                    "model": str(subject),
+                    "threads": threads,
+                    "loop ms": 1e3 * timings["loop"].median,
+                    "spread": timings["loop"].spread,
+                    "bare ms": 1e3 * timings["bare"].median,
+                    "bare spread": timings["bare"].spread,
+                    "loop over bare": timings["loop"].median / timings["bare"].median,
+                }
+            )
+    return rows
+
+
+def displayed(iteration: Callable[[], Any]) -> Callable[[], None]:
+    """The iteration, and its printed line."""
+    display = PlainDisplay(1)
+
+    def call() -> None:
+        with redirect_stdout(io.StringIO()):
+            display.show(iteration())
+
+    return call

@@ -1,0 +1,58 @@
+"""Sampling: characters a second on one thread, in one stream and in 64 side by side, the whole way from the draw to
+the text; and the steps of the model alone."""
+
+from __future__ import annotations
+
+import time
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from benchmarks.measure import Row, summary
+from benchmarks.subjects import Subject, V, subjects
+from charrnn.sampling import Choice, Sampler, stepper
+from charrnn.vocabulary import Vocabulary
+
+ROUNDS = 5
+
+
+def run(quick: bool) -> list[Row]:
+    torch.set_num_threads(1)
+    rows = []
+    for subject in [*subjects(128), Subject("grid_lstm", 128, 6)]:
+        row: Row = {"model": str(subject)}
+        for streams in (1, 64):
+            steps = 200 if quick or streams > 1 else 2000
+            text = summary([seconds_of_text(subject, streams, steps) for _ in range(ROUNDS)])
+            row[f"characters/s, {streams} stream{'s' * (streams > 1)}"] = streams / text.median
+            row[f"spread, {streams}"] = text.spread
+        row["steps/s of the float32 model alone"] = (
+            1 / summary([seconds_of_step(subject) for _ in range(ROUNDS)]).median
+        )
+        rows.append(row)
+    return rows
+
+
+def seconds_of_text(subject: Subject, streams: int, steps: int) -> float:
+    """For one character in each stream."""
+    vocabulary = Vocabulary(tuple(range(32, 32 + V)))
+    sampler = Sampler(subject.model().eval(), vocabulary)
+    characters = sampler.write("A", steps + 20, Choice(), list(range(streams)))
+    for _ in islice(characters, 20 * streams):
+        pass
+    started = time.perf_counter()
+    for _ in characters:
+        pass
+    return (time.perf_counter() - started) / steps
+
+
+def seconds_of_step(subject: Subject, steps: int = 500) -> float:
+    step, x = stepper(subject.model().eval()), torch.tensor([3])
+    state: tuple[Tensor, ...] | None = None
+    with torch.inference_mode():
+        for n in range(steps + 20):
+            if n == 20:
+                started = time.perf_counter()
+            _, state = step(x, state)
+    return (time.perf_counter() - started) / steps

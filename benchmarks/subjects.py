@@ -1,0 +1,98 @@
+"""What is measured: the models with their sizes, and a text of random characters to train them on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from charrnn import registry
+from charrnn.data import Split
+from charrnn.options import TrainingOptions
+from charrnn.training import Training
+
+V = 65  # characters of tinyshakespeare
+BATCH = SEQUENCE = 50
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, with the names that TrainingOptions and ``networks`` have for it."""
+
+    name: str
+    size: int
+    layers: int
+
+    @property
+    def options(self) -> dict[str, Any]:
+        model, _, own = self.name.partition(" ")
+        return {"reset_after": True} if own else {"depth": 5} if model == "rhn" else {}
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.layers}x{self.size}"
+
+    def model(self) -> nn.Module:
+        torch.manual_seed(0)
+        return registry.create(self.name.partition(" ")[0], V, self.size, self.layers, 0.0, **self.options)
+
+
+NAMES = ("lstm", "gru", "gru -reset_after 1", "rnn", "grid_lstm", "rhn")
+
+
+def subjects(size: int) -> list[Subject]:
+    return [Subject(name, size, 1 if name == "rhn" else 2) for name in NAMES]
+
+
+def split(batch_size: int = BATCH, seq_length: int = SEQUENCE, minibatches: int = 1000) -> Split:
+    """Random characters as char-rnn lays out a text."""
+    tokens = np.random.default_rng(0).integers(0, V, batch_size * seq_length * minibatches, dtype=np.uint8)
+    return Split(tokens, minibatches * seq_length, 0, minibatches, batch_size, seq_length, carries=True)
+
+
+def training(model: nn.Module, minibatches: Split) -> Callable[[], Any]:
+    """One iteration of the real training loop at each call."""
+    options = TrainingOptions(max_epochs=1_000_000)
+    run = Training(model, minibatches, None, options).run()
+    return lambda: next(run)
+
+
+def by_hand(model: nn.Module, minibatches: Split) -> Callable[[], Any]:
+    """One iteration of a training loop as one writes it by hand: the same data, loss, clipping and optimizer."""
+    parameters = list(model.parameters())
+    optimizer = torch.optim.RMSprop(parameters, lr=2e-3, alpha=0.95, eps=1e-8)
+    state: tuple[Tensor, ...] | None = None
+    k = 0
+
+    def iteration() -> float:
+        nonlocal state, k
+        x, y = minibatches.batch(k % len(minibatches))
+        k += 1
+        optimizer.zero_grad()
+        logits, last = model(x, state)
+        loss = F.cross_entropy(logits.flatten(0, 1), y.flatten())
+        (loss * len(x)).backward()
+        state = tuple(s.detach() for s in last)
+        nn.utils.clip_grad_value_(parameters, 5.0)
+        optimizer.step()
+        return loss.item()
+
+    return iteration
+
+
+def bare(model: nn.Module, minibatches: Split) -> Callable[[], Any]:
+    """Forward, backward and update on one minibatch and from no state, over and over: a loop's least."""
+    optimizer = torch.optim.RMSprop(model.parameters(), lr=2e-3, alpha=0.95, eps=1e-8)
+    x, y = minibatches.batch(0)
+
+    def iteration() -> None:
+        optimizer.zero_grad()
+        logits, _ = model(x, None)
+        (F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="sum") / y.shape[1]).backward()
+        optimizer.step()
+
+    return iteration

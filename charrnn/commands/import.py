@@ -1,0 +1,55 @@
+"""charrnn import"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from charrnn.commands.flags import Command, Flag, note, with_defaults
+from charrnn.errors import UserError
+from charrnn.options import Option
+
+OPTIONS = [Option("force", bool, False, "1 = replace NEW where it exists", "bookkeeping")]
+HELP = """Take over a checkpoint of the original char-rnn or grid-lstm.
+
+OLD is a file lm_....t7 of a model lstm, gru, rnn or grid_lstm, saved on a CPU; NEW is the file to write,
+or a folder. The weights keep their precision, and the options their values. Sample from it, evaluate it,
+or train on from it with -init_from; the original programs save no optimizer, so there is no -resume.
+"""
+
+
+def import_(old: str, new: str, **values: Any) -> None:
+    values = with_defaults(OPTIONS, values)
+    target = Path(new)
+    if not target.is_dir():
+        check_free(target, values["force"])
+
+    from charrnn import torch7
+
+    checkpoint = torch7.load(Path(old), note)
+    if target.is_dir():
+        target /= checkpoint.name
+        check_free(target, values["force"])
+    checkpoint.save(target)
+    options = checkpoint.options
+    print(
+        f"{target}: {options.model}, {options.num_layers} layers of {options.rnn_size}, "
+        f"{len(checkpoint.vocabulary)} characters, {options.precision}, epoch {checkpoint.epoch:.2f}, "
+        f"validation loss {checkpoint.val_loss:.4f}"
+    )
+
+
+def check_free(path: Path, force: bool) -> None:
+    if os.path.lexists(path) and not force:
+        raise UserError(f"{path} is there already: choose another name, or replace it with -force 1")
+
+
+command = Command(
+    "import",
+    [click.Argument(["old"]), click.Argument(["new"]), *map(Flag, OPTIONS)],
+    callback=import_,
+    help=HELP,
+)

@@ -1,0 +1,82 @@
+"""charrnn inspect"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from charrnn.commands.flags import Command
+from charrnn.options import training_options
+
+HELP = """Show what a checkpoint holds: model, parameters, vocabulary, losses, settings, software.
+
+CHECKPOINT is a file, or a folder, which stands for its checkpoint with the best validation loss. Nothing
+in the file is executed, nor is the model's own file.
+"""
+
+
+def inspect(checkpoint: str, as_json: bool) -> None:
+    import json
+
+    from charrnn.checkpoint import find
+    from charrnn.inspection import inspect as inspect_file
+
+    found = inspect_file(find(Path(checkpoint)))
+    if as_json:
+        print(json.dumps(found))
+        return
+    show(found)
+
+
+def words(value: Any) -> str:
+    return " ".join(value) if isinstance(value, tuple) else str(value)
+
+
+def show(found: dict[str, Any]) -> None:
+    from charrnn import curve, display
+    from charrnn.memory import size
+
+    loss = "not validated" if found["val_loss"] is None else f"validation loss {found['val_loss']:.4f}"
+    bits = "" if found["bpc"] is None else f" ({found['bpc']:.3f} bits per character)"
+    display.heading(f"{found['model']} from epoch {found['epoch']:.2f}, {loss}{bits}")
+    display.table(("file", found["checkpoint"]), [(name, str(value)) for name, value in found["model_options"].items()])
+
+    total, parts = found["parameters"]["total"], found["parameters"]["parts"]
+    display.heading(f"{total:,} parameters, {size(found['parameters']['bytes'])}")
+    display.table(
+        ("part", "parameters", "share"), [(part, f"{count:,}", f"{count / total:.1%}") for part, count in parts.items()]
+    )
+
+    vocabulary = found["vocabulary"]
+    characters = sorted(vocabulary["characters"], key=lambda c: -(c["count"] or 0))
+    counted = "how often each was in the text" if characters[0]["count"] else "not counted when it was trained"
+    display.heading(f"{vocabulary['size']} characters ({vocabulary['encoding']}), {counted}")
+    display.flow([f"{c['character']} {c['count']:,}" if c["count"] else c["character"] for c in characters])
+
+    train, validation = found["losses"]["train"], found["losses"]["validation"]
+    if train:
+        display.heading("loss in nats per character by iteration: . training, o validation")
+        points = [(i, y) for i, y in enumerate(train, 1) if y is not None]
+        validated = [(i, y) for i, y in validation.items() if y is not None]
+        display.lines(curve.draw({".": points, "o": validated}, min(display.width(), 100), 15))
+
+    display.heading("settings")
+    usual = training_options()
+    rows = [(name, words(value), "" if value == usual[name].default else words(usual[name].default))
+            for name, value in found["settings"].items()]  # fmt: skip
+    display.table(("setting", "value", "default"), rows)
+    display.heading("software")
+    display.table(("of", "version"), list(found["software"].items()) or [("not recorded", "")])
+
+
+command = Command(
+    "inspect",
+    [
+        click.Argument(["checkpoint"], type=click.Path()),
+        click.Option(["-json", "--json", "as_json"], is_flag=True, help="print one JSON object"),
+    ],
+    callback=inspect,
+    help=HELP,
+)

@@ -1,0 +1,37 @@
+"""Several models as one: the average of the probabilities that they give."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from charrnn.checkpoint import Checkpoint
+from charrnn.errors import UserError
+
+
+def averaged(losses: Sequence[Tensor]) -> Tensor:
+    """The loss in nats of each character under the average of the models' probabilities, from each model's losses.
+
+    Shapes are alike, and kept. Of the probabilities a model gives, only that of the character that came is needed.
+    """
+    return math.log(len(losses)) - torch.logsumexp(-torch.stack(list(losses)), 0)
+
+
+def check_same_vocabulary(names: Sequence[str], members: Sequence[Checkpoint]) -> None:
+    """Raises UserError where checkpoints, of those names, know different characters."""
+    first, leader = names[0], members[0]
+    for name, member in zip(names, members, strict=True):
+        if member.vocabulary == leader.vocabulary:
+            continue
+        if member.vocabulary.encoding != leader.vocabulary.encoding:
+            difference = f"one is trained on {leader.vocabulary.encoding}, the other on {member.vocabulary.encoding}"
+        else:
+            ours, theirs = set(leader.vocabulary.codes), set(member.vocabulary.codes)
+            codes = [leader.vocabulary.name(code) for code in sorted(ours ^ theirs)]
+            difference = f"only one of them knows {', '.join(codes[:20])}{' ...' if len(codes) > 20 else ''}"
+        raise UserError(
+            f"{first} and {name} cannot be averaged: {difference}; train both on texts with the same characters"
+        )

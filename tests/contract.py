@@ -1,0 +1,368 @@
+"""What every model must keep: the contract of models/*.py as plain functions, for ours and for anyone's plugin.
+
+A check takes a Case and raises AssertionError where the model breaks its word. To hold a model of one's own to all:
+
+    from contract import CHECKS, cases
+
+    @pytest.mark.parametrize("check", CHECKS)
+    @pytest.mark.parametrize("case", cases("mymodel"), ids=str)
+    def test_contract(check, case):
+        check(case)
+
+The model is found by the registry, as ``charrnn train -model mymodel`` finds it. Everything is computed in float64 on
+small sizes, so that equal means equal to 1e-10, and different means different in any bit.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from charrnn import registry
+
+V, H, T, B = 7, 5, 6, 3
+
+State = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model with one choice of its options."""
+
+    name: str
+    n_layers: int = 2
+    own: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return "-".join([self.name, f"{self.n_layers}layers", *(f"{name}={value}" for name, value in self.own.items())])
+
+    def fresh(self, seed: int = 1, dropout: float = 0.0, rnn_size: int = H) -> nn.Module:
+        """As ``create`` leaves it, in float32 and in training mode."""
+        torch.manual_seed(seed)
+        return registry.create(self.name, V, rnn_size, self.n_layers, dropout, **self.own)
+
+    def build(self, seed: int = 1, dropout: float = 0.0) -> nn.Module:
+        """In float64, in evaluation mode, and away from its initial weights: a weight that starts at 0 hides what it
+        does."""
+        model = self.fresh(seed, dropout).double().eval()
+        with torch.no_grad():
+            for p in model.parameters():
+                p += torch.empty_like(p).uniform_(-0.4, 0.4)
+        return model
+
+
+def cases(name: str) -> list[Case]:
+    """One, two and three layers with the default options; two layers with each other value of each option that has
+    but a few (bool and Literal)."""
+    found = [Case(name, n_layers) for n_layers in (1, 2, 3)]
+    for option in registry.describe(name).values():
+        values = (False, True) if option.type is bool else option.choices
+        found += [Case(name, 2, {option.name: value}) for value in values if value != option.default]
+    return found
+
+
+def text(seed: int = 2, steps: int = T, rows: int = B) -> Tensor:
+    """Random characters, int64 (steps, rows)."""
+    return torch.randint(V, (steps, rows), generator=torch.Generator().manual_seed(seed))
+
+
+def random_state(model: nn.Module, x: Tensor) -> State:
+    """A state for the rows of x, in the shapes that the model returns."""
+    with torch.no_grad():
+        _, state = model(x)
+    generator = torch.Generator().manual_seed(3)
+    return tuple(torch.rand(s.shape, generator=generator, dtype=s.dtype) - 0.5 for s in state)
+
+
+def same(actual: Tensor, expected: Tensor, what: str, tolerance: float = 1e-10) -> None:
+    assert actual.shape == expected.shape, f"{what}: shape {tuple(actual.shape)}, not {tuple(expected.shape)}"
+    assert torch.isfinite(actual).all(), f"{what}: not finite"
+    difference = (actual - expected).abs().max().item() if actual.numel() else 0.0
+    assert difference <= tolerance, f"{what}: off by {difference:.3g}"
+
+
+def same_state(actual: State, expected: State, what: str, tolerance: float = 1e-10) -> None:
+    assert len(actual) == len(expected), f"{what}: {len(actual)} tensors, not {len(expected)}"
+    for number, (a, e) in enumerate(zip(actual, expected, strict=True)):
+        same(a, e, f"{what}, tensor {number}", tolerance)
+
+
+@torch.no_grad()
+def check_shapes(case: Case) -> None:
+    """Logits (T, B, V); the state a tuple of tensors with the batch on dimension -2; x may be any view."""
+    model = case.build()
+    for steps, rows in ((T, B), (1, B), (T, 1), (1, 1)):
+        x = text(steps=steps, rows=rows)
+        logits, state = model(x)
+        assert logits.shape == (steps, rows, V), f"logits are {tuple(logits.shape)}, not {(steps, rows, V)}"
+        assert isinstance(state, tuple), f"the state is a {type(state).__name__}, not a tuple"
+        assert all(s.shape[-2] == rows for s in state), "the state has its batch elsewhere than on dimension -2"
+        again, following = model(x.t().contiguous().t(), state)
+        assert again.shape == logits.shape
+        assert [s.shape for s in following] == [s.shape for s in state], "the state changes its shape"
+
+
+@torch.no_grad()
+def check_dtypes(case: Case) -> None:
+    """Computes in the type of its weights, and to the same numbers."""
+    double, single, x = case.build(), case.build().float(), text()
+    results = {}
+    for model, dtype in ((double, torch.float64), (single, torch.float32)):
+        logits, state = model(x)
+        assert {s.dtype for s in (logits, *state)} == {dtype}, f"weights in {dtype} give other numbers"
+        logits, state = model(x, state)
+        assert {s.dtype for s in (logits, *state)} == {dtype}, f"weights and a state in {dtype} give other numbers"
+        results[dtype] = logits.double()
+    same(results[torch.float32], results[torch.float64], "float32 beside float64", 1e-4)
+
+
+@torch.no_grad()
+def check_zero_state(case: Case) -> None:
+    """No state is a state of zeros."""
+    model, x = case.build(), text()
+    logits, state = model(x)
+    expected, expected_state = model(x, tuple(map(torch.zeros_like, state)))
+    same(logits, expected, "logits without a state beside those with zeros")
+    same_state(state, expected_state, "the state after none beside that after zeros")
+
+
+@torch.no_grad()
+def check_carry(case: Case) -> None:
+    """Any division of the text with the state carried on gives what the whole gives."""
+    model, x = case.build(), text()
+    for start in (None, random_state(model, x)):
+        whole, last = model(x, start)
+        for lengths in ((T // 2, T - T // 2), (1, T - 1), (1,) * T):
+            state, parts = start, []
+            for part in x.split(lengths):
+                logits, state = model(part, state)
+                parts.append(logits)
+            same(torch.cat(parts), whole, f"logits in parts of {lengths} time steps")
+            assert state is not None
+            same_state(state, last, f"the state after parts of {lengths} time steps")
+
+
+@torch.no_grad()
+def check_memory(case: Case) -> None:
+    """The model remembers nothing between calls: the same arguments give the same numbers."""
+    model, x = case.build(), text()
+    before, state = model(x)
+    model(text(seed=8), random_state(model, x))
+    model(text(rows=B + 1))
+    after, state_after = model(x)
+    same(after, before, "logits after other calls", 0.0)
+    same_state(state_after, state, "the state after other calls", 0.0)
+
+
+@torch.no_grad()
+def check_causality(case: Case) -> None:
+    """A character changes its own logits and later ones only."""
+    model, x = case.build(), text()
+    logits, _ = model(x)
+    for t in range(T):
+        changed = x.clone()
+        changed[t] = (changed[t] + 1) % V
+        new, _ = model(changed)
+        same(new[:t], logits[:t], f"logits before the character of time step {t} that changed")
+        assert (new[t] != logits[t]).any(), f"the character of time step {t} leaves its own logits alone"
+
+
+@torch.no_grad()
+def check_rows(case: Case) -> None:
+    """The rows of a minibatch know nothing of each other."""
+    model, x = case.build(), text()
+    state = random_state(model, x)
+    logits, last = model(x, state)
+    for row in range(B):
+        alone, last_alone = model(x[:, [row]], tuple(s[..., [row], :] for s in state))
+        same(alone, logits[:, [row]], f"logits of row {row} on its own")
+        same_state(last_alone, tuple(s[..., [row], :] for s in last), f"the state of row {row} on its own")
+
+
+@torch.no_grad()
+def check_untouched(case: Case) -> None:
+    """The arguments are read, not written."""
+    model, x = case.build(), text()
+    state = random_state(model, x)
+    x_before, state_before = x.clone(), tuple(s.clone() for s in state)
+    model(x, state)
+    if hasattr(model, "step"):
+        model.step(x[0], state)
+    assert torch.equal(x, x_before), "the model writes into x"
+    same_state(state, state_before, "the state that was handed in", 0.0)
+
+
+def check_reach(case: Case) -> None:
+    """Every parameter learns: the gradient of the loss reaches it."""
+    model, x, y = case.build().train(), text(), text(seed=4)
+    logits, _ = model(x, random_state(model, x))
+    F.cross_entropy(logits.flatten(0, 1), y.flatten()).backward()
+    for name, p in model.named_parameters():
+        assert p.grad is not None and p.grad.isfinite().all(), f"no gradient, or not a finite one: {name}"
+        assert (p.grad != 0).any(), f"the gradient is 0: {name}"
+
+
+def check_gradient(case: Case) -> None:
+    """The gradients by every parameter and by the state are those of finite differences.
+
+    Compared along random directions, which a wrong entry anywhere in a gradient changes.
+    """
+    model, x = case.build().train(), text()
+    parameters, start = dict(model.named_parameters()), random_state(model, x)
+    inputs = [value.detach().clone().requires_grad_() for value in (*parameters.values(), *start)]
+
+    def weighted_sum(*inputs: Tensor) -> Tensor:
+        weights, state = dict(zip(parameters, inputs, strict=False)), inputs[len(parameters) :]
+        logits, last = torch.func.functional_call(model, weights, (x, state))
+        outputs = torch.cat([out.flatten() for out in (logits, *last)])
+        return outputs @ torch.linspace(-1, 2, len(outputs), dtype=outputs.dtype)
+
+    found = torch.autograd.grad(weighted_sum(*inputs), inputs, materialize_grads=True)
+    names = [*parameters, *(f"state {number}" for number in range(len(start)))]
+    generator = torch.Generator().manual_seed(4)
+    for at, (name, gradient) in enumerate(zip(names, found, strict=True)):
+        for _ in range(2):
+            direction = torch.rand(gradient.shape, generator=generator, dtype=gradient.dtype) + 0.5
+            expected = slope(weighted_sum, inputs, at, direction)
+            same((gradient * direction).sum(), expected, f"gradient by {name}", 1e-6)
+
+
+@torch.no_grad()
+def slope(function: Callable[..., Tensor], inputs: list[Tensor], at: int, direction: Tensor) -> Tensor:
+    """How fast function(*inputs), a number, grows as the input at that place moves in a direction, from differences."""
+    step = 1e-5
+    above, below = ([*inputs[:at], inputs[at] + by * direction, *inputs[at + 1 :]] for by in (step, -step))
+    return (function(*above) - function(*below)) / (2 * step)
+
+
+def check_modes(case: Case) -> None:
+    """What is computed for gradients is what is computed without: a model may take a faster way there."""
+    model, x = case.build(), text()
+    state = random_state(model, x)
+    expected, last = model(x, state)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            logits, end = model(x, state)
+            same(logits, expected, f"logits under {mode.__name__}")
+            same_state(end, last, f"the state under {mode.__name__}")
+
+
+@torch.no_grad()
+def check_fresh_weights(case: Case) -> None:
+    """Weights count as soon as they change, in place or loaded: a model that keeps something made of them renews it."""
+    model, x = case.build(seed=1), text()
+
+    def outputs(model: nn.Module) -> tuple[Tensor, ...]:
+        stepped = [model.step(x[0])[0]] if hasattr(model, "step") else []
+        return model(x)[0], *stepped
+
+    def expected() -> tuple[Tensor, ...]:
+        other = case.build(seed=2)
+        other.load_state_dict(model.state_dict())
+        return outputs(other)
+
+    outputs(model)
+    for p in model.parameters():
+        p *= 0.5
+    same_state(outputs(model), expected(), "logits after a change in place")
+    model.load_state_dict(case.build(seed=3).state_dict())
+    same_state(outputs(model), expected(), "logits after other weights were loaded")
+
+
+@torch.no_grad()
+def check_dropout(case: Case) -> None:
+    """Dropout works, in training only, and 0 means none."""
+    model, x = case.build(dropout=0.5), text()
+    expected, _ = model(x)
+    same(model(x)[0], expected, "logits of evaluation, called twice", 0.0)
+    same(case.build(dropout=0.0)(x)[0], expected, "logits of evaluation with and without dropout")
+    same(case.build(dropout=0.0).train()(x)[0], expected, "logits of training with dropout 0")
+    model.train()
+    assert (model(x)[0] != model(x)[0]).any(), "training calls with dropout 0.5 are all the same"
+
+
+@torch.no_grad()
+def check_round_trip(case: Case) -> None:
+    """The weights of its state_dict are the whole of the model."""
+    model, other, x = case.build(seed=1), case.build(seed=2), text()
+    expected, _ = model(x)
+    assert (other(x)[0] != expected).any(), "two seeds give the same model"
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    file.seek(0)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    same(other(x)[0], expected, "logits with another model's weights", 0.0)
+
+
+def check_initialisation(case: Case) -> None:
+    """torch.manual_seed fixes the initial weights."""
+    first, again, other = (case.fresh(seed).state_dict() for seed in (1, 1, 2))
+    assert first.keys() == again.keys() == other.keys() and first
+    for name, value in first.items():
+        assert value.isfinite().all(), f"not finite: {name}"
+        assert torch.equal(value, again[name]), f"not fixed by the seed: {name}"
+    assert any(not torch.equal(first[name], other[name]) for name in first), "no initial weight is random"
+
+
+def check_step(case: Case) -> None:
+    """Optional: ``step`` is ``forward`` for one time step."""
+    model, x = case.build(dropout=0.5), text()
+    if not hasattr(model, "step"):
+        return
+    for rows in (1, B):
+        for start in (None, random_state(model, x[:, :rows])):
+            with torch.inference_mode():
+                expected, last = model(x[:, :rows], start)
+                state = start
+                for t in range(T):
+                    logits, state = model.step(x[t, :rows], state)
+                    same(logits, expected[t], f"logits of step {t}")
+            assert state is not None
+            same_state(state, last, "the state after the steps")
+
+
+@torch.no_grad()
+def check_masks(case: Case) -> None:
+    """Optional: masks of ``draw_masks`` fix the dropout, in evaluation too, and are what training draws for itself."""
+    model, x = case.build(dropout=0.5).train(), text()
+    if not hasattr(model, "draw_masks"):
+        return
+    first, again, other = (model.draw_masks(x, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    expected, last = model(x, None, masks=first)
+    for mode, masks in ((True, first), (True, again), (False, first)):
+        logits, state = model.train(mode)(x, None, masks=masks)
+        same(logits, expected, "logits with the same masks", 0.0)
+        same_state(state, last, "the state with the same masks", 0.0)
+    assert (model(x, None, masks=other)[0] != expected).any(), "other masks change nothing"
+    model.train()
+    torch.manual_seed(6)
+    own, _ = model(x)
+    torch.manual_seed(6)
+    same(own, model(x, None, masks=model.draw_masks(x, None))[0], "logits with the model's own masks", 0.0)
+
+
+CHECKS: list[Callable[[Case], None]] = [
+    check_shapes,
+    check_dtypes,
+    check_zero_state,
+    check_carry,
+    check_memory,
+    check_causality,
+    check_rows,
+    check_untouched,
+    check_reach,
+    check_gradient,
+    check_modes,
+    check_fresh_weights,
+    check_dropout,
+    check_round_trip,
+    check_initialisation,
+    check_step,
+    check_masks,
+]

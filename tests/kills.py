@@ -1,0 +1,155 @@
+"""Trainings that are killed again and again and must come to the same end, for test_faults and benchmarks/kills.py."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from command import SMALL, SONG, write_text
+from test_resume import same_run
+
+from charrnn.checkpoint import Checkpoint, find_newest
+from charrnn.files import UNFINISHED
+
+# a server that has torch loaded forks a real process for each training, in moments
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["kills", "charrnn.run", "charrnn.commands.train", "charrnn.display", "torch._dynamo"])
+TIMEOUT = 60.0  # seconds: nothing here takes nearly so long
+RUN = (
+    *("train", "-data_dir", "data", *SMALL, "-threads", 1, "-max_epochs", 6, "-eval_val_every", 40, "-save_every", 7),
+    *("-dropout", 0.2, "-learning_rate_decay_after", 1, "-learning_rate_decay", 0.8, "-sample_length", 20),
+)
+
+
+def work(arguments: list[str], folder: str, slow: float, prepare: Callable[[], None] | None) -> None:
+    """In the new process: run the command in ``folder``, its output in log.txt, the disk ``slow`` seconds late
+    with checkpoints."""
+    os.chdir(folder)
+    log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    if slow:
+        fsync = os.fsync
+
+        def late(file: Any) -> None:
+            if ".pt." in os.readlink(f"/proc/self/fd/{file}"):
+                time.sleep(slow)
+            fsync(file)
+
+        os.fsync = late
+    if prepare:
+        prepare()
+    from charrnn.cli import run
+
+    code = run(arguments)
+    os._exit(code)
+
+
+def start(folder: Path, *args: object, slow: float = 0.0, prepare: Callable[[], None] | None = None) -> BaseProcess:
+    """A process of its own that runs ``charrnn ARGS`` in ``folder``."""
+    (folder / "log.txt").unlink(missing_ok=True)
+    process = SERVER.Process(target=work, args=([str(arg) for arg in args], str(folder), slow, prepare))
+    process.start()
+    return process
+
+
+def output(folder: Path) -> str:
+    try:
+        return (folder / "log.txt").read_text(errors="replace")
+    except FileNotFoundError:
+        return ""
+
+
+def wait_until(happened: Callable[[], bool], process: BaseProcess) -> bool:
+    """Whether it happened before the process ended."""
+    end = time.monotonic() + TIMEOUT
+    while not happened():
+        if not process.is_alive():
+            return happened()
+        assert time.monotonic() < end, "nothing came of it"
+        time.sleep(0.001)
+    return True
+
+
+def wait_for_iteration(process: BaseProcess, folder: Path, times: int = 1) -> bool:
+    return wait_until(lambda: output(folder).count("train_loss") >= times, process)
+
+
+def unfinished(folder: Path) -> list[Path]:
+    """The temporary files of saves that are under way, or were when their process was killed."""
+    return list(folder.glob(f".*{UNFINISHED}"))
+
+
+def finish(process: BaseProcess) -> int:
+    """Wait for the end. Returns the exit code, negative for a signal."""
+    process.join(TIMEOUT)
+    assert process.exitcode is not None, "it does not end"
+    return process.exitcode
+
+
+@dataclass
+class Kills:
+    """What came of many kills. inside: how many met a save under way; iterations: where each resumed run began."""
+
+    kills: int = 0
+    inside: int = 0
+    iterations: list[int] = field(default_factory=list)
+
+
+def newest(folder: Path) -> Checkpoint:
+    """The checkpoint that -resume takes, and proof that every other one is whole too."""
+    for path in folder.glob("*.pt"):
+        Checkpoint.load(path)
+    return Checkpoint.load(find_newest(folder))
+
+
+def survive(folder: Path, kills: int, seed: int) -> Kills:
+    """Train once undisturbed and once with that many kills, half of them aimed at saves on a slow disk.
+
+    Fewer kills where the run comes to its end before. Raises AssertionError unless every checkpoint met on
+    the way is whole and both end equal.
+    """
+    chance = random.Random(seed)
+    whole, parts = folder / "whole", folder / "parts"
+    for place in (whole, parts):
+        write_text(place / "data", SONG * 60)
+    assert finish(start(whole, *RUN)) == 0, output(whole)
+    result = Kills()
+    while result.kills < kills:
+        process = start(parts, *going_on(parts), slow=0.03)
+        assert wait_for_iteration(process, parts), output(parts)
+        if chance.random() < 0.5:
+            wait_until(lambda: bool(unfinished(parts / "cv")), process)
+            time.sleep(chance.uniform(0, 0.03))
+        else:
+            time.sleep(chance.uniform(0, 0.3))
+        if not process.is_alive():
+            break
+        os.kill(process.pid or 0, signal.SIGKILL)
+        assert finish(process) == -signal.SIGKILL
+        result.kills += 1
+        result.inside += bool(unfinished(parts / "cv"))
+        if list((parts / "cv").glob("*.pt")):
+            result.iterations.append(newest(parts / "cv").training["iteration"])
+    assert finish(process if result.kills < kills else start(parts, *going_on(parts))) == 0, output(parts)
+    assert not unfinished(parts / "cv"), "what the killed ones left is gone"
+    same_run(last_of(whole / "cv"), last_of(parts / "cv"))
+    return result
+
+
+def going_on(folder: Path) -> tuple[object, ...]:
+    """The command that goes on with the run in a folder: from its beginning where nothing was saved yet."""
+    return ("train", "-resume", "cv") if list((folder / "cv").glob("*.pt")) else RUN
+
+
+def last_of(folder: Path) -> Path:
+    """The checkpoint of a run's end."""
+    return max(folder.glob("lm_*_epoch*.pt"), key=lambda path: path.stat().st_mtime_ns)

@@ -1,0 +1,147 @@
+"""The benchmarks compare like with like: the plain networks compute what ours do, and the formulas count their work."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import torch
+from command import environment
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+import charrnn
+from benchmarks import growth, measure, networks, picture, startup, subjects
+
+SIZE, LAYERS = 6, 2
+ROOT = Path(charrnn.__file__).parent.parent
+
+
+def weights(name: str, model: nn.Module) -> dict[str, Tensor]:
+    """Our weights under the names that the plain network has for them."""
+    p = dict(model.named_parameters())
+    if name == "grid_lstm":
+        return {key.replace("depth.0.", "depth."): value for key, value in p.items()}
+    if name == "rhn":
+        taken = {"embedding.weight": p["embedding"], "decoder.weight": p["softmax_w"], "decoder.bias": p["softmax_b"]}
+        for layer in range(LAYERS):
+            taken[f"inputs.{layer}.weight"] = torch.cat(tuple(p[f"W.{layer}"]), 1).T
+            for d, (R, b) in enumerate(zip(p[f"R.{layer}"], p[f"b.{layer}"], strict=True)):
+                taken[f"depths.{layer}.{d}.weight"] = torch.cat(tuple(R), 1).T
+                taken[f"depths.{layer}.{d}.bias"] = b.flatten()
+        return taken
+    if name == "gru":
+        taken = {"decoder.weight": p["decoder.weight"], "decoder.bias": p["decoder.bias"]}
+        for layer in range(LAYERS):
+            W, R, b, b_h = (p[f"gru.{k}_l{layer}"] for k in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+            taken |= {f"inputs.{layer}.weight": W, f"inputs.{layer}.bias": b}
+            taken |= {f"gates.{layer}.weight": R[: 2 * SIZE], f"gates.{layer}.bias": b_h[: 2 * SIZE]}
+            taken |= {f"candidates.{layer}.weight": R[2 * SIZE :], f"candidates.{layer}.bias": b_h[2 * SIZE :]}
+        return taken
+    return {key.replace(name.partition(" ")[0] + ".", "layers."): value for key, value in p.items()}
+
+
+@pytest.mark.parametrize("name", subjects.NAMES)
+def test_the_plain_networks_compute_the_same(name: str) -> None:
+    model = subjects.Subject(name, SIZE, LAYERS).model().double()
+    x = torch.randint(subjects.V, (4, 3))
+    logits, state = model(x, None)
+    for network in networks.plain(name, subjects.V, SIZE, LAYERS).values():
+        network.double().load_state_dict(weights(name, model))
+        for start in (None, state):
+            expected, end = model(x, start)
+            actual, last = network(x, start)
+            torch.testing.assert_close((actual, *last), (expected, *end), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", subjects.NAMES)
+def test_the_formula_counts_the_products(name: str) -> None:
+    T, B = 3, 2
+    # a loop with a look-up, so that all products go through the counter, and none is with one-hot vectors
+    ways = networks.plain(name, subjects.V, SIZE, LAYERS)
+    network = ways.get("loop, look-up", next(iter(ways.values())))
+    one_hot = 0
+    if isinstance(network, networks.Layers):
+        one_hot = 2 * T * B * subjects.V * network.layers.weight_ih_l0.shape[0]
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        by_products(network, torch.randint(subjects.V, (T, B)))
+    assert counter.get_total_flops() - one_hot == T * B * networks.flops(name, subjects.V, SIZE, LAYERS)
+
+
+def by_products(network: nn.Module, x: Tensor) -> None:
+    """Run the network; torch's own layers, in which the counter sees nothing, as the products that they are made of."""
+    if isinstance(network, networks.Layers):
+        below = F.one_hot(x, subjects.V).to(network.decoder.weight)
+        for W, R, *_ in network.layers.all_weights:
+            h = below.new_zeros(*x.shape, SIZE)
+            F.linear(below, W), F.linear(h, R)
+            below = h
+        network.decoder(below)
+    elif isinstance(network, networks.Grid):
+        h = network.embedding(x)
+        for time in network.time:
+            for cell, suffix in ((time, "_l0"), (network.depth, "")):
+                F.linear(h, getattr(cell, f"weight_ih{suffix}")), F.linear(h, getattr(cell, f"weight_hh{suffix}"))
+        network.decoder(h)
+    else:
+        network(x, None)
+
+
+def test_the_hand_written_loop_trains_as_ours_does() -> None:
+    minibatches = subjects.split(4, 5, 6)
+    ours, plain = (subjects.Subject("lstm", SIZE, LAYERS).model() for _ in range(2))
+    plain.load_state_dict(ours.state_dict())
+    iteration, by_hand = subjects.training(ours, minibatches), subjects.by_hand(plain, minibatches)
+    for _ in range(4):
+        assert iteration().loss == pytest.approx(by_hand(), abs=1e-5)
+    for a, b in zip(ours.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
+
+
+def test_arms_take_turns() -> None:
+    calls: list[str] = []
+    arms = {name: lambda name=name: calls.append(name) for name in "ab"}
+    timings = measure.in_turn(arms, repeats=3, warm_up=2)
+    assert "".join(calls) == "ab" * 5
+    assert timings.keys() == {"a", "b"}
+
+
+def test_summary_and_exponent() -> None:
+    timing = measure.summary([1.0, 2.0, 3.0, 4.0, 100.0])
+    assert (timing.low, timing.median, timing.high, timing.spread) == (2, 3, 4, 2 / 3)
+    assert growth.slope([(0, 1), (1, 3), (2, 5)]) == pytest.approx(2)
+
+
+def test_the_picture_has_a_line_for_each_model_and_size(tmp_path: Path) -> None:
+    rows = [
+        {"model": model, "size": size, "value": value, "ms": 2.0 * value**exponent}
+        for size in ("rnn_size", "batch_size")
+        for model, exponent in (("lstm", 2), ("rnn", 1))
+        for value in (10, 20, 40)
+    ]
+    picture.draw(rows, tmp_path / "growth.svg")
+    svg = ElementTree.parse(tmp_path / "growth.svg").getroot()
+    lines = svg.findall(".//{http://www.w3.org/2000/svg}polyline")
+    assert len(lines) == 4
+    points = [[tuple(map(float, p.split(","))) for p in line.attrib["points"].split()] for line in lines]
+    rises = [(line[0][1] - line[2][1]) / (line[2][0] - line[0][0]) for line in points]
+    assert rises[0] == pytest.approx(2 * rises[1], rel=1e-2)
+
+
+def test_a_failing_command_is_no_measurement() -> None:
+    with pytest.raises(RuntimeError, match="nonsense"):
+        startup.first_byte([sys.executable, "-c", "raise SystemExit('nonsense')"])
+
+
+def test_the_command_prints_and_writes_its_figures(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "benchmarks", "startup", "--quick", "--json", str(tmp_path / "figures.json")]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, env=environment(), check=True)
+    figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
+    assert [row["command"] for row in figures["startup"]][1] == "charrnn --help"
+    assert figures["machine"]["torch"] == torch.__version__
+    assert b"charrnn --help" in done.stdout

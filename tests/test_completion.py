@@ -1,0 +1,96 @@
+"""Completion as the shells ask for it, in a real bash where it is there, and without torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command import charrnn, environment
+
+ASK = """
+import os, sys, json, runpy
+from charrnn import cli
+try:
+    cli.run()
+except SystemExit:
+    pass
+print("torch" in sys.modules)
+"""
+
+
+def complete(line: str, cwd: Path) -> list[str]:
+    """What completes the last word of a command line, '' after a space; checks that torch was not needed."""
+    words = line.split(" ")
+    env = environment(COMP_WORDS=line, COMP_CWORD=str(len(words) - 1), _CHARRNN_COMPLETE="bash_complete")
+    done = subprocess.run([sys.executable, "-c", ASK], cwd=cwd, env=env, capture_output=True, timeout=60)
+    assert done.stderr == b""
+    *items, torch_is_there = done.stdout.decode().splitlines()
+    assert torch_is_there == "False"
+    return items
+
+
+@pytest.mark.parametrize(
+    ("line", "items"),
+    [
+        ("charrnn tr", ["plain,train"]),
+        ("charrnn train -rnn", ["plain,-rnn_size"]),
+        ("charrnn train --rnn", ["plain,--rnn_size"]),
+        ("charrnn train -model g", ["plain,grid_lstm", "plain,gru"]),
+        ("charrnn train -model mi", ["plain,mine"]),
+        ("charrnn train -model mine -lea", ["plain,-learning_rate", "plain,-learning_rate_decay",
+                                            "plain,-learning_rate_decay_after", "plain,-leak"]),
+        ("charrnn train -model gru -reset", ["plain,-reset_after"]),
+        ("charrnn train -lr_schedule c", ["plain,constant", "plain,cosine"]),
+        ("charrnn train -rnn_size 3 -modle x -dry", ["plain,-dry_run"]),
+        ("charrnn train -data_dir da", ["dir,da"]),
+        ("charrnn train -resume c", ["file,c"]),
+        ("charrnn train -accurate_gpu_timing ", ["plain,0", "plain,1"]),
+        ("charrnn sample cv -temp", ["plain,-temperature"]),
+        ("charrnn inspect c", ["file,c"]),
+        ("charrnn completion z", ["plain,zsh"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_completion(tmp_path: Path, line: str, items: list[str]) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/mine.py").write_text(
+        "open('executed', 'w')\ndef create(input_size, rnn_size, n_layers, dropout, *, leak: float = 0.5): ...\n"
+    )
+    assert complete(line, tmp_path) == items
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_each_shell_has_a_script_that_it_takes(tmp_path: Path, shell: str) -> None:
+    script = charrnn("completion", shell, cwd=tmp_path).stdout
+    assert f"_CHARRNN_COMPLETE={shell}_complete".encode() in script
+    if shutil.which(shell):
+        subprocess.run([shell, "-n", "/dev/stdin"], input=script, check=True, timeout=60)
+
+
+def test_bash_itself_completes(tmp_path: Path) -> None:
+    if not shutil.which("bash"):
+        pytest.skip("there is no bash here")
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin/charrnn"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m charrnn "$@"\n')
+    program.chmod(0o755)
+    words = """
+        eval "$(charrnn completion bash)"
+        COMP_WORDS=(charrnn train -model rh) COMP_CWORD=3
+        _charrnn_completion charrnn
+        printf '%s\\n' "${COMPREPLY[@]}"
+    """
+    env = environment(PATH=f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    done = subprocess.run(["bash", "-c", words], cwd=tmp_path, env=env, capture_output=True, timeout=60)
+    assert done.stdout.decode().split() == ["rhn"], done.stderr
+
+
+def test_an_unknown_shell_is_named_with_those_there_are(tmp_path: Path) -> None:
+    said = charrnn("completion", "tcsh", cwd=tmp_path, code=2).stderr.decode()
+    assert "tcsh" in said and all(json.dumps(shell).replace('"', "'") in said for shell in ("bash", "zsh", "fish"))

@@ -1,0 +1,357 @@
+"""Every built-in model keeps the contract, and the contract's checks see each way to break it.
+
+Besides: lstm, gru and rnn beside loops over single units, written from their papers, and their numbers of parameters.
+"""
+
+from __future__ import annotations
+
+from math import exp, tanh
+
+import pytest
+import torch
+from contract import CHECKS, B, Case, H, T, V, cases, random_state, slope, text
+
+from charrnn import registry
+
+MORE = [Case("rhn", 2, {"depth": 1}), Case("rhn", 1, {"depth": 3, "tie_embeddings": True, "share_masks": False})]
+BUILT_IN = [case for name in registry.models() for case in cases(name)] + MORE
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("case", BUILT_IN, ids=str)
+def test_built_in_models_keep_the_contract(case, check):
+    check(case)
+
+
+def test_the_optional_parts_that_the_checks_find():
+    models = {name: Case(name).build() for name in registry.models()}
+    assert {"lstm", "gru", "rnn", "grid_lstm", "rhn"} <= models.keys()
+    assert all(hasattr(model, "step") for model in models.values())
+    assert hasattr(models["rhn"], "draw_masks")
+
+
+# a plugin with every part of the contract, and ways to break it: text of the file, what to put in its place
+PLUGIN = '''\
+"""A plain network for the tests of the contract."""
+import torch
+from torch import nn
+
+
+class Plain(nn.Module):
+    def __init__(self, input_size, rnn_size, n_layers, dropout):
+        super().__init__()
+        self.embedding = nn.Embedding(input_size, rnn_size)
+        self.recurrent = nn.ModuleList(nn.Linear(rnn_size, rnn_size) for _ in range(n_layers))
+        self.decoder = nn.Linear(rnn_size, input_size)
+        self.drop = dropout
+
+    def forward(self, x, state=None, masks=None):
+        if masks is None and self.training and self.drop:
+            masks = self.draw_masks(x)
+        below, last = self.embedding(x), []
+        for h, recurrent in zip(self.start(x, state), self.recurrent):
+            outputs = []
+            for input in below:
+                h = torch.tanh(input + recurrent(h))
+                outputs.append(h)
+            below = torch.stack(outputs)
+            last.append(h)
+        return self.decoder(below if masks is None else masks * below), (torch.stack(last),)
+
+    def step(self, x, state=None):
+        below, last = self.embedding(x), []
+        for h, recurrent in zip(self.start(x, state), self.recurrent):
+            below = torch.tanh(below + recurrent(h))
+            last.append(below)
+        return self.decoder(below), (torch.stack(last),)
+
+    def start(self, x, state):
+        weight = self.decoder.weight
+        return weight.new_zeros(len(self.recurrent), x.shape[-1], weight.shape[1]) if state is None else state[0]
+
+    def draw_masks(self, x, generator=None):
+        weight = self.decoder.weight
+        return torch.rand(x.shape[1], weight.shape[1], generator=generator).gt(self.drop).to(weight) / (1 - self.drop)
+
+
+def create(input_size, rnn_size, n_layers, dropout):
+    return Plain(input_size, rnn_size, n_layers, dropout)
+'''
+
+WRONG_GRADIENT = """\
+import torch
+
+
+class Tanh(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, a):
+        ctx.save_for_backward(a.tanh())
+        return a.tanh()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (h,) = ctx.saved_tensors
+        return gradient * (1 - 1.001 * h * h)
+"""
+
+FORWARD_TANH = "h = torch.tanh(input + recurrent(h))"
+RETURN = "return self.decoder(below if masks is None else masks * below), (torch.stack(last),)"
+MASKS_ARE_NONE = "if masks is None and self.training and self.drop:"
+
+BROKEN = {
+    "batch first": ("shapes", RETURN, RETURN.replace(", (torch", ".transpose(0, 1), (torch")),
+    "the state a list": ("shapes", RETURN, RETURN.replace("(torch.stack(last),)", "[torch.stack(last)]")),
+    "the state with its batch last": ("shapes", RETURN, RETURN.replace("torch.stack(last)", "torch.stack(last).mT")),
+    "logits in float32": ("dtypes", RETURN, RETURN.replace(", (torch", ".float(), (torch")),
+    "a state in float32": ("dtypes", RETURN, RETURN.replace("(torch.stack(last),)", "(torch.stack(last).float(),)")),
+    "a first state that is not zeros": ("zero_state", "weight.new_zeros(", "weight.new_ones("),
+    "a state that is ignored": ("carry", " if state is None else state[0]", ""),
+    "a state one step behind": ("carry", "last.append(h)", "last.append(outputs[-2] if len(outputs) > 1 else h)"),
+    "a hidden state in the module": (
+        "memory",
+        "return weight.new_zeros(",
+        """self.old = state or getattr(self, "old", None)
+        if self.old and self.old[0].shape[1] == x.shape[-1]:
+            state = self.old
+        return weight.new_zeros(""",
+    ),
+    "a look at later characters": ("causality", "torch.stack(outputs)", "torch.stack(outputs); below += below.mean(0)"),
+    "a look at the next character": (
+        "causality",
+        "below, last = self.embedding(x), []\n        for h, recurrent in "
+        "zip(self.start(x, state), self.recurrent):\n            outputs",
+        "below, last = self.embedding(x.roll(-1, 0)), []\n        for h, recurrent in "
+        "zip(self.start(x, state), self.recurrent):\n            outputs",
+    ),
+    "characters that do not count": ("causality", FORWARD_TANH, FORWARD_TANH.replace("input", "0 * input")),
+    "rows that read each other": ("rows", "torch.stack(outputs)", "torch.stack(outputs); below += below.mean(1, True)"),
+    "a state written in place": ("untouched", "outputs = []", "outputs = []; h.mul_(0.5)"),
+    "a step that writes the state": ("untouched", "last.append(below)", "last.append(below); h.zero_()"),
+    "a parameter without use": ("reach", "self.drop = dropout", "self.drop = dropout; self.u = nn.Linear(2, 2)"),
+    "a parameter cut off": ("reach", FORWARD_TANH, FORWARD_TANH.replace("recurrent(h)", "recurrent(h).detach()")),
+    "a gradient off by a thousandth": ("gradient", FORWARD_TANH, FORWARD_TANH.replace("torch.tanh", "Tanh.apply")),
+    "no bias where no gradient is asked for": (
+        "modes",
+        FORWARD_TANH,
+        FORWARD_TANH + "\n                if not torch.is_grad_enabled(): h = h - recurrent.bias",
+    ),
+    "a first weight that is kept": (
+        "fresh_weights",
+        FORWARD_TANH,
+        "self.kept = getattr(self, 'kept', None) or (self.decoder.bias.clone(),); " + FORWARD_TANH,
+        RETURN,
+        RETURN.replace("below if", "self.kept[0].mean() + below if"),
+    ),
+    "dropout in evaluation": ("dropout", MASKS_ARE_NONE, "if masks is None and self.drop:"),
+    "no dropout": ("dropout", MASKS_ARE_NONE, "if False:"),
+    "dropout that was not asked for": ("dropout", "self.drop = dropout", "self.drop = dropout or 0.5"),
+    "weights outside the state_dict": (
+        "round_trip",
+        "self.drop = dropout",
+        "self.drop = dropout; self.w = torch.rand(1).double()",
+        FORWARD_TANH,
+        FORWARD_TANH.replace("input", "self.w * input"),
+    ),
+    "initial weights that no seed fixes": (
+        "initialisation",
+        "self.drop = dropout",
+        "self.drop = dropout; free = torch.Generator(); free.seed(); self.decoder.bias.data.uniform_(generator=free)",
+    ),
+    "a step of another function": ("step", "torch.tanh(below + recurrent(h))", "torch.tanh(below + h)"),
+    "a step that drops its state": ("step", "last.append(below)", "last.append(h)"),
+    "masks that are not kept": ("masks", MASKS_ARE_NONE, "if self.training and self.drop:"),
+    "masks that do nothing": (
+        "masks",
+        RETURN,
+        "below = nn.functional.dropout(below, self.drop, self.training and masks"
+        " is None); " + RETURN.replace("masks * ", ""),
+    ),
+    "masks of its own kind": ("masks", "masks = self.draw_masks(x)", "masks = self.draw_masks(x).flip(0)"),
+}
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch):
+    """Writes a plugin where the registry looks."""
+
+    def write(source):
+        (tmp_path / "models").mkdir()
+        (tmp_path / "models" / "plain.py").write_text(source)
+        monkeypatch.chdir(tmp_path)
+        return Case("plain")
+
+    return write
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_a_plugin_keeps_the_contract(check, plugin):
+    check(plugin(PLUGIN))
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_the_contract_sees(fault, plugin):
+    name, *replacements = BROKEN[fault]
+    source = WRONG_GRADIENT + PLUGIN
+    for old, new in zip(replacements[::2], replacements[1::2], strict=True):
+        assert old in source
+        source = source.replace(old, new)
+    case = plugin(source)
+    check = next(check for check in CHECKS if check.__name__ == f"check_{name}")
+    case.build()(text())  # it runs
+    with pytest.raises(AssertionError):
+        check(case)
+
+
+def test_every_check_is_seen_to_fail():
+    assert {f"check_{name}" for name, *_ in BROKEN.values()} == {check.__name__ for check in CHECKS}
+
+
+def test_a_model_without_optional_parts_keeps_the_contract(plugin):
+    head, _, rest = PLUGIN.partition("    def step")
+    start = rest[rest.index("    def start") : rest.index("    def draw_masks")]
+    source = head.replace(", masks=None", "").replace("masks * below", "nn.functional.dropout(below, self.drop)")
+    source = source.replace(MASKS_ARE_NONE, "masks = self.training or None\n        if False:")
+    case = plugin(source + start + PLUGIN[PLUGIN.index("def create") :])
+    assert not hasattr(case.build(), "step") and not hasattr(case.build(), "draw_masks")
+    for check in CHECKS:
+        check(case)
+
+
+def test_slope_is_that_of_a_known_function():
+    a, b = torch.tensor([[0.3, -0.7]], dtype=torch.float64), torch.tensor(1.5, dtype=torch.float64)
+    direction = torch.tensor([[1.0, -2.0]], dtype=torch.float64)
+    found = slope(lambda b, a: b * (a**3).sum(), [b, a], 1, direction)
+    torch.testing.assert_close(found, (3 * b * a**2 * direction).sum(), rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "count"),
+    [("lstm", {}, 240_321), ("gru", {}, 182_337), ("gru", {"reset_after": True}, 182_337), ("rnn", {}, 66_369)],
+)
+def test_numbers_of_parameters(name, own, count):
+    model = registry.create(name, 65, 128, 2, 0.0, **own)
+    assert sum(p.numel() for p in model.parameters()) == count
+
+
+@pytest.mark.parametrize("n_layers", [1, 3])
+@pytest.mark.parametrize("name", ["lstm", "gru", "rnn"])
+def test_initial_weights_are_char_rnns(name, n_layers):
+    weights = Case(name, n_layers).fresh(rnn_size=200).state_dict()
+    for key, value in weights.items():
+        if name == "lstm" and "bias_ih" in key:
+            i, f, g, o = value.chunk(4)
+            assert (f == 1).all()
+            value = torch.cat((i, g, o))
+        assert value.abs().max() <= 0.08
+        if value.numel() > 100:
+            assert value.min() < -0.07 and value.max() > 0.07 and value.mean().abs() < 0.02, key
+
+
+CHAR_RNNS = [("lstm", {}), ("gru", {"reset_after": False}), ("gru", {"reset_after": True}), ("rnn", {})]
+
+
+@pytest.mark.parametrize(("name", "own"), CHAR_RNNS)
+def test_dropout_is_between_layers_and_before_the_decoder(name, own):
+    model, x = Case(name, 3, own).build(dropout=0.75), text(steps=40)
+    model.decoder = torch.nn.Linear(H, H, bias=False).double()
+    torch.nn.init.eye_(model.decoder.weight)
+    start = random_state(model, x)
+    _, kept = model(x, start)
+    h, dropped = model.train()(x, start)
+    assert torch.equal(dropped[0][0], kept[0][0]), "the first layer's input and the recurrent connections are whole"
+    assert all((dropped[0][layer] != kept[0][layer]).all() for layer in (1, 2)), "a layer's input is dropped"
+    assert 0.65 < (h == 0).double().mean() < 0.85
+    torch.testing.assert_close(h[-1], torch.where(h[-1] == 0, 0.0, dropped[0][-1] / 0.25), rtol=0, atol=1e-12)
+
+
+def sigmoid(a):
+    return 1 / (1 + exp(-a))
+
+
+def dot(weights, values):
+    return sum(w * v for w, v in zip(weights, values, strict=True))
+
+
+def lstm_unit(j, x, h, c, W, R, b, b_R):
+    def gate(k):
+        row = k * H + j
+        return dot(W[row], x) + b[row] + dot(R[row], h) + b_R[row]
+
+    i, f, g, o = sigmoid(gate(0)), sigmoid(gate(1)), tanh(gate(2)), sigmoid(gate(3))
+    new_c = f * c[j] + i * g
+    return o * tanh(new_c), new_c
+
+
+def gru_unit(j, x, h, W, R, b, b_R):
+    """The reset gate of every unit acts on its own h before the product."""
+
+    def gate(k, unit):
+        row = k * H + unit
+        return sigmoid(dot(W[row], x) + b[row] + dot(R[row], h) + b_R[row])
+
+    reset = [gate(0, unit) * h[unit] for unit in range(H)]
+    z, row = gate(1, j), 2 * H + j
+    n = tanh(dot(W[row], x) + b[row] + dot(R[row], reset) + b_R[row])
+    return (z * n + (1 - z) * h[j],)
+
+
+def gru_unit_reset_after(j, x, h, W, R, b, b_R):
+    """The reset gate of the unit acts on the product, and z keeps the old."""
+
+    def gate(k):
+        row = k * H + j
+        return sigmoid(dot(W[row], x) + b[row] + dot(R[row], h) + b_R[row])
+
+    r, z, row = gate(0), gate(1), 2 * H + j
+    n = tanh(dot(W[row], x) + b[row] + r * (dot(R[row], h) + b_R[row]))
+    return ((1 - z) * n + z * h[j],)
+
+
+def rnn_unit(j, x, h, W, R, b, b_R):
+    return (tanh(dot(W[j], x) + b[j] + dot(R[j], h) + b_R[j]),)
+
+
+def naive(unit, layers, decoder, x, state):
+    """One row of text, one unit at a time, in Python's own numbers: logits of each time step, and the last state.
+
+    state: for each layer its vectors, h first.
+    """
+    W_out, b_out = decoder
+    logits = []
+    for number in x:
+        below = [float(k == number) for k in range(V)]
+        for layer, weights in enumerate(layers):
+            units = [unit(j, below, *state[layer], *weights) for j in range(H)]
+            state[layer] = [list(vector) for vector in zip(*units, strict=True)]
+            below = state[layer][0]
+        logits.append([dot(W_out[k], below) + b_out[k] for k in range(V)])
+    return logits, state
+
+
+@pytest.mark.parametrize("n_layers", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("name", "own", "unit"),
+    [
+        ("lstm", {}, lstm_unit),
+        ("gru", {"reset_after": False}, gru_unit),
+        ("gru", {"reset_after": True}, gru_unit_reset_after),
+        ("rnn", {}, rnn_unit),
+    ],
+)
+def test_beside_a_loop_over_single_units(name, own, unit, n_layers):
+    model, x = Case(name, n_layers, own).build(), text()
+    start = random_state(model, x)
+    logits, last = model(x, start)
+    weights = {key: value.tolist() for key, value in model.state_dict().items()}
+    layers = [
+        [weights[f"{name}.{kind}_l{layer}"] for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+        for layer in range(n_layers)
+    ]
+    assert logits.shape == (T, B, V)
+    for row in range(B):
+        state = [[s[layer, row].tolist() for s in start] for layer in range(n_layers)]
+        decoder = weights["decoder.weight"], weights["decoder.bias"]
+        expected, end = naive(unit, layers, decoder, x[:, row].tolist(), state)
+        expected, end = torch.tensor(expected, dtype=torch.float64), torch.tensor(end, dtype=torch.float64)
+        torch.testing.assert_close(logits[:, row], expected, rtol=0, atol=1e-10)
+        torch.testing.assert_close(torch.stack(last, 1)[:, :, row], end, rtol=0, atol=1e-10)

@@ -1,0 +1,279 @@
+"""``charrnn eval``: every figure against a loop that reads the text one character at a time."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import re
+import sys
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command import SMALL, SONG, charrnn, one_line, write_text
+from torch import Tensor, nn
+
+import charrnn as package
+from charrnn import registry
+from charrnn.cli import run
+from charrnn.dynamic import dynamic_losses
+from charrnn.ensemble import averaged
+from charrnn.errors import UserError
+from charrnn.evaluation import evaluate_tokens, losses
+
+TEXT = "The lazy fox sleeps.\n\nThe dog, and over\nthe brown fox, a quick fox jumps on and on\nand"
+Scores = Callable[..., Any]
+ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a text, an LSTM and an RHN trained on it in cv and other, and a text to score."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_text(folder / "data")
+    flags = ("-data_dir", "data", *SMALL, "-max_epochs", 1, "-sample_length", 0, "-dropout", 0.1)
+    charrnn("train", *flags, cwd=folder)
+    charrnn("train", *flags, "-model", "rhn", "-checkpoint_dir", "other", cwd=folder)
+    (folder / "text.txt").write_text(TEXT)
+    return folder
+
+
+@pytest.fixture
+def scores(trained: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Scores:
+    """The JSON object that the command prints, run in this process; without -json what it prints."""
+    monkeypatch.chdir(trained)
+
+    def evaluated(*args: object) -> Any:
+        assert run(["eval", "cv", "-gpuid", "-1", *map(str, args)]) == 0
+        out = capfdbinary.readouterr().out.decode()
+        return json.loads(out) if "-json" in args else out
+
+    return evaluated
+
+
+@torch.no_grad()
+def naive(model: nn.Module, tokens: list[int]) -> list[float]:
+    """The surprise in nats at each character but the first, reading one at a time."""
+    found, state = [], None
+    for x, y in pairwise(tokens):
+        logits, state = model(torch.tensor([[x]]), state)
+        found.append(-logits[0, 0].double().log_softmax(-1)[y].item())
+    return found
+
+
+def of_text(folder: Path, name: str = "cv") -> list[float]:
+    model, vocabulary = package.load(folder / name)
+    return naive(model, vocabulary.encode(TEXT))
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def test_every_character_has_its_own_loss(trained: Path, scores: Scores) -> None:
+    result = scores("-text", "text.txt", "-per_char", "-json")
+    assert "".join(item["character"] for item in result["per_char"]) == TEXT
+    first, *rest = [item["loss"] for item in result["per_char"]]
+    assert first is None
+    assert rest == pytest.approx(of_text(trained), abs=1e-5)
+    assert result["loss"] == pytest.approx(mean(rest))
+    lines = [json.loads(line) for line in scores("-text", "text.txt", "-per_char").splitlines()]
+    assert lines == result["per_char"]
+
+
+def test_every_line_has_its_own_loss_and_the_worst_is_first(trained: Path, scores: Scores) -> None:
+    nats = of_text(trained)
+    expected, start = [], 0
+    for number, line in enumerate(TEXT.splitlines(keepends=True), 1):
+        end = start + len(line)
+        each = nats[max(0, start - 1) : end - 1]
+        expected.append([mean(each), number, len(each), line.removesuffix("\n")])
+        start = end
+    expected.sort(reverse=True)
+    found = scores("-text", "text.txt", "-per_line", "-json")["per_line"]
+    assert [[line["line"], line["characters"], line["text"]] for line in found] == [row[1:] for row in expected]
+    assert [line["loss"] for line in found] == pytest.approx([loss for loss, *_ in expected], abs=1e-5)
+    assert found[0]["bpc"] == pytest.approx(found[0]["loss"] / math.log(2))
+    rows = [row.split("\t") for row in scores("-text", "text.txt", "-per_line").splitlines()]
+    assert rows == [
+        [str(line["line"]), f"{line['loss']:.4f}", f"{line['bpc']:.4f}", str(line["characters"]), line["text"]]
+        for line in found
+    ]
+
+
+def test_a_split_has_lines_and_characters_too(trained: Path, scores: Scores) -> None:
+    plain = scores("-json")
+    result = scores("-per_line", "-json")
+    assert result["loss"] == pytest.approx(plain["loss"], abs=1e-6)
+    assert result["characters"] == plain["characters"] == sum(line["characters"] for line in result["per_line"])
+    total = sum(line["characters"] * line["loss"] for line in result["per_line"])
+    assert total / plain["characters"] == pytest.approx(plain["loss"], abs=1e-6)
+    assert {line["text"] for line in result["per_line"]} & set(SONG.splitlines())
+
+
+def test_dynamic_evaluation_at_rate_0_is_static_and_a_good_rate_helps(trained: Path, scores: Scores) -> None:
+    before = (trained / "cv" / os.listdir(trained / "cv")[0]).read_bytes()
+    for what in (("-text", "data/input.txt"), ()):
+        still = scores(*what, "-dynamic", 0, "-json")
+        assert still["dynamic"]["loss"] == pytest.approx(still["loss"], abs=1e-6)
+        adapted = scores(*what, "-dynamic", 0.02, "-json")
+        assert adapted["loss"] == still["loss"]
+        assert adapted["dynamic"]["loss"] < still["loss"]
+        assert adapted["characters"] == adapted["dynamic"]["characters"]
+    assert "dynamic evaluation at rate 0.02" in scores("-text", "text.txt", "-dynamic", 0.02)
+    assert (trained / "cv" / os.listdir(trained / "cv")[0]).read_bytes() == before
+
+
+def test_dynamic_evaluation_goes_into_the_lines(trained: Path, scores: Scores) -> None:
+    result = scores("-dynamic", 0.02, "-per_line", "-json")
+    total = sum(line["characters"] * line["loss"] for line in result["per_line"])
+    assert total / result["characters"] == pytest.approx(result["dynamic"]["loss"])
+
+
+@pytest.mark.parametrize("name", registry.models())
+def test_dynamic_losses_are_those_of_a_loop_that_learns(name: str) -> None:
+    torch.manual_seed(2)
+    model = registry.create(name, 6, 8, 2, 0.4).double()
+    tokens = torch.randint(6, (24,))
+    weights = {key: value.clone() for key, value in model.state_dict().items()}
+    found = dynamic_losses(model, tokens[:-1], tokens[1:], 0.3, 5)
+    assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
+    assert model.training
+
+    model.eval()
+    expected: list[Tensor] = []
+    state: Any = None
+    for start in range(0, 23, 5):
+        total = torch.zeros((), dtype=torch.float64)
+        for x, y in zip(tokens[start : start + 5], tokens[start + 1 : start + 6], strict=False):
+            logits, state = model(x[None, None], state)
+            expected.append(-logits[0, 0].log_softmax(-1)[y])
+            total = total + expected[-1]
+        model.zero_grad()
+        total.backward()
+        with torch.no_grad():
+            for p in model.parameters():
+                p -= 0.3 * p.grad
+        state = tuple(part.detach() for part in state)
+    assert found.tolist() == pytest.approx([loss.item() for loss in expected], rel=1e-9)
+    assert found.tolist()[5:] != pytest.approx(losses_of(model, weights, tokens)[5:], rel=1e-3)
+
+
+@torch.no_grad()
+def losses_of(model: nn.Module, weights: dict[str, Tensor], tokens: Tensor) -> list[float]:
+    model.load_state_dict(weights)
+    return losses(model, tokens[:-1, None], tokens[1:, None]).flatten().tolist()
+
+
+def test_a_rate_that_breaks_the_weights_is_an_error() -> None:
+    torch.manual_seed(2)
+    model = registry.create("rnn", 6, 8, 1, 0.0)
+    tokens = torch.randint(6, (40,))
+    with pytest.raises(UserError, match="lower the rate"):
+        dynamic_losses(model, tokens[:-1], tokens[1:], 1e38, 5)
+
+
+def test_an_ensemble_is_the_average_of_probabilities(trained: Path, scores: Scores) -> None:
+    one, other = of_text(trained), of_text(trained, "other")
+    expected = [-math.log((math.exp(-a) + math.exp(-b)) / 2) for a, b in zip(one, other, strict=True)]
+    result = scores("-text", "text.txt", "-ensemble", "other", "-per_char", "-json")
+    assert [item["loss"] for item in result["per_char"][1:]] == pytest.approx(expected, abs=1e-5)
+    assert result["loss"] == pytest.approx(mean(expected), abs=1e-5)
+    assert [Path(path).parent.name for path in result["ensemble"]] == ["other"]
+    three = scores("-text", "text.txt", "-ensemble", "other", "-ensemble", "cv", "-json")
+    expected = [-math.log((2 * math.exp(-a) + math.exp(-b)) / 3) for a, b in zip(one, other, strict=True)]
+    assert three["loss"] == pytest.approx(mean(expected), abs=1e-5)
+
+
+def test_an_ensemble_of_a_model_with_itself_is_the_model(scores: Scores) -> None:
+    for what in (("-text", "text.txt"), (), ("-dynamic", 0.01)):
+        alone, twice = scores(*what, "-json"), scores(*what, "-ensemble", "cv", "-json")
+        assert twice["loss"] == pytest.approx(alone["loss"], abs=1e-6)
+        assert twice.get("dynamic", {}).get("loss") == pytest.approx(alone.get("dynamic", {}).get("loss"), abs=1e-9)
+
+
+def test_averages_of_very_small_probabilities() -> None:
+    nats = [torch.tensor([800.0, 1.0], dtype=torch.float64), torch.tensor([900.0, 2.0], dtype=torch.float64)]
+    expected = [800 + math.log(2), -math.log((math.exp(-1) + math.exp(-2)) / 2)]
+    assert averaged(nats).tolist() == pytest.approx(expected)
+
+
+def test_an_ensemble_needs_the_same_characters(trained: Path, tmp_path: Path) -> None:
+    write_text(tmp_path / "data", SONG.replace("fox", "f0x") * 80)
+    charrnn("train", "-data_dir", "data", *SMALL, "-max_epochs", 0.1, "-sample_length", 0, cwd=tmp_path)
+    done = charrnn("eval", "cv", "-gpuid", -1, "-ensemble", tmp_path / "cv", "-text", "text.txt", cwd=trained, code=1)
+    assert "cannot be averaged: only one of them knows '0'" in one_line(done)
+
+
+def test_monte_carlo_works_with_the_rest(scores: Scores) -> None:
+    flags = ("-text", "text.txt", "-mc_samples", 3, "-json")
+    result = scores(*flags, "-per_char")
+    assert result["loss"] == scores(*flags)["loss"] == pytest.approx(mean([i["loss"] for i in result["per_char"][1:]]))
+    assert result["loss"] != pytest.approx(scores("-text", "text.txt", "-json")["loss"], abs=1e-6)
+    assert scores(*flags, "-ensemble", "cv")["loss"] == pytest.approx(result["loss"])
+
+
+def test_evaluate_tokens_is_the_naive_mean(trained: Path) -> None:
+    model, vocabulary = package.load(trained / "cv")
+    score = evaluate_tokens(model, torch.tensor(vocabulary.encode(TEXT)), block=7)
+    assert score.loss == pytest.approx(mean(of_text(trained)), abs=1e-5)
+    assert score.characters == len(TEXT) - 1
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "-text a -split val",
+        "-text a -data_dir b",
+        "-text a -batch_size 1",
+        "-mc_samples 2 -dynamic 1",
+        "-per_line -per_char",
+    ],
+)
+def test_flags_that_exclude_each_other_are_refused(capsys: pytest.CaptureFixture[str], flags: str) -> None:
+    assert run(["eval", "cv", *flags.split()]) == 2
+    message = capsys.readouterr().err
+    assert "exclude each other" in message
+    assert all(word in message for word in flags.split() if word.startswith("-"))
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def shown(scores: Scores, monkeypatch: pytest.MonkeyPatch, *args: object, **env: str) -> str:
+    """What a terminal of 60 columns and 12 lines is given."""
+    for name, value in {"TERM": "xterm-256color", "COLUMNS": "60", "LINES": "12"}.items():
+        monkeypatch.setenv(name, value)
+    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    terminal = Terminal()
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", terminal)
+        scores(*args)
+    return terminal.getvalue()
+
+
+def test_a_terminal_shows_as_many_lines_as_it_has(scores: Scores, monkeypatch: pytest.MonkeyPatch) -> None:
+    everything = scores("-per_line").splitlines()
+    lines = ESCAPES.sub("", shown(scores, monkeypatch, "-per_line", NO_COLOR="1")).splitlines()
+    assert len(lines) <= 12 and all(len(line) <= 60 for line in lines)
+    assert lines[0].split() == ["line", "loss", "bpc", "characters", "text"]
+    assert lines[1].split()[:4] == everything[0].split("\t")[:4]
+    assert f"and {len(everything) - 6} more" in lines[-1]
+
+
+def test_a_terminal_shows_surprise_as_colour(scores: Scores, monkeypatch: pytest.MonkeyPatch) -> None:
+    colours = shown(scores, monkeypatch, "-text", "text.txt", "-per_char")
+    assert "\x1b[33m" in colours and "bits of surprise" in colours
+    assert ESCAPES.sub("", colours).replace("↵", "").startswith(TEXT)
+    without = shown(scores, monkeypatch, "-text", "text.txt", "-per_char", NO_COLOR="1")
+    assert not re.search(r"\x1b\[[0-9;]*3[0-7]", without)

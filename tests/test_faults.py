@@ -1,0 +1,381 @@
+"""Crashes, signals, full disks and vanished files, with real processes: nothing that was learned is lost."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import resource
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+from command import SMALL, SONG, environment, write_text
+from kills import RUN, finish, last_of, newest, output, start, survive, unfinished, wait_for_iteration
+from kills import wait_until as wait
+from test_resume import same_run
+
+from charrnn.checkpoint import Checkpoint
+from charrnn.files import UNFINISHED, replacing
+
+LONG = (*RUN, "-max_epochs", 10_000)
+STEADY = ("train", "-data_dir", "data", *SMALL, "-threads", 1, "-max_epochs", 4, "-eval_val_every", 10_000)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_text(tmp_path / "data", SONG * 60)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint at the end of a run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    write_text(folder / "data", SONG * 60)
+    assert finish(start(folder, *RUN)) == 0, output(folder)
+    return last_of(folder / "cv")
+
+
+def said(folder: Path) -> str:
+    """What the process said, which must not be a traceback."""
+    text = output(folder)
+    assert "Traceback" not in text, text
+    return text
+
+
+def test_ten_kills(tmp_path: Path) -> None:
+    kills = inside = 0
+    while kills < 10:
+        result = survive(tmp_path / str(kills), 10 - kills, seed=kills)
+        kills, inside = kills + result.kills, inside + result.inside
+        assert result.iterations == sorted(result.iterations), "no kill throws the run back behind what was saved"
+    assert inside >= 2, "a good part of them meets a save"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_saves_and_the_resumed_run_ends_equal(folder: Path, whole: Path, number: signal.Signals) -> None:
+    process = start(folder, *RUN)
+    assert wait_for_iteration(process, folder, 5)
+    os.kill(process.pid or 0, number)
+    assert finish(process) == 128 + number
+    resume = re.findall(r"charrnn train -resume (\S+)", said(folder))
+    assert resume and newest(folder / "cv").training["iteration"] >= 5
+    assert finish(start(folder, "train", "-resume", resume[0])) == 0, output(folder)
+    same_run(whole, last_of(folder / "cv"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_stops_at_once_and_damages_nothing(folder: Path, number: signal.Signals) -> None:
+    process = start(folder, *LONG, "-save_every", 5)
+    assert wait_for_iteration(process, folder, 12)
+    os.kill(process.pid or 0, number)
+    finish(process)
+    before = last_of_all(folder).read_bytes()
+    process = start(folder, "train", "-resume", "cv", "-save_every", 100_000, slow=20)
+    assert wait_for_iteration(process, folder)
+    began = time.monotonic()
+    os.kill(process.pid or 0, number)
+    assert wait(lambda: bool(unfinished(folder / "cv")), process)
+    os.kill(process.pid or 0, number)
+    assert finish(process) == (130 if number == signal.SIGINT else -number)
+    assert time.monotonic() - began < 20, "it did not wait for the disk"
+    assert last_of_all(folder).read_bytes() == before
+    newest(folder / "cv")
+    if number == signal.SIGINT:
+        assert not unfinished(folder / "cv")
+
+
+def last_of_all(folder: Path) -> Path:
+    return folder / "cv" / "lm_lstm_last.pt"
+
+
+def test_a_closed_terminal_saves(folder: Path) -> None:
+    words = [sys.executable, "-m", "charrnn", *map(str, LONG)]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(folder)
+        os.execve(sys.executable, words, environment(TERM="xterm"))
+    seen = b""
+    while seen.count(b"train loss") < 2:
+        seen += os.read(terminal, 65536)
+    os.close(terminal)  # the system sends SIGHUP, and every write fails from here on
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGHUP
+    assert newest(folder / "cv").training["iteration"] > 0
+    assert last_of_all(folder).exists()
+
+
+def test_a_closed_pipe_saves(folder: Path) -> None:
+    words = f"{sys.executable} -m charrnn {' '.join(map(str, LONG))} -save_every 0 | head -n 30"
+    done = subprocess.run(["bash", "-c", words], cwd=folder, capture_output=True, env=environment(), timeout=120)
+    assert b"Traceback" not in done.stderr
+    assert newest(folder / "cv").training["iteration"] >= 30
+
+
+def test_an_interrupt_while_it_starts_says_nothing(folder: Path) -> None:
+    words = [sys.executable, "-m", "charrnn", *map(str, LONG)]
+    for seconds in (0.3, 0.8, 1.5, 2.5):
+        with subprocess.Popen(words, cwd=folder, env=environment(), stdout=-1, stderr=-1) as process:
+            time.sleep(seconds)
+            process.send_signal(signal.SIGINT)
+            _, error = process.communicate(timeout=60)
+        assert b"Traceback" not in error, error.decode()
+        assert process.returncode in (130, -signal.SIGINT)
+
+
+def limit_files(size: int) -> None:
+    """No file may grow larger: what a full disk is like. Python ignores the signal that comes with it."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def test_no_room_for_the_rolling_checkpoint_is_a_warning(folder: Path) -> None:
+    process = start(folder, *STEADY, "-save_every", 100, prepare=partial(limit_files, 30_000))
+    assert finish(process) == 1, "at the end the validated checkpoint cannot be saved either"
+    text = said(folder)
+    warnings = re.findall(r"cannot save cv/lm_lstm_last\.pt: (.*); .*untouched; training goes on", text)
+    assert len(warnings) == 2
+    assert "File too large" in warnings[0]
+    assert re.search(r"^charrnn: cannot save cv/lm_lstm_epoch4\.00_\S+: File too large", text, re.MULTILINE)
+    assert not list((folder / "cv").glob("*.pt")) and not unfinished(folder / "cv")
+
+
+def test_no_room_leaves_the_checkpoint_before_whole(folder: Path) -> None:
+    assert finish(start(folder, *STEADY, "-save_every", 100)) == 0
+    before = last_of_all(folder).read_bytes()
+    longer = ("train", "-resume", "cv/lm_lstm_last.pt", "-max_epochs", 6)
+    assert finish(start(folder, *longer, prepare=partial(limit_files, 30_000))) == 1
+    assert "training goes on" in said(folder)
+    assert last_of_all(folder).read_bytes() == before
+    assert finish(start(folder, *longer)) == 0, "with room again, the run goes on"
+
+
+@pytest.mark.parametrize("size", [0, 100, 3000])
+def test_no_room_for_vocabulary_or_tokens(folder: Path, size: int) -> None:
+    assert finish(start(folder, *STEADY, prepare=partial(limit_files, size))) == 1
+    log = said(folder)
+    assert not log or "cannot write the vocabulary and tokens to data: File too large" in log
+    assert sorted(path.name for path in (folder / "data").iterdir()) == ["input.txt"]
+    assert finish(start(folder, *STEADY, "-max_epochs", 0.1)) == 0
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Path:
+    """A file system of 256 kB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", place], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("only the system's administrator can make a small disk")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def test_a_full_disk(folder: Path, small_disk: Path) -> None:
+    process = start(folder, *STEADY, "-checkpoint_dir", "disk", "-save_every", 50, "-eval_val_every", 60)
+    assert finish(process) == 1
+    text = said(folder)
+    assert "No space left on device" in text or "no room" in text, text
+    found = list(small_disk.glob("*.pt"))
+    assert len(found) >= 3 and not unfinished(small_disk)
+    for path in found:
+        Checkpoint.load(path)
+
+
+def test_what_a_killed_process_left_is_swept_away_and_nothing_else(tmp_path: Path) -> None:
+    other = tmp_path / ".notes.tmp"
+    other.write_text("mine")
+    dead = tmp_path / f".one.pt.abcdefgh{UNFINISHED}"
+    dead.write_text("left behind")
+    with replacing(tmp_path / "two.pt") as under_way, replacing(tmp_path / "one.pt") as file:
+        assert not dead.exists()
+        assert len(unfinished(tmp_path)) == 2, "the file of a writer that lives stays"
+        under_way.write(b"two")
+        file.write(b"one")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
+        ".notes.tmp": b"mine", "one.pt": b"one", "two.pt": b"two"
+    }  # fmt: skip
+
+
+def stopped_run(folder: Path) -> None:
+    assert finish(start(folder, *STEADY, "-save_every", 50, "-max_epochs", 1)) == 0, output(folder)
+
+
+@pytest.mark.parametrize("fault", ["changed", "shrunk", "gone", "folder gone", "empty", "not UTF-8"])
+def test_the_text_is_not_the_same_when_the_run_goes_on(folder: Path, fault: str) -> None:
+    stopped_run(folder)
+    text, data = folder / "data/input.txt", folder / "data"
+    content = text.read_bytes()
+    actions = {
+        "changed": lambda: text.write_bytes(content.replace(b"fox", b"cat", 1)),
+        "shrunk": lambda: text.write_bytes(content[:-1]),
+        "gone": text.unlink,
+        "folder gone": lambda: shutil.rmtree(data),
+        "empty": lambda: text.write_bytes(b""),
+        "not UTF-8": lambda: text.write_bytes(b"\xff" + content),
+    }
+    actions[fault]()
+    before = {path: path.read_bytes() for path in (folder / "cv").iterdir()}
+    assert finish(start(folder, "train", "-resume", "cv", "-max_epochs", 2)) == 1
+    message = said(folder).splitlines()[-1]
+    wanted = {"changed": "not the one", "shrunk": "not the one", "gone": "there is no text in data",
+              "folder gone": "there is no folder data", "empty": "is empty", "not UTF-8": "not UTF-8"}  # fmt: skip
+    assert wanted[fault] in message
+    assert {path: path.read_bytes() for path in (folder / "cv").iterdir()} == before
+    if fault in ("changed", "shrunk", "empty", "not UTF-8"):
+        text.write_bytes(content)
+        assert finish(start(folder, "train", "-resume", "cv", "-max_epochs", 1.1)) == 0, "put back, it goes on"
+
+
+@pytest.mark.parametrize("file", ["input.npy", "vocab.json"])
+@pytest.mark.parametrize("fault", ["truncated", "flipped", "empty", "gone"])
+def test_a_damaged_cache_is_made_again(folder: Path, whole: Path, file: str, fault: str) -> None:
+    assert finish(start(folder, *STEADY, "-max_epochs", 0.1)) == 0
+    shutil.rmtree(folder / "cv")
+    path = folder / "data" / file
+    content = path.read_bytes()
+    if fault == "gone":
+        path.unlink()
+    else:
+        middle = len(content) // 2
+        flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+        path.write_bytes({"truncated": content[:middle], "flipped": flipped, "empty": b""}[fault])
+    assert finish(start(folder, *RUN)) == 0, output(folder)
+    same_run(whole, last_of(folder / "cv"))
+
+
+def become_nobody() -> None:
+    """Give up the rights to write everywhere."""
+    if os.getuid() == 0:
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+
+
+@pytest.fixture
+def open_to_all(folder: Path) -> Path:
+    """The folder and those above it, readable by anyone."""
+    above = [path for path in folder.parents if path.is_relative_to("/tmp") and path != Path("/tmp")]
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in above}
+    for path in above:
+        path.chmod(0o755)
+    folder.chmod(0o777)
+    yield folder
+    for path, mode in modes.items():
+        path.chmod(mode)
+
+
+def test_a_folder_for_checkpoints_that_cannot_be_written_to(open_to_all: Path) -> None:
+    folder = open_to_all
+    (folder / "cv").mkdir()
+    (folder / "cv").chmod(0o555)
+    (folder / "data").chmod(0o777)
+    assert finish(start(folder, *STEADY, prepare=become_nobody)) == 1
+    assert "cannot save to cv: Permission denied; name another -checkpoint_dir" in said(folder)
+    assert "train_loss" not in output(folder), "it is found out at once, not after the first epoch"
+
+
+def test_a_folder_of_data_that_cannot_be_written_to(open_to_all: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = open_to_all
+    (folder / "data").chmod(0o555)
+    (folder / "home").mkdir()
+    (folder / "home").chmod(0o777)
+    place = partial(cache_in, str(folder / "home"))
+    assert finish(start(folder, *STEADY, "-max_epochs", 0.1, prepare=place)) == 0, output(folder)
+    assert "data cannot be written to: its vocabulary and tokens are kept in" in said(folder)
+    assert sorted(path.name for path in (folder / "data").iterdir()) == ["input.txt"]
+
+
+def cache_in(home: str) -> None:
+    become_nobody()
+    os.environ["XDG_CACHE_HOME"] = home
+
+
+def test_a_file_in_the_place_of_the_folder(folder: Path) -> None:
+    (folder / "cv").write_text("mine")
+    for place in ("cv", "cv/deeper"):
+        assert finish(start(folder, *STEADY, "-checkpoint_dir", place)) == 1
+        assert f"cannot save to {place}: " in said(folder)
+    assert (folder / "cv").read_text() == "mine"
+
+
+def test_a_missing_folder_is_made(folder: Path) -> None:
+    assert finish(start(folder, *STEADY, "-max_epochs", 0.1, "-checkpoint_dir", "a/b/c")) == 0
+    assert list((folder / "a/b/c").glob("*.pt"))
+
+
+def test_the_folder_vanishes_under_way_and_is_made_again(folder: Path) -> None:
+    process = start(folder, *LONG)
+    assert wait(lambda: last_of_all(folder).exists(), process)
+    shutil.rmtree(folder / "cv", ignore_errors=True)
+    wait(lambda: last_of_all(folder).exists(), process)
+    os.kill(process.pid or 0, signal.SIGINT)
+    assert finish(process) == 130, output(folder)
+    newest(folder / "cv")
+
+
+def test_two_trainings_of_one_name_keep_apart(folder: Path) -> None:
+    first = start(folder, *LONG)
+    assert wait_for_iteration(first, folder, 10)
+    second = folder / "second"
+    second.mkdir()
+    elsewhere = ("-data_dir", "../data", "-checkpoint_dir", "../cv")
+    assert finish(start(second, *RUN, *elsewhere)) == 1
+    assert "another training is saving lm_lstm_... to ../cv" in said(second)
+    assert finish(start(second, *RUN, *elsewhere, "-max_epochs", 0.1, "-savefile", "mine")) == 0, "another name is free"
+    os.kill(first.pid or 0, signal.SIGKILL)
+    finish(first)
+    going = start(second, "train", "-resume", "../cv/lm_lstm_last.pt", *elsewhere)
+    assert wait_for_iteration(going, second), "a killed run holds no lock"
+    os.kill(going.pid or 0, signal.SIGINT)
+    assert finish(going) == 130
+
+
+WILD = ("-learning_rate", 1e6, "-optimizer", "sgd", "-grad_clip", 0)
+
+
+def test_a_broken_loss_stops_the_run_and_keeps_what_was_saved(folder: Path) -> None:
+    stopped_run(folder)
+    before = last_of_all(folder).read_bytes()
+    wild = (*STEADY, *WILD, "-init_from", "cv/lm_lstm_last.pt")
+    assert finish(start(folder, *wild)) == 1
+    assert re.search("the training loss (is not a number|has exploded)", said(folder).splitlines()[-1])
+    assert last_of_all(folder).read_bytes() == before
+
+
+def test_rollback_at_most_three_times(folder: Path) -> None:
+    assert finish(start(folder, *STEADY, *WILD, "-on_nan", "rollback")) == 1
+    text = said(folder)
+    assert len(re.findall("Back to iteration 0, at half the rate", text)) == 3
+    rates = re.findall(r"\(now (\S+)\)", text)
+    assert [float(rate) for rate in rates] == [1e6, 5e5, 2.5e5, 1.25e5]
+
+
+def limit_memory(size: int) -> None:
+    """No more than so many bytes of address space beyond what is taken now."""
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    resource.setrlimit(resource.RLIMIT_AS, (taken + size, taken + size))
+
+
+@pytest.mark.parametrize("rnn_size", [3000, 6000])
+def test_out_of_memory_tells_what_is_needed(folder: Path, rnn_size: int) -> None:
+    process = start(folder, *STEADY, "-rnn_size", rnn_size, prepare=partial(limit_memory, 400_000_000))
+    assert finish(process) == 1
+    message = said(folder).splitlines()[-1]
+    found = re.search(r"out of memory: this run needs about ([\d.,]+) (MB|GB)", message)
+    assert found and all(f"-{name}" in message for name in ("rnn_size", "num_layers", "batch_size", "seq_length"))
+    weights = 4 * rnn_size * (rnn_size + len(set(SONG)) + 2) + len(set(SONG)) * (rnn_size + 1)
+    needed = float(found[1].replace(",", "")) * (1e9 if found[2] == "GB" else 1e6)
+    assert 3 * 4 * weights <= needed * 1.01 and needed < 2 * 3 * 4 * weights
+
+
+def test_more_than_the_machine_has_is_refused_before_anything_is_written(folder: Path) -> None:
+    assert finish(start(folder, *STEADY, "-rnn_size", 1_000_000)) == 1
+    assert re.search(r"needs about [\d,.]+ GB .*, and there are [\d.]+ GB in all: lower -rnn_size", said(folder))
+    assert sorted(path.name for path in folder.rglob("*")) == ["data", "input.txt", "log.txt"]

@@ -1,0 +1,127 @@
+"""Every flag of every command with values that make no sense: refused in one line before anything is written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+import torch
+from command import SMALL, SONG, write_text
+
+from charrnn import cli, registry
+from charrnn.commands.flags import Flag
+from charrnn.options import Option
+
+NUMBERS = ["x", "", "nan", "-inf", "inf", "1e999", "-1", "0", "1.5", "1" * 30, "9" * 5000, "-" + "9" * 30, "0x10", "２"]
+VALUES = {int: NUMBERS, float: NUMBERS, bool: ["x", "", "2", "-1", "nan", "0.5"], str: ["", "nosuch", "a/b/c", "\n"]}
+# a model's own flags come with the model; harmless for the others
+BASE = {
+    "train": ["-data_dir", "data", *map(str, SMALL), "-max_epochs", "0.02", "-sample_length", "3", "-threads", "1"],
+    "sample": ["one.pt", "-gpuid", "-1", "-length", "3"],
+    "eval": ["one.pt", "-gpuid", "-1", "-text", "data/input.txt"],
+}
+CONFLICTS = [
+    ["train", "-train_frac", "0.9", "-val_frac", "0.2"],
+    ["train", "-resume", "one.pt", "-init_from", "one.pt"],
+    ["train", "-resume", "one.pt", "-rnn_size", "9"],
+    ["train", "-resume", "one.pt", "-model", "gru"],
+    ["train", "-resume", "one.pt", "-seed", "9"],
+]
+
+
+def flags() -> Iterator[tuple[str, list[str], Option]]:
+    """Command, what to give it besides, and the flag: of every command that takes any, models' own included."""
+    for name in cli.COMMANDS:
+        command = cli.cli.get_command(click.Context(cli.cli), name)
+        assert command is not None
+        for flag in command.params:
+            if isinstance(flag, Flag):
+                yield name, BASE.get(name, []), flag.option
+    for model in registry.models():
+        for option in registry.describe(model).values():
+            yield "train", [*BASE["train"], "-model", model], option
+
+
+def cases() -> Iterator[object]:
+    for command, base, option in flags():
+        for value in [*VALUES[option.type], *(["nosuch"] if option.choices else [])]:
+            rest = list(base)
+            if f"-{option.name}" in rest:
+                at = rest.index(f"-{option.name}")
+                del rest[at : at + 2]
+            shown = value if len(value) < 12 else f"{value[:4]}...{len(value)}"
+            name = f"{command} {base[-1] if '-model' in base else ''} {option.name} {shown!r}"
+            yield pytest.param([command, *rest, f"-{option.name}={value}"], id=name)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a text, and a checkpoint."""
+    folder = tmp_path_factory.mktemp("flags")
+    write_text(folder / "data", SONG * 20)
+    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert cli.run(["train", *BASE["train"]]) == 0
+        next(Path("cv").glob("*epoch*.pt")).rename("one.pt")
+        clean(folder)
+    return folder
+
+
+def clean(folder: Path) -> None:
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.name not in ("one.pt", "input.txt", "data"):
+            path.rmdir() if path.is_dir() else path.unlink()
+
+
+def check(folder: Path, args: list[str], captured: pytest.CaptureFixture[bytes], may_work: bool) -> None:
+    before = sorted(folder.rglob("*"))
+    threads = torch.get_num_threads()
+    code = cli.run(args)
+    torch.set_num_threads(threads)
+    out, err = captured.readouterr()
+    lines = err.decode(errors="replace").splitlines()
+    if code == 0 and may_work:
+        clean(folder)
+        return
+    assert code in (1, 2), (code, lines)
+    messages = [line for line in lines if line.startswith("charrnn")]
+    assert len(messages) == 1 and lines[-1] == messages[0], lines
+    assert len(messages[0]) < 1000
+    assert out == b""
+    left = sorted(folder.rglob("*"))
+    clean(folder)
+    assert left == before, "nothing is written"
+
+
+@pytest.mark.parametrize("args", list(cases()))
+def test_a_value_without_sense(
+    place: Path, args: list[str], capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    check(place, args, capfdbinary, may_work=True)
+
+
+@pytest.mark.parametrize("args", CONFLICTS, ids=" ".join)
+def test_flags_that_exclude_each_other(
+    place: Path, args: list[str], capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    check(place, args, capfdbinary, may_work=False)
+
+
+SENSELESS = [value for value in NUMBERS if value not in ("-1", "0", "1.5", "1" * 30, "-" + "9" * 30, "２")]
+
+
+@pytest.mark.parametrize("value", SENSELESS)
+def test_what_is_no_number_never_is_one(value: str) -> None:
+    """The check above must not pass because everything is let through."""
+    from charrnn.errors import UserError
+
+    for _, _, option in flags():
+        if option.type in (int, float) and not (option.optional and value == ""):
+            with pytest.raises(UserError):
+                option.convert(value)

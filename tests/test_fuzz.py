@@ -1,0 +1,43 @@
+"""A short run of what benchmarks/fuzz.py does by the thousand."""
+
+from __future__ import annotations
+
+import pickle
+from collections import Counter
+from pathlib import Path
+
+import fuzz
+import pytest
+import torch
+
+from charrnn import archive
+
+ATTEMPTS = 120
+
+
+def test_broken_files_lead_to_clean_results_or_clean_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    threads = torch.get_num_threads()
+    fuzz.prepare(tmp_path / "fuzz")
+    codes: Counter[bool] = Counter()
+    kinds = set()
+    for number in range(ATTEMPTS):
+        found = fuzz.attempt(number, tmp_path / "fuzz")
+        codes[found.code == 0] += 1
+        kinds.add(found.kind)
+    torch.set_num_threads(threads)
+    assert kinds == set(fuzz.KINDS)
+    assert codes[True] > ATTEMPTS // 10 and codes[False] > ATTEMPTS // 4, codes
+
+
+def test_it_notices_a_reader_that_lets_errors_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fuzz.prepare(tmp_path / "fuzz")
+
+    def careless(path: Path) -> object:
+        return torch.load(path, weights_only=True)
+
+    monkeypatch.setattr(archive, "read", careless)
+    with pytest.raises(fuzz.Wrong, match=rf"{pickle.UnpicklingError.__name__}|Error") as caught:
+        for number in range(ATTEMPTS):
+            fuzz.attempt(number, tmp_path / "fuzz")
+    assert "checkpoint" in str(caught.value)

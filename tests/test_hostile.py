@@ -1,0 +1,541 @@
+"""Checkpoints from strangers: one sentence, exit code 1, no code of theirs, little memory."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import pty
+import random
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+import torch
+from command import SMALL, SONG, charrnn, environment, write_text
+
+from charrnn import cli, registry
+from charrnn.checkpoint import Checkpoint
+from charrnn.errors import UserError
+from charrnn.options import TrainingOptions
+from charrnn.vocabulary import Vocabulary
+
+ALPHABET = Vocabulary(tuple(sorted(set(map(ord, SONG)))))
+HUGE = 10**12
+
+
+def honest(name: str = "lstm", **options: Any) -> Checkpoint:
+    """A checkpoint that loads, of a model small enough to build in no time."""
+    torch.manual_seed(1)
+    model = registry.create(name, len(ALPHABET), 8, 1, 0.0)
+    settings = TrainingOptions(model=name, rnn_size=8, num_layers=1, gpuid=-1, **options)
+    return Checkpoint(settings, {}, ALPHABET, dict(model.state_dict()), epoch=1.5, val_loss=2.5)
+
+
+@cache
+def plain() -> dict[str, Any]:
+    with TemporaryDirectory() as folder:
+        found: dict[str, Any] = torch.load(honest().save(Path(folder) / "honest.pt"), weights_only=True)
+    return found
+
+
+def content(**changes: Any) -> dict[str, Any]:
+    """What a checkpoint file holds, with some of it replaced; a change of a dict is merged into it."""
+    found = dict(plain())
+    for key, value in changes.items():
+        merge = isinstance(value, dict) and key in ("options", "weights", "training")
+        found[key] = found[key] | value if merge else value
+    return found
+
+
+@pytest.fixture(scope="module")
+def honest_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return honest().save(tmp_path_factory.mktemp("honest") / "honest.pt")
+
+
+class Reduced:
+    """Unpickles as a call of ``function``."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+class Stored:
+    """A storage that the pickle claims to have: key, number of elements, kind."""
+
+    def __init__(self, key: str, length: int, kind: Any = torch.FloatStorage) -> None:
+        self.pid = ("storage", kind, key, "cpu", length)
+
+
+class Pickler(pickle.Pickler):
+    def persistent_id(self, value: Any) -> Any:
+        return value.pid if isinstance(value, Stored) else None
+
+
+def claim(size: tuple[Any, ...], stride: tuple[Any, ...], length: int = 1, offset: int = 0, key: str = "0") -> Reduced:
+    """A tensor of any size and strides over a storage of any claimed length."""
+    rebuild = torch._utils._rebuild_tensor_v2  # type: ignore[attr-defined]
+    return Reduced(rebuild, Stored(key, length), offset, size, stride, False, OrderedDict())
+
+
+def forge(path: Path, value: Any, storages: dict[str, bytes] | None = None) -> None:
+    """Write what torch.save would, had it been told lies. value: anything, or the bytes of the pickle itself."""
+    pickled = io.BytesIO()
+    Pickler(pickled, protocol=2).dump(value)
+    members = {"data.pkl": value if isinstance(value, bytes) else pickled.getvalue(), "byteorder": b"little"}
+    members |= {f"data/{key}": data for key, data in (storages or {"0": b"\0" * 4}).items()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(f"archive/{name}", data)
+
+
+def tensor(size: tuple[Any, ...], stride: tuple[Any, ...], **more: Any) -> Callable[[Path], None]:
+    """A checkpoint whose decoder bias is that tensor, all else being right."""
+
+    def write(path: Path) -> None:
+        whole = content()
+        numbers = {f"w{i}": t for i, t in enumerate(whole["weights"].values())}
+        weights = {
+            name: claim(tuple(t.shape), t.stride(), t.numel(), key=key)
+            for (key, t), name in zip(numbers.items(), whole["weights"], strict=True)
+        }
+        weights["decoder.bias"] = claim(size, stride, **more)
+        storages = {key: t.contiguous().numpy().tobytes() for key, t in numbers.items()} | {"0": b"\0" * 4}
+        forge(path, whole | {"weights": weights}, storages)
+
+    return write
+
+
+def saved(**changes: Any) -> Callable[[Path], None]:
+    return lambda path: torch.save(content(**changes), path)
+
+
+def forged(value: Any) -> Callable[[Path], None]:
+    return lambda path: forge(path, value)
+
+
+def raw(data: bytes) -> Callable[[Path], None]:
+    return lambda path: (path.write_bytes(data), None)[1]
+
+
+def zip_bomb(path: Path) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/byteorder", b"little")
+        archive.writestr("archive/data.pkl", b"]" * 100_000_000)
+
+
+def overlapping(path: Path) -> None:
+    """A thousand directory entries for the same megabyte."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({}, 2))
+        archive.writestr("archive/byteorder", b"little")
+        archive.writestr("archive/data/0", b"\0" * 1_000_000)
+        first = archive.infolist()[-1]
+        for i in range(1, 1000):
+            twin = zipfile.ZipInfo(f"archive/data/{i}")
+            twin.header_offset, twin.CRC = first.header_offset, first.CRC
+            twin.file_size = twin.compress_size = first.file_size
+            archive.filelist.append(twin)
+            archive.NameToInfo[twin.filename] = twin
+
+
+def twice(path: Path) -> None:
+    with pytest.warns(UserWarning), zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/byteorder", b"little")
+        for value in (content(), {}):
+            archive.writestr("archive/data.pkl", pickle.dumps(str(value), 2))
+
+
+def wrong_size(path: Path) -> None:
+    """The directory says that a small member is of 10^12 bytes."""
+    forge(path, {})
+    data = bytearray(path.read_bytes())
+    entry = data.rindex(b"PK\1\2")
+    data[entry + 20 : entry + 28] = struct.pack("<II", 0xFFFFFFF0, 0xFFFFFFF0)
+    path.write_bytes(data)
+
+
+def another_programs(path: Path) -> None:
+    torch.save({"model": torch.nn.Linear(3, 3).state_dict(), "epoch": 3}, path)
+
+
+def a_whole_module(path: Path) -> None:
+    torch.save(torch.nn.Linear(3, 3), path)
+
+
+def legacy_format(path: Path) -> None:
+    torch.save(content(), path, _use_new_zipfile_serialization=False)
+
+
+def one_for_all(path: Path) -> None:
+    """Two hundred layers whose weights are all the same few bytes."""
+    whole = content(options={"num_layers": 200, "rnn_size": 64})
+    shapes = {
+        name: t.shape
+        for name, t in registry.skeleton("lstm", len(ALPHABET), 64, 200, 0.0).state_dict().items()  # type: ignore[union-attr]
+    }
+    length = max(shape.numel() for shape in shapes.values())
+    contiguous = {name: torch.empty(shape, device="meta").stride() for name, shape in shapes.items()}
+    weights = {name: claim(tuple(shape), contiguous[name], length) for name, shape in shapes.items()}
+    forge(path, whole | {"weights": weights}, {"0": b"\0" * 4 * length})
+
+
+def laughs() -> Any:
+    value: Any = "ha"
+    for _ in range(60):
+        value = [value, value]
+    return value
+
+
+def deep() -> bytes:
+    return b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b"."
+
+
+def endless() -> Any:
+    value: dict[str, Any] = {}
+    value["self"] = value
+    return value
+
+
+LONG_BINPUT = b"\x80\x02}r" + struct.pack("<I", 0xFFFFFFF0) + b"."
+BYTEARRAY8 = b"\x80\x05\x96" + struct.pack("<Q", HUGE) + b"."
+
+HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
+    "empty": (raw(b""), "not a zip"),
+    "one byte": (raw(b"P"), "not a zip"),
+    "a text": (raw(SONG.encode() * 1000), "not a zip"),
+    "zip bomb": (zip_bomb, "compressed"),
+    "overlapping members": (overlapping, "overlap"),
+    "two members of a name": (twice, "two members"),
+    "a member larger than the file": (wrong_size, "overlap"),
+    "another program's": (another_programs, "not a checkpoint of charrnn"),
+    "a whole module": (a_whole_module, "NEWOBJ"),
+    "torch's old format": (legacy_format, "not a zip"),
+    "a list": (forged([1, 2]), "not a checkpoint of charrnn"),
+    "future format": (saved(format=2), "format 2"),
+    "format of another type": (saved(format=[1]), "format"),
+    "no format": (saved(format=None), "format"),
+    "pickle that numbers far ahead": (forged(LONG_BINPUT), "out of order"),
+    "bytearray of 10^12": (forged(BYTEARRAY8), "bytearray8"),
+    "call of bytearray": (forged(Reduced(bytearray, HUGE)), "bytearray"),
+    "call of torch.Tensor": (forged(Reduced(torch.Tensor, HUGE)), "torch.Tensor"),
+    "lists in lists": (forged(deep()), "contain each other"),
+    "a billion laughs": (saved(training={"kept": laughs()}), "contain each other"),
+    "contains itself": (saved(model_options=endless()), "contain each other"),
+    "weights too few": (saved(weights={"decoder.bias": torch.zeros(1)}), "do not fit"),
+    "weights of other sizes": (saved(options={"rnn_size": 9}), "do not fit"),
+    "weights of another model": (saved(options={"model": "gru"}), "do not fit"),
+    "weights of another type": (saved(weights={"decoder.bias": torch.zeros(len(ALPHABET)).double()}), "float64"),
+    "weights that are text": (saved(weights={"decoder.bias": "text"}), "not tensors"),
+    "weights without names": (saved(weights={3: torch.zeros(1)}), "weights"),
+    "200 layers in one storage": (one_for_all, "fewer numbers"),
+    "10^12 elements": (tensor((HUGE,), (1,)), "does not fit its storage"),
+    "10^12 elements by a stride of 0": (tensor((HUGE,), (0,)), "does not fit its storage"),
+    "10^12 elements by zeros": (tensor((0, 10**30), (1, 1)), "damaged"),
+    "storage of 10^12": (tensor((HUGE,), (1,), length=HUGE), "4 bytes, not 1000000000000 elements"),
+    "storage longer than its bytes": (tensor((2,), (1,), length=2), "4 bytes, not 2 elements"),
+    "storage of negative length": (tensor((2,), (1,), length=-1), "4 bytes, not -1 elements"),
+    "storage that is not there": (tensor((1,), (1,), key="nowhere"), "nowhere"),
+    "storage of two kinds": (tensor((2,), (1,), length=2, key="w0"), "two kinds"),
+    "offset beyond the storage": (tensor((1,), (1,), offset=10**6), "does not fit its storage"),
+    "negative stride": (tensor((1,), (-1,)), "no numbers"),
+    "sizes that are text": (tensor(("a",), (1,)), "no numbers"),
+    "a stride too few": (tensor((1, 1), (1,)), "no numbers"),
+    "rnn_size 10^9": (saved(options={"rnn_size": 10**9}), "rnn_size"),
+    "rnn_size 10^6": (saved(options={"rnn_size": 10**6}), "do not fit"),
+    "num_layers 10^9": (saved(options={"num_layers": 10**9}), "num_layers"),
+    "rnn_size of 80 digits": (saved(options={"rnn_size": 10**80}), "64 bits"),
+    "rnn_size nan": (saved(options={"rnn_size": float("nan")}), "rnn_size"),
+    "dropout of text": (saved(options={"dropout": "lots"}), "dropout"),
+    "a list for a name": (saved(options={"model": ["lstm"]}), "model"),
+    "unheard-of option": (saved(options={"unheard_of": 1}), "unheard_of"),
+    "unheard-of model option": (saved(model_options={"depth": 3}), "depth"),
+    "model option of another type": (saved(model_options={"depth": [3]}), "plain"),
+    "no options": (saved(options=None), "options"),
+    "model that does not exist": (saved(options={"model": "nosuch"}), "no model nosuch"),
+    "model up the path": (saved(options={"model": "../../x"}), "plain word"),
+    "model by path": (saved(options={"model": "/tmp/x"}), "plain word"),
+    "model in a package": (saved(options={"model": "os.path"}), "plain word"),
+    "model with a NUL": (saved(options={"model": "lstm\0"}), "model"),
+    "model of a surrogate": (saved(options={"model": "\ud800"}), "model"),
+    "epoch nan": (saved(epoch=float("nan")), "epoch"),
+    "epoch inf": (saved(epoch=float("inf")), "epoch"),
+    "epoch of text": (saved(epoch="1"), "epoch"),
+    "validation loss of text": (saved(val_loss="1"), "validation loss"),
+    "vocabulary out of order": (saved(vocabulary={"encoding": "utf-8", "tokens": ["b", "a"]}), "vocabulary"),
+    "vocabulary of surrogates": (saved(vocabulary={"encoding": "utf-8", "tokens": ["\ud800"]}), "vocabulary"),
+    "vocabulary of bytes over 255": (saved(vocabulary={"encoding": "bytes", "tokens": [1, 256]}), "vocabulary"),
+    "no vocabulary": (saved(vocabulary={}), "vocabulary"),
+}
+
+
+def run(capfdbinary: pytest.CaptureFixture[bytes], *args: object) -> tuple[int, str]:
+    """The command's exit code and its one line on stderr; nothing may be on stdout."""
+    code = cli.run([str(arg) for arg in args])
+    out, err = capfdbinary.readouterr()
+    assert out == b""
+    lines = err.decode().splitlines()
+    assert len(lines) == 1, lines
+    return code, lines[0]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    write_text(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_honest_one_loads(honest_file: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    assert cli.run(["sample", str(honest_file), "-gpuid", "-1", "-length", "3"]) == 0
+    assert len(capfdbinary.readouterr().out) == 4
+
+
+def test_a_forged_one_without_a_lie_loads(folder: Path) -> None:
+    fits = tensor((len(ALPHABET),), (1,), length=len(ALPHABET), key="w5")
+    fits(folder / "one.pt")
+    again = Checkpoint.load("one.pt")
+    again.build()
+    assert torch.equal(again.weights["lstm.weight_hh_l0"], honest().weights["lstm.weight_hh_l0"])
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_one_sentence(folder: Path, capfdbinary: pytest.CaptureFixture[bytes], name: str) -> None:
+    write, said = HOSTILE[name]
+    write(folder / "one.pt")
+    for command in (("sample",), ("eval",), ("train", "-data_dir", "data", "-resume"), ("train", "-init_from")):
+        code, message = run(capfdbinary, *command, "one.pt", "-gpuid", -1)
+        assert code == 1
+        assert said in message, message
+        assert len(message) < 500
+    assert not (folder / "cv").exists()
+
+
+# what may be called by a pickle, and how it would show: each of these makes the file ``mark``
+def bombs(mark: Path) -> dict[str, Any]:
+    state = Reduced(os.system, f"touch {mark}")
+    return {
+        "os.system": Reduced(os.system, f"touch {mark}"),
+        "eval": Reduced(eval, f"open({str(mark)!r}, 'w')"),
+        "open": Reduced(open, str(mark), "w"),
+        "in the options": {"program": "charrnn", "format": 1, "options": {"rnn_size": state}},
+        "as a key": {state: 1},
+        "subprocess": Reduced(subprocess.check_call, ["touch", str(mark)]),
+    }
+
+
+@pytest.mark.parametrize("name", bombs(Path()))
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "bare"])
+def test_no_code_of_the_file_is_run(
+    folder: Path, capfdbinary: pytest.CaptureFixture[bytes], name: str, zipped: bool
+) -> None:
+    mark = folder / "mark"
+    bomb = bombs(mark)[name]
+    if zipped:
+        forge(folder / "one.pt", bomb)
+    else:
+        (folder / "one.pt").write_bytes(pickle.dumps(bomb))
+    for command in (("sample",), ("eval",), ("train", "-resume"), ("train", "-init_from")):
+        assert run(capfdbinary, *command, "one.pt")[0] == 1
+    assert not mark.exists()
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", "import sys, pickle; pickle.loads(sys.stdin.buffer.read())"],
+        input=pickle.dumps(bomb), check=True, capture_output=True,
+    )  # fmt: skip
+    assert mark.exists(), "it would have worked elsewhere"
+
+
+def test_a_model_name_runs_no_file_outside_the_folders_of_models(
+    folder: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    (folder / "x.py").write_text(f"open({str(folder / 'mark')!r}, 'w').close()\ndef create(*a, **k): ...\n")
+    (folder / "models").mkdir()
+    for name in ("../x", str(folder / "x"), "x", "models/../x", "..x", "x.py", "../x.py"):
+        saved(options={"model": name})(folder / "one.pt")
+        assert run(capfdbinary, "sample", "one.pt", "-gpuid", -1)[0] == 1
+    assert not (folder / "mark").exists()
+    shutil.copy(folder / "x.py", folder / "models/x.py")
+    saved(options={"model": "x"})(folder / "one.pt")
+    with pytest.raises(UserError):
+        Checkpoint.load("one.pt").build()
+    assert (folder / "mark").exists(), "it would have worked as the user's own model"
+
+
+def test_what_is_cut_off_is_refused(folder: Path, honest_file: Path) -> None:
+    data = honest_file.read_bytes()
+    for end in [*range(0, len(data), 997), *range(len(data) - 60, len(data))]:
+        (folder / "one.pt").write_bytes(data[:end])
+        with pytest.raises(UserError, match=r"one\.pt"):
+            Checkpoint.load("one.pt")
+
+
+def test_a_flipped_bit_is_found_or_changes_nothing(folder: Path, honest_file: Path) -> None:
+    whole, data = Checkpoint.load(honest_file), honest_file.read_bytes()
+    chance = random.Random(5)
+    refused = 0
+    for _ in range(400):
+        flipped = bytearray(data)
+        flipped[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+        (folder / "one.pt").write_bytes(flipped)
+        try:
+            found = Checkpoint.load("one.pt")
+        except UserError:
+            refused += 1
+            continue
+        assert (found.options, found.vocabulary, found.epoch) == (whole.options, whole.vocabulary, whole.epoch)
+        assert found.weights.keys() == whole.weights.keys()
+        assert all(torch.equal(found.weights[name], tensor) for name, tensor in whole.weights.items())
+    assert refused > 100, "most of the file is content"
+
+
+MEMORY = """
+import resource, sys
+from pathlib import Path
+from charrnn import cli
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+def sample(path):
+    return cli.run(["sample", str(path), "-gpuid", "-1", "-length", "1", "-verbose", "0"])
+
+assert sample(sys.argv[1]) == 0
+before = peak()
+for path in sorted(Path(sys.argv[2]).glob("*.pt")):
+    started = peak()
+    assert sample(path) == 1, path
+    if peak() - started > 40_000_000:
+        print(path, "took", peak() - started)
+print("in all", peak() - before)
+"""
+
+
+def test_little_memory_is_taken(folder: Path, honest_file: Path) -> None:
+    for number, (write, _) in enumerate(HOSTILE.values()):
+        write(folder / f"{number}.pt")
+    words = [sys.executable, "-c", MEMORY, str(honest_file), str(folder)]
+    done = subprocess.run(words, capture_output=True, env=environment(), text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2, lines  # the honest one's character, and no file that took much
+    assert int(lines[1].removeprefix("in all ")) < 100_000_000
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that could be resumed."""
+    folder = tmp_path_factory.mktemp("stopped")
+    write_text(folder / "data", SONG * 20)
+    charrnn("train", "-data_dir", "data", *SMALL, "-max_epochs", 1, "-save_every", 3, cwd=folder)
+    return folder
+
+
+def first(saved: dict[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
+    """The optimizer's memory with that of the first parameter changed."""
+    memory = saved["optimizer"]["state"]
+    return {"optimizer": saved["optimizer"] | {"state": memory | {0: change(memory[0])}}}
+
+
+TRAINING: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "iteration nan": lambda t: {"iteration": float("nan")},
+    "iteration of text": lambda t: {"iteration": "9"},
+    "iteration far ahead": lambda t: {"iteration": 10**12},
+    "losses too few": lambda t: {"losses": t["losses"][:-1]},
+    "losses in a list of text": lambda t: {"losses": ["a"] * t["iteration"]},
+    "losses without end": lambda t: {"losses": torch.zeros(t["iteration"], 2)},
+    "validation losses in a list": lambda t: {"val_losses": [1.0]},
+    "validation losses of text": lambda t: {"val_losses": {1: "low"}},
+    "state of another shape": lambda t: {"state": [s[:, :1] for s in t["state"]]},
+    "state of numbers": lambda t: {"state": [1, 2]},
+    "one state for two": lambda t: {"state": t["state"][:1]},
+    "no state entry": lambda t: {"state": 7},
+    "optimizer's memory of another shape": lambda t: first(t, lambda m: m | {"square_avg": torch.zeros(1)}),
+    "optimizer's memory empty": lambda t: first(t, lambda m: {}),
+    "optimizer's memory of text": lambda t: first(t, lambda m: m | {"square_avg": "text"}),
+    "optimizer's memory of no parameter": lambda t: {
+        "optimizer": t["optimizer"] | {"state": {99: t["optimizer"]["state"][0]}}
+    },
+    "optimizer without groups": lambda t: {"optimizer": t["optimizer"] | {"param_groups": []}},
+    "optimizer's rate of text": lambda t: {
+        "optimizer": t["optimizer"] | {"param_groups": [t["optimizer"]["param_groups"][0] | {"lr": "fast"}]}
+    },
+    "generator of another size": lambda t: {"rng": {"cpu": t["rng"]["cpu"][:-1]}},
+    "generator of rubbish": lambda t: {"rng": {"cpu": torch.full_like(t["rng"]["cpu"], 255)}},
+    "generator of text": lambda t: {"rng": {"cpu": "text"}},
+    "no generator": lambda t: {"rng": {}},
+    "files outside the folder": lambda t: {"kept": ["lm_x/../../data/lm_epoch1.00_1.0000.pt"]},
+    "files that are no checkpoints": lambda t: {"kept": ["input.txt"]},
+    "files that are numbers": lambda t: {"kept": [3]},
+    "rollbacks of text": lambda t: {"rollbacks": "none"},
+    "texts of another kind": lambda t: {"texts": 3},
+}
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_a_run_that_cannot_be_resumed(
+    stopped: Path, name: str, capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(stopped)
+    found = torch.load("cv/lm_lstm_last.pt", weights_only=True)
+    torch.save(found | {"training": found["training"] | TRAINING[name](found["training"])}, "one.pt")
+    before = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
+    assert cli.run(["train", "-resume", "one.pt", "-gpuid", "-1"]) == 1
+    lines = capfdbinary.readouterr().err.decode().splitlines()
+    assert re.search("damaged|is not the one", lines[-1]) and len(lines) <= 2, lines
+    assert {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()} == before
+
+
+def test_the_run_could_be_resumed(
+    stopped: Path, capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(stopped)
+    assert cli.run(["train", "-resume", "cv/lm_lstm_last.pt", "-gpuid", "-1", "-checkpoint_dir", "other"]) == 0
+
+
+def on_a_terminal(folder: Path, *args: str) -> bytes:
+    """What a command shows on a terminal, carriage returns aside."""
+    master, slave = pty.openpty()
+    words = [sys.executable, "-m", "charrnn", *args]
+    with subprocess.Popen(words, cwd=folder, stdout=slave, stderr=slave, env=environment(TERM="xterm")) as process:
+        os.close(slave)
+        shown = b""
+        try:
+            while data := os.read(master, 65536):
+                shown += data
+        except OSError:  # how Linux says that the other end is closed
+            process.wait(60)
+    os.close(master)
+    return shown.replace(b"\r", b"")
+
+
+def test_escape_sequences_do_not_reach_a_terminal(folder: Path) -> None:
+    text = "\x1b]0;mine\x07\x1b[2J\x9b31m\u202eab\n" * 40
+    write_text(folder / "escapes", text)
+    train = ("train", "-data_dir", "escapes", *map(str, SMALL), "-max_epochs", "0.2", "-checkpoint_dir", "escaped")
+    shown = on_a_terminal(folder, *train)
+    bar, sample = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]"), ("sample", "escaped", "-gpuid", "-1", "-length", "300")
+    assert b"\x1b" not in bar.sub(b"", shown), "only the display's own colours and movements"
+    assert rb"\x1b" in shown and b"\x07" not in shown and b"\x1b[2J" not in shown
+    shown = on_a_terminal(folder, *sample)
+    assert rb"\x1b" in shown and b"\x1b" not in shown and b"\xc2\x9b" not in shown and "\u202e".encode() not in shown
+    piped = charrnn(*sample, cwd=folder).stdout.decode()
+    assert "\x1b" in piped and len(piped) == 301
+
+
+def test_escape_sequences_in_messages_do_not_reach_a_terminal(folder: Path) -> None:
+    saved(options={"model": "\x1b[2Jx"})(folder / "one.pt")
+    shown = on_a_terminal(folder, "sample", "one.pt", "-gpuid", "-1")
+    assert rb"\x1b[2Jx" in shown and b"\x1b" not in shown

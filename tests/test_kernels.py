@@ -1,0 +1,296 @@
+"""The kernels beside the equations, step by step, with autograd's derivatives; rows in parts beside the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command import SONG, write_text
+from contract import Case
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from charrnn import registry, rows
+from charrnn.configuration import configure
+from charrnn.evaluation import summed_loss
+from charrnn.kernels import blocks, gru, rnn
+from charrnn.run import Run
+
+I, H = 5, 4
+
+
+def plain_rnn(x: Tensor, h: Tensor, W: Tensor, R: Tensor, b: Tensor) -> Tensor:
+    states = []
+    for x_t in x:
+        h = torch.tanh(x_t @ W.T + b + h @ R.T)
+        states.append(h)
+    return torch.stack(states)
+
+
+def plain_gru(x: Tensor, h: Tensor, W: Tensor, R: Tensor, b: Tensor) -> Tensor:
+    (W_r, W_z, W_n), (R_r, R_z, R_n), (b_r, b_z, b_n) = W.chunk(3), R.chunk(3), b.chunk(3)
+    states = []
+    for x_t in x:
+        r = torch.sigmoid(x_t @ W_r.T + b_r + h @ R_r.T)
+        z = torch.sigmoid(x_t @ W_z.T + b_z + h @ R_z.T)
+        n = torch.tanh(x_t @ W_n.T + b_n + (r * h) @ R_n.T)
+        h = z * n + (1 - z) * h
+        states.append(h)
+    return torch.stack(states)
+
+
+# kernel, the same plainly, and how many gates there are
+KERNELS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], int]] = {
+    "rnn": (rnn.scan, plain_rnn, 1),
+    "gru": (gru.scan, plain_gru, 3),
+}
+# one step; one block; blocks with a shorter last one; blocks of one step; one row
+SIZES = [(1, 2), (6, 3), (7, 200), (3, 600), (1100, 1)]
+
+
+def arguments(gates: int, T: int, B: int, characters: bool, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    """x, h, W, R, b; x as characters or as random vectors."""
+    generator = torch.Generator().manual_seed(T)
+    shapes = [(B, H), (gates * H, I), (gates * H, H), (gates * H,)]
+    values = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    x = torch.randn(T, B, I, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+    if characters:
+        x = torch.randint(I, (T, B), generator=generator)
+    return [x, *(value.to(dtype).requires_grad_() for value in values)]
+
+
+def vectors(x: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+    return x if x.is_floating_point() else F.one_hot(x, I).to(dtype)
+
+
+def assert_equal(actual: Any, expected: Any, atol: float = 1e-12) -> None:
+    torch.testing.assert_close(actual, expected, rtol=atol, atol=atol)
+
+
+@pytest.mark.parametrize("characters", [False, True])
+@pytest.mark.parametrize(("T", "B"), SIZES)
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernel_is_the_plain_loop(name: str, T: int, B: int, characters: bool) -> None:
+    scan, plain, gates = KERNELS[name]
+    x, *rest = inputs = arguments(gates, T, B, characters)
+    before = [tensor.detach().clone() for tensor in inputs]
+    expected = plain(vectors(x), *rest)
+    actual = scan(*inputs)
+    assert_equal(actual, expected)
+    with torch.no_grad():
+        assert_equal(scan(*inputs), expected)
+    leaves = rest if characters else inputs
+    weights = torch.randn(expected.shape, dtype=torch.float64)
+    got, wanted = (torch.autograd.grad((y * weights).sum(), leaves) for y in (actual, expected))
+    assert_equal(got, wanted, atol=1e-11)
+    assert all(torch.equal(now, then) for now, then in zip(inputs, before, strict=True))
+
+
+@pytest.mark.parametrize("characters", [False, True])
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernel_passes_gradcheck(name: str, characters: bool) -> None:
+    scan, _, gates = KERNELS[name]
+    assert torch.autograd.gradcheck(scan, arguments(gates, 4, 2, characters))
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_blocks_do_not_show(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    scan, _, gates = KERNELS[name]
+    inputs = arguments(gates, 9, 2, False)
+    results = []
+    for size in (1, 4, 6, 1000):
+        monkeypatch.setattr(blocks, "BLOCK", size)
+        y = scan(*inputs)
+        results.append((y, *torch.autograd.grad(y.square().sum(), inputs)))
+    for other in results[1:]:
+        assert_equal(other, results[0])
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernel_in_single_precision(name: str) -> None:
+    scan, plain, gates = KERNELS[name]
+    x, *rest = inputs = arguments(gates, 30, 3, True, torch.float32)
+    expected = plain(vectors(x), *(tensor.double() for tensor in rest))
+    y = scan(*inputs)
+    assert y.dtype == torch.float32
+    assert_equal(y.double(), expected, atol=1e-5)
+    for got, wanted in zip(torch.autograd.grad(y.sum(), rest), torch.autograd.grad(expected.sum(), rest), strict=True):
+        assert (got - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernel_is_not_differentiated_twice(name: str) -> None:
+    scan, _, gates = KERNELS[name]
+    x, *rest = arguments(gates, 3, 2, True)
+    first = torch.autograd.grad(scan(x, *rest).square().sum(), rest, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiat"):
+        torch.autograd.grad(sum(g.sum() for g in first), rest)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tanh_by_way_of_the_sigmoid(dtype: torch.dtype) -> None:
+    a = torch.cat([torch.linspace(-30, 30, 10_001), torch.tensor([0.0, 1e-9, -1e-9, 1e4, -1e4])]).to(dtype)
+    got = blocks.tanh_(a.clone(), a.new_ones(()))
+    assert (got.double() - a.double().tanh()).abs().max() <= 2 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_model_is_the_same_without_its_kernel(name: str) -> None:
+    model = Case(name, 3).build()
+    x = torch.arange(21).view(7, 3) % 5
+    results = []
+    for model.use_kernel in (True, False):
+        logits, state = model(x, None)
+        results.append((logits, *state, *torch.autograd.grad(logits.square().sum(), list(model.parameters()))))
+    assert_equal(*results)
+
+
+class Replay(nn.Module):
+    """In place of the dropout: given masks, one a call."""
+
+    def __init__(self, masks: Tensor) -> None:
+        super().__init__()
+        self.masks = iter(masks)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h * next(self.masks)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_dropout_acts_between_layers_and_before_the_decoder(name: str) -> None:
+    _, plain, _ = KERNELS[name]
+    model = Case(name, 3).build()
+    x, masks = torch.arange(12).view(4, 3) % 7, torch.randint(2, (3, 4, 3, 5)).double() * 2
+    model.dropout = Replay(masks)
+    logits, _ = model(x, None)
+    below = F.one_hot(x, 7).double()
+    p = dict(model.named_parameters())
+    for layer, mask in enumerate(masks):
+        W, R, b, b_h = (p[f"{name}.{kind}_l{layer}"] for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+        below = mask * plain(below, torch.zeros(3, 5, dtype=torch.float64), W, R, b + b_h)
+    assert_equal(logits, F.linear(below, p["decoder.weight"], p["decoder.bias"]))
+
+
+# Rows in parts
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 5])
+@pytest.mark.parametrize("name", registry.models())
+def test_rows_in_parts_are_the_whole(name: str, parts: int) -> None:
+    model = registry.create(name, 7, 5, 2, 0.0).double()
+    x = torch.arange(24).view(6, 4) % 7
+    _, start = model(x, None)
+    for state in (None, tuple(s.detach() for s in start)):
+        results = []
+        for logits, last in (model(x, state), rows.in_parts(model, x, state, parts)):
+            objective = summed_loss(logits, x) + sum(s.square().sum() for s in last)
+            results.append((logits, *last, *torch.autograd.grad(objective, list(model.parameters()))))
+        assert_equal(*results)
+
+
+def test_rows_in_parts_are_the_same_every_time() -> None:
+    model = registry.create("gru", 7, 16, 2, 0.0)
+    x = torch.randint(7, (20, 9))
+    results = []
+    for _ in range(5):
+        logits, _ = rows.in_parts(model, x, None, 3)
+        results.append([logits, *torch.autograd.grad(summed_loss(logits, x), list(model.parameters()))])
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(other, results[0], strict=True))
+
+
+def test_parameters_without_a_part_in_the_output_get_no_gradient() -> None:
+    model = registry.create("rnn", 7, 5, 1, 0.0)
+    model.spare = nn.Parameter(torch.ones(2))
+    model.rnn.weight_hh_l0.requires_grad_(False)
+    logits, _ = rows.in_parts(model, torch.zeros(3, 4, dtype=torch.int64), None, 2)
+    logits.sum().backward()
+    assert model.spare.grad is None and model.rnn.weight_hh_l0.grad is None
+    assert model.decoder.weight.grad is not None
+
+
+def test_an_error_in_a_part_comes_through() -> None:
+    model = registry.create("rnn", 7, 5, 1, 0.0)
+    with pytest.raises(IndexError):
+        rows.in_parts(model, torch.full((3, 4), 9), None, 2)
+
+
+def test_torch_s_threads_stay_as_they_were() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        rows._threads.cache_clear()
+        workers = rows._threads(2)
+        assert torch.get_num_threads() == 3
+        assert list(workers.map(lambda _: torch.get_num_threads(), range(4))) == [1, 1, 1, 1]
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", registry.models())
+def test_who_draws_random_numbers(name: str) -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    for dropout, training, drawn in ((0.0, True, False), (0.5, True, True), (0.5, False, False)):
+        model = registry.create(name, 7, 5, 2, dropout).train(training)
+        torch.set_rng_state(before)
+        assert rows.draws_random_numbers(model) == drawn
+        assert torch.equal(torch.get_rng_state(), before)
+
+
+# In training
+
+
+FLAGS: dict[str, Any] = {
+    "rnn_size": 12,
+    "batch_size": 5,
+    "seq_length": 8,
+    "max_epochs": 1,
+    "eval_val_every": 1000,
+    "gpuid": -1,
+    "precision": "float64",
+    "sample_length": 0,
+}
+
+
+def train(folder: Path, monkeypatch: pytest.MonkeyPatch, threads: int, **flags: Any) -> tuple[dict[str, Tensor], int]:
+    """The weights after an epoch with that many threads, and how many minibatches were divided."""
+    write_text(folder / "data", SONG * 4)
+    divided = []
+
+    def spy(model: nn.Module, x: Tensor, state: Any, parts: int) -> Any:
+        divided.append(parts)
+        return in_parts(model, x, state, parts)
+
+    in_parts = rows.in_parts
+    before = torch.get_num_threads()
+    with monkeypatch.context() as patch:
+        patch.setattr(rows, "in_parts", spy)
+        own = {"data_dir": str(folder / "data"), "checkpoint_dir": str(folder / "cv"), "threads": threads}
+        run = Run(configure(FLAGS | own | flags), lambda line: None)
+        for _ in run.records():
+            pass
+    torch.set_num_threads(before)
+    assert set(divided) <= {threads}
+    return run.model.state_dict(), len(divided)
+
+
+@pytest.mark.parametrize("name", registry.models())
+def test_training_with_threads_is_training_without(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone, none = train(tmp_path / "one", monkeypatch, 1, model=name)
+    together, some = train(tmp_path / "two", monkeypatch, 2, model=name)
+    again, _ = train(tmp_path / "again", monkeypatch, 2, model=name)
+    assert none == 0 and some > 3
+    for key, weights in alone.items():
+        assert_equal(together[key], weights, atol=1e-9)
+        assert torch.equal(together[key], again[key])
+
+
+def test_what_draws_random_numbers_is_trained_undivided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone, _ = train(tmp_path / "one", monkeypatch, 1, dropout=0.5)
+    together, divided = train(tmp_path / "two", monkeypatch, 2, dropout=0.5)
+    assert divided == 0
+    assert_equal(together, alone, atol=1e-9)

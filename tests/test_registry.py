@@ -1,0 +1,373 @@
+"""Models are found, read and built as the design says, through files on a real disk."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_type_hints
+
+import pytest
+import torch
+from command import charrnn, environment, one_line, write_text
+from torch import nn
+
+from charrnn import registry
+from charrnn.commands import train
+from charrnn.errors import UserError
+from charrnn.options import TrainingOptions
+
+SIZES = (7, 5, 2, 0.0)
+SIGNATURE = "def create(input_size, rnn_size, n_layers, dropout"
+PLUGIN = f'''"""A line of summary.
+
+And more.
+"""
+from torch import nn
+
+
+{SIGNATURE}):
+    return nn.Linear(input_size, rnn_size)
+'''
+EXECUTED = 'raise AssertionError("this file was executed")\n'
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """An empty working directory, and nothing on $CHARRNN_MODELS."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CHARRNN_MODELS", raising=False)
+
+
+def write(name: str, source: str = PLUGIN, folder: str | Path = "models") -> Path:
+    path = Path(folder) / f"{name}.py"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(source)
+    return path
+
+
+def with_option(declaration: str) -> str:
+    return f"from torch import nn\n\n\ndef create(V, H, L, p, *, {declaration}):\n    return nn.Identity()\n"
+
+
+def refused(call, *args, **own) -> str:
+    with pytest.raises(UserError) as caught:
+        call(*args, **own)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_built_in_models():
+    models = registry.models()
+    assert {"lstm", "gru", "rnn", "grid_lstm", "rhn"} <= models.keys()
+    for name, file in models.items():
+        assert file.name == name == file.path.stem and file.path.is_file() and file.origin == registry.BUILT_IN
+        assert 10 < len(file.summary) < 120 and file.summary in file.path.read_text()
+        options = registry.describe(name).values()
+        assert all(option.help for option in options)
+        assert isinstance(registry.create(name, *SIZES), nn.Module)
+        registry.check(name, 5, 2, 0.0, **{option.name: option.default for option in options})
+
+
+def test_a_file_in_the_working_directory():
+    write("mine")
+    file = registry.models()["mine"]
+    assert (file.summary, file.path.resolve()) == ("A line of summary.", Path("models/mine.py").resolve())
+    assert registry.describe("mine") == {}
+    model = registry.create("mine", *SIZES)
+    assert isinstance(model, nn.Linear) and (model.in_features, model.out_features) == (7, 5)
+
+
+def test_each_directory_of_the_environment(monkeypatch):
+    write("one", folder="a")
+    write("two", folder="b")
+    monkeypatch.setenv("CHARRNN_MODELS", os.pathsep.join(["a", "", "missing", str(Path("b").resolve())]))
+    assert {"one", "two"} <= registry.models().keys()
+    assert isinstance(registry.create("two", *SIZES), nn.Linear)
+
+
+def declare(point: str, folder: str = "site") -> None:
+    """What pip leaves of a package that declares the entry point, in its folder of packages."""
+    information = Path(folder) / "their_models-1.0.dist-info"
+    information.mkdir(parents=True)
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: their-models\nVersion: 1.0\n")
+    (information / "entry_points.txt").write_text(f"[charrnn.models]\n{point}\n")
+
+
+@pytest.mark.parametrize("file", ["their_models/theirs", "their_models/theirs/__init__"])
+def test_an_entry_point_of_an_installed_package(file, monkeypatch):
+    declare("theirs = their_models.theirs")
+    write("__init__", EXECUTED, "site/their_models")
+    path = write(Path(file).name, folder=Path("site") / Path(file).parent)
+    monkeypatch.syspath_prepend("site")
+    found = registry.models()["theirs"]
+    assert found.path.resolve() == path.resolve() and "their-models" in found.origin
+    assert isinstance(registry.create("theirs", *SIZES), nn.Linear)
+    assert "their_models" not in sys.modules
+
+
+def test_an_entry_point_whose_code_lies_elsewhere(monkeypatch):
+    declare("theirs = far_models")
+    path = write("far_models", EXECUTED + PLUGIN, "checkout")
+    monkeypatch.syspath_prepend("site")
+    monkeypatch.syspath_prepend("checkout")
+    assert registry.models()["theirs"].path.resolve() == path.resolve()
+
+
+def test_an_entry_point_to_nothing(monkeypatch):
+    declare("theirs = nowhere.at_all")
+    monkeypatch.syspath_prepend("site")
+    assert "theirs" not in registry.models()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def create(): ...",
+        "class create: ...",
+        "from elsewhere import create",
+        "from elsewhere import build as create",
+        "create = 1",
+        "create: int = 1",
+    ],
+)
+def test_a_file_counts_by_a_top_level_create(source):
+    write("mine", EXECUTED + source)
+    assert "mine" in registry.models()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "",
+        "# create",
+        "x = create = 1".replace("create", "creation"),
+        "def outer():\n    def create(): ...",
+        "class Outer:\n    def create(self): ...",
+        "from elsewhere import create as build",
+        "import create.build",
+        "create()",
+    ],
+)
+def test_a_file_without_it_does_not_count(source):
+    write("mine", source)
+    assert "mine" not in registry.models()
+    assert "there is no model mine" in refused(registry.find, "mine")
+
+
+def test_files_that_are_not_models():
+    write("_private")
+    write("two-words")
+    write("notes", folder="models/deeper")
+    Path("models/text.txt").write_text(PLUGIN)
+    assert not {"_private", "two-words", "notes", "text"} & registry.models().keys()
+
+
+def test_only_the_requested_file_is_executed():
+    write("mine")
+    write("other", EXECUTED + PLUGIN)
+    registry.models()
+    registry.create("mine", *SIZES)
+    with pytest.raises(AssertionError, match="this file was executed"):
+        registry.load("other")
+
+
+def test_a_listing_costs_no_torch_and_runs_nothing():
+    write("other", EXECUTED + PLUGIN)
+    code = (
+        "import sys; from charrnn import registry; assert 'other' in registry.models(); print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("False\n", "")
+
+
+@pytest.mark.parametrize("name", ["../../evil", "models/mine", "mine.py", "/etc/passwd", "", "a b", "..", "mi\0ne"])
+def test_a_name_is_a_plain_word(name):
+    write("mine")
+    write("evil", EXECUTED, "..")
+    assert "plain word" in refused(registry.find, name)
+    Path("../evil.py").unlink()
+
+
+def test_an_unknown_name_lists_what_there_is():
+    write("mine")
+    message = refused(registry.create, "lsmt", *SIZES)
+    assert "no model lsmt (did you mean lstm?)" in message
+    assert {"lstm", "gru", "rnn", "grid_lstm", "rhn", "mine"} <= set(re.findall(r"\w+", message))
+    assert "did you mean" not in refused(registry.find, "qqqqq")
+
+
+def test_a_built_in_name_with_other_contents_names_both_files():
+    path = write("lstm")
+    for call in (registry.find, registry.load, registry.describe):
+        message = refused(call, "lstm")
+        assert str(registry.built_in_folder() / "lstm.py") in message and str(path) in message
+        assert "pip install -e ." in message
+    assert isinstance(registry.create("gru", *SIZES), nn.Module)
+    assert registry.models()["lstm"].origin == registry.BUILT_IN
+
+
+def test_equal_bytes_do_not_clash(monkeypatch):
+    Path("models").mkdir()
+    shutil.copy(registry.built_in_folder() / "lstm.py", "models/lstm.py")
+    write("mine", folder="a")
+    write("mine", folder="b")
+    monkeypatch.setenv("CHARRNN_MODELS", os.pathsep.join("ab"))
+    assert isinstance(registry.create("lstm", *SIZES), nn.Module)
+    assert isinstance(registry.create("mine", *SIZES), nn.Linear)
+
+
+def test_two_files_of_ones_own_clash_as_well(monkeypatch):
+    paths = write("mine"), write("mine", PLUGIN + "\n", folder="b")
+    monkeypatch.setenv("CHARRNN_MODELS", "b")
+    message = refused(registry.load, "mine")
+    assert all(str(path) in message for path in paths)
+
+
+def test_a_file_with_a_syntax_error_is_missing_until_it_is_named():
+    path = write("broken", PLUGIN + "def broken(:\n")
+    assert "broken" not in registry.models()
+    with pytest.raises(SyntaxError) as caught:
+        registry.load("broken")
+    assert Path(caught.value.filename) == path.resolve() and caught.value.text == "def broken(:\n"
+
+
+def test_a_file_that_cannot_be_imported_shows_its_own_error():
+    write("broken", "import no_such_package_anywhere\n" + PLUGIN)
+    for _ in range(2):  # a failed module must not be taken for a loaded one
+        with pytest.raises(ModuleNotFoundError, match="no_such_package_anywhere"):
+            registry.load("broken")
+    assert not [name for name in sys.modules if name.startswith("charrnn_model_broken")]
+
+
+def test_the_command_shows_the_traceback_of_a_file_that_cannot_be_imported(tmp_path):
+    write("broken", "import no_such_package_anywhere\n" + PLUGIN)
+    write_text(tmp_path / "data")
+    words = [sys.executable, "-m", "charrnn", "train", "-model", "broken", "-data_dir", "data", "-gpuid", "-1"]
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr and str(tmp_path / "models" / "broken.py") in done.stderr
+    assert done.stderr.rstrip().endswith("No module named 'no_such_package_anywhere'")
+    assert "no model" not in done.stderr
+
+
+def test_the_command_refuses_impossible_options_in_one_line_before_any_work(tmp_path):
+    write_text(tmp_path / "data")
+    line = one_line(charrnn("train", "-model", "rhn", "-depth", 0, "-data_dir", "data", cwd=tmp_path, code=1))
+    assert "depth must be at least 1" in line and "rhn" in line
+    assert sorted(os.listdir("data")) == ["input.txt"] and not Path("cv").exists()
+
+
+def test_a_changed_file_is_loaded_anew():
+    write("mine", PLUGIN + "LAYERS = 1\n")
+    first = registry.load("mine")
+    assert first.LAYERS == 1 and registry.load("mine") is first
+    write("mine", PLUGIN + "LAYERS = 2\n")
+    assert registry.load("mine").LAYERS == 2
+
+
+def test_what_a_plugin_defines_can_be_pickled():
+    write("mine", PLUGIN + "from dataclasses import dataclass\n\n\n@dataclass\nclass Point:\n    x: 'int'\n")
+    module = registry.load("mine")
+    point = pickle.loads(pickle.dumps(module.Point(3)))
+    assert point == module.Point(3) and get_type_hints(module.Point) == {"x": int}
+
+
+OWN = """
+def create(
+    input_size, rnn_size, n_layers, dropout, *,
+    a: Annotated[int, "help for a"] = 3,
+    b: float = 0.5,
+    c: Annotated[Literal["x", "y"], "one of two"] = "x",
+    d: Annotated[bool, "on or off"] = True,
+    e: Annotated[float | None, "perhaps"] = None,
+    f: Optional[str] = "s",
+    g=7,
+):
+    model = nn.Identity()
+    model.own = dict(a=a, b=b, c=c, d=d, e=e, f=f, g=g)
+    return model
+"""
+
+
+@pytest.mark.parametrize("future", ["", "from __future__ import annotations\n"])
+def test_own_options_with_annotations_as_objects_or_as_strings(future):
+    write("mine", future + "from typing import Annotated, Literal, Optional\nfrom torch import nn\n" + OWN)
+    options = registry.describe("mine")
+    assert {name: (o.type, o.default, o.help, o.choices, o.optional) for name, o in options.items()} == {
+        "a": (int, 3, "help for a", (), False),
+        "b": (float, 0.5, "", (), False),
+        "c": (str, "x", "one of two", ("x", "y"), False),
+        "d": (bool, True, "on or off", (), False),
+        "e": (float, None, "perhaps", (), True),
+        "f": (str, "s", "", (), True),
+        "g": (int, 7, "", (), False),
+    }
+    defaults = {"a": 3, "b": 0.5, "c": "x", "d": True, "e": None, "f": "s", "g": 7}
+    assert registry.create("mine", *SIZES).own == defaults
+    words = {"a": "4", "b": "1", "c": "y", "d": "0", "e": "0.25", "f": "none", "g": 8.0}
+    own = registry.create("mine", *SIZES, **words).own
+    assert own == {"a": 4, "b": 1.0, "c": "y", "d": False, "e": 0.25, "f": None, "g": 8}
+    assert type(own["b"]) is float and type(own["d"]) is bool and type(own["g"]) is int
+    assert "-a four: must be a whole number" in refused(registry.create, "mine", *SIZES, a="four")
+    assert "must be one of x, y" in refused(registry.create, "mine", *SIZES, c="z")
+
+
+def test_an_unknown_own_option_names_its_neighbour():
+    assert "the model rhn has no option dept (did you mean depth?)" in refused(registry.create, "rhn", *SIZES, dept=3)
+    assert "the model lstm has no option depth" in refused(registry.create, "lstm", *SIZES, depth=3)
+
+
+FLAGS = {flag.lstrip("-") for parameter in train.command.params for flag in parameter.opts}
+TAKEN = sorted(FLAGS | TrainingOptions.__dataclass_fields__.keys() | {"help", "h"})
+
+
+@pytest.mark.parametrize("option", TAKEN)
+def test_a_name_that_train_uses_is_refused_with_both_names(option):
+    path = write("mine", with_option(f"{option}: int = 1"))
+    message = refused(registry.describe, "mine")
+    assert str(path) in message and f"the option {option}," in message and "charrnn train" in message
+
+
+def test_the_flags_of_train_are_among_them():
+    assert {"model", "rnn_size", "dropout", "resume", "config"} <= FLAGS
+
+
+@pytest.mark.parametrize(
+    ("declaration", "words"),
+    [("size: int", "without a default"), ("size: list = ()", "type"), ("size: int | str = 1", "type")],
+)
+def test_an_own_option_that_cannot_be_a_flag(declaration, words):
+    path = write("mine", with_option(declaration))
+    message = refused(registry.describe, "mine")
+    assert str(path) in message and "size" in message and words in message
+
+
+def test_what_create_may_do_wrong():
+    write("mine", f'{SIGNATURE}, *, size: int = 1):\n    raise ValueError("size must be even")\n')
+    message = refused(registry.create, "mine", *SIZES)
+    assert "mine" in message and message.endswith("size must be even")
+    assert refused(registry.check, "mine", 5, 2, 0.0) == message
+    path = write("other", f"{SIGNATURE}):\n    return 3\n")
+    message = refused(registry.create, "other", *SIZES)
+    assert path.name in message and "torch.nn.Module, not int" in message
+
+
+def test_a_check_takes_no_memory_and_no_random_numbers():
+    before = torch.get_rng_state()
+    registry.check("lstm", 2**20, 2, 0.0)  # 64 TiB of weights
+    assert torch.equal(torch.get_rng_state(), before)
+    assert "depth must be at least 1" in refused(registry.check, "rhn", 2**20, 2, 0.0, depth=0)
+    write("mine", f"import torch\n\n\n{SIGNATURE}):\n    raise ValueError(f'on {{torch.empty(1).device}}')\n")
+    assert refused(registry.check, "mine", 5, 2, 0.0).endswith("on meta")
+
+
+def test_a_model_that_cannot_be_built_without_memory_passes_the_check():
+    source = "    import torch\n    float(torch.rand(3).sum())\n    return torch.nn.Linear(input_size, rnn_size)\n"
+    write("mine", f"{SIGNATURE}):\n{source}")
+    registry.check("mine", 5, 2, 0.0)
+    assert isinstance(registry.create("mine", *SIZES), nn.Linear)

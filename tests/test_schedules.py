@@ -1,0 +1,103 @@
+"""Learning-rate schedules against torch's own, and the rules of plateau and early stopping against a plain count."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from charrnn.errors import UserError
+from charrnn.options import TrainingOptions
+from charrnn.schedules import check_validated, learning_rate, reductions, regular, stalled
+
+RATE = 0.02
+losses = st.lists(st.sampled_from([1.0, 1.1, 1.2, 1.3, math.inf, math.nan]), max_size=30)
+
+
+def rates(schedule: Any, iterations: int, per_epoch: int = 7, **settings: Any) -> list[float]:
+    options = TrainingOptions(learning_rate=RATE, lr_schedule=schedule, **settings)
+    return [learning_rate(options, i, iterations, per_epoch) for i in range(iterations)]
+
+
+def torchs(name: str, steps: int, **settings: Any) -> list[float]:
+    """The rates of one of torch's schedulers."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=RATE)
+    scheduler = getattr(torch.optim.lr_scheduler, name)(optimizer, **settings)
+    found = []
+    for _ in range(steps):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it warns about the step after the last, which is not used
+            if len(found) < steps:
+                scheduler.step()
+    return found
+
+
+def test_a_constant_rate() -> None:
+    assert set(rates("constant", 100)) == {RATE}
+
+
+def test_epoch_decay_lowers_the_rate_at_each_epochs_end() -> None:
+    found = rates("epoch_decay", 35, learning_rate_decay=0.5, learning_rate_decay_after=3)
+    assert found == [RATE] * 21 + [RATE / 2] * 7 + [RATE / 4] * 7
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 10, 1000])
+def test_cosine_is_torchs(iterations: int) -> None:
+    assert rates("cosine", iterations) == pytest.approx(torchs("CosineAnnealingLR", iterations, T_max=iterations))
+
+
+@pytest.mark.parametrize("iterations", [10, 11, 99, 1000])
+def test_onecycle_is_torchs(iterations: int) -> None:
+    expected = torchs("OneCycleLR", iterations, max_lr=RATE, total_steps=iterations, cycle_momentum=False)
+    assert rates("onecycle", iterations) == pytest.approx(expected, rel=1e-9)
+    assert max(expected) > 20 * expected[0] > 1000 * expected[-1]
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 3, 4, 5])
+def test_onecycle_of_very_few_iterations_is_a_rate_all_the_same(iterations: int) -> None:
+    assert all(0 < rate <= RATE for rate in rates("onecycle", iterations))
+
+
+@given(losses, st.integers(1, 4))
+@example([1.0, 1.1, 1.2, 1.0, 1.3, 0.9], 2)
+def test_plateau_is_torchs(series: list[float], patience: int) -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    # torch waits for one bad value more than its patience
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer, factor=0.5, patience=patience - 1, threshold=0.0, eps=0.0
+    )
+    for loss in series:
+        scheduler.step(loss)
+    count = reductions(series, patience)
+    assert optimizer.param_groups[0]["lr"] == 0.5**count
+    options = TrainingOptions(learning_rate=RATE, lr_schedule="plateau", plateau_factor=0.5)
+    assert learning_rate(options, 3, 9, 2, count) == RATE * optimizer.param_groups[0]["lr"]
+
+
+@given(losses)
+@example([])
+@example([math.nan, math.nan])
+def test_stalled_counts_from_the_first_best(series: list[float]) -> None:
+    finite = [loss for loss in series if loss < math.inf]
+    expected = len(series) - 1 - series.index(min(finite)) if finite else len(series)
+    assert stalled(series) == expected
+
+
+def test_the_validation_at_the_end_counts_only_where_a_longer_run_has_it_too() -> None:
+    assert regular({10: 3.0, 20: 2.0, 25: 1.0}, 10) == [3.0, 2.0]
+    assert regular({10: 3.0, 20: 2.0}, 10) == [3.0, 2.0]
+
+
+@pytest.mark.parametrize("settings", [{"early_stop": 2}, {"lr_schedule": "plateau"}], ids=str)
+def test_without_a_validation_part_there_is_nothing_to_go_by(settings: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=rf"-{next(iter(settings))}.*-val_frac"):
+        check_validated(TrainingOptions(**settings), validated=False)
+    check_validated(TrainingOptions(**settings), validated=True)
+    check_validated(TrainingOptions(), validated=False)

@@ -1,0 +1,357 @@
+"""What ``charrnn train`` leaves and says: metrics, TensorBoard's events, the summary, several texts, the display."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import os
+import pty
+import re
+import resource
+import select
+import shlex
+import signal
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from fcntl import ioctl
+from pathlib import Path
+from random import Random
+from struct import pack
+from termios import TIOCSWINSZ
+from typing import Any
+
+import pytest
+import torch
+from command import SMALL, SONG, charrnn, environment, write_text
+from rich.console import Console
+from test_resume import FLAGS, configure, data, silent
+
+from charrnn import cli
+from charrnn.checkpoint import Checkpoint, find_newest
+from charrnn.data import find_files, open_files
+from charrnn.display import LiveDisplay
+from charrnn.errors import UserError
+from charrnn.metrics import MetricsFile
+from charrnn.run import Run
+from charrnn.summary import advice
+from charrnn.training import Record
+
+QUICK = (*SMALL, "-print_every", 10**6, "-sample_length", 0)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def run(folder: Path, *args: object, code: int = 0) -> tuple[list[str], list[str]]:
+    """The lines on stdout and stderr of a command, run in this process: starting one takes longer than these runs."""
+    output, errors = io.StringIO(), io.StringIO()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        with contextlib.chdir(folder), redirect_stdout(output), redirect_stderr(errors):
+            returned = cli.run([str(arg) for arg in args])
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert returned == code, errors.getvalue()
+    return output.getvalue().splitlines(), errors.getvalue().splitlines()
+
+
+def train(folder: Path, *more: object) -> list[str]:
+    """The lines on stdout."""
+    return run(folder, "train", "-data_dir", "data", *QUICK, *more)[0]
+
+
+def test_the_metrics_are_the_runs_own_losses(tmp_path: Path) -> None:
+    write_text(tmp_path / "data")
+    train(tmp_path, "-max_epochs", 1, "-eval_val_every", 25)
+    lines = read(tmp_path / "cv/lm_lstm_metrics.jsonl")
+    last = Checkpoint.load(max((tmp_path / "cv").glob("*.pt"), key=os.path.getmtime))
+    assert [line["iteration"] for line in lines] == list(range(1, len(lines) + 1))
+    assert [line["loss"] for line in lines] == last.training["losses"].tolist()
+    validated = {line["iteration"]: line["val_loss"] for line in lines if "val_loss" in line}
+    assert validated == last.training["val_losses"]
+    assert lines[-1]["epoch"] == 1
+    assert all(line["seconds"] > 0 and line["param_norm"] > 0 for line in lines)
+
+
+def test_two_runs_in_a_folder_do_not_mix_and_a_new_one_begins_anew(tmp_path: Path) -> None:
+    write_text(tmp_path / "data")
+    train(tmp_path, "-max_epochs", 0.3, "-savefile", "one")
+    train(tmp_path, "-max_epochs", 0.2, "-savefile", "two", "-seed", 5)
+    train(tmp_path, "-max_epochs", 0.1, "-savefile", "one")
+    one, two = (read(tmp_path / f"cv/lm_{name}_metrics.jsonl") for name in ("one", "two"))
+    assert 0 < len(one) < len(two)
+
+
+def records(path: Path, *losses: float, report: Any = pytest.fail) -> MetricsFile:
+    file = MetricsFile(path, report)
+    file.begin([])
+    for iteration, loss in enumerate(losses, 1):
+        file.add(Record(iteration, 9, 0.1, 0.002, loss))
+    return file
+
+
+def test_lines_cut_short_of_other_runs_and_of_later_iterations_are_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    file = records(path, 4.0, 3.0, 2.0, 1.0)
+    file.close()
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"iteration": 3, "lo')
+    file.begin([4.0, 3.5, 2.0])
+    file.add(Record(4, 9, 0.1, 0.002, 1.5, grad_norm=math.inf, val_loss=1.25))
+    file.close()
+    lines = read(path)
+    assert [(line["iteration"], line["loss"]) for line in lines] == [(1, 4.0), (3, 2.0), (4, 1.5)]
+    assert lines[-1]["grad_norm"] is None and lines[-1]["val_loss"] == 1.25
+    assert list(tmp_path.iterdir()) == [path], "no temporary file stays"
+
+
+def test_a_full_disk_costs_lines_but_not_the_run(tmp_path: Path) -> None:
+    path, said = tmp_path / "metrics.jsonl", []
+    file = records(path, 4.0, 3.0, report=said.append)
+    before = path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 20, hard))
+    try:
+        file.add(Record(3, 9, 0.1, 0.002, 2.0))
+        file.add(Record(4, 9, 0.1, 0.002, 2.0))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == before, "half a line would spoil the next one"
+    assert len(said) == 1 and "training goes on" in said[0]
+    file.add(Record(5, 9, 0.1, 0.002, 1.0))
+    file.close()
+    assert [line["iteration"] for line in read(path)] == [1, 2, 5]
+
+
+def test_a_rollback_takes_its_lines_back(tmp_path: Path) -> None:
+    flags = FLAGS | data(tmp_path / "data", "fractions") | {"on_nan": "rollback", "eval_val_every": 5}
+    rolled_back = Run(configure(flags | {"checkpoint_dir": str(tmp_path / "cv")}), silent)
+    broken = False
+    for record in rolled_back.records():
+        if record.val_loss is not None:
+            rolled_back.save()
+        if record.iteration == 8 and not broken:
+            broken = True
+            with torch.no_grad():
+                next(rolled_back.model.parameters()).fill_(math.nan)
+    lines = read(tmp_path / "cv/lm_lstm_metrics.jsonl")
+    assert rolled_back.training.rollbacks == 1
+    assert [line["iteration"] for line in lines] == list(range(1, rolled_back.training.iterations + 1))
+    assert [line["loss"] for line in lines] == rolled_back.training.losses
+
+
+def test_tensorboard_reads_what_the_metrics_say_across_a_resume(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    write_text(tmp_path / "data")
+    train(tmp_path, "-max_epochs", 0.5, "-eval_val_every", 20, "-log_dir", "runs")
+    run(tmp_path, "train", "-resume", "cv", "-max_epochs", 1)
+    lines = read(tmp_path / "cv/lm_lstm_metrics.jsonl")
+    events = accumulator.EventAccumulator(str(tmp_path / "runs/lstm"), size_guidance={"scalars": 0})
+    events.Reload()
+    shown = {event.step: event.value for event in events.Scalars("loss/train")}
+    assert shown == pytest.approx({line["iteration"]: line["loss"] for line in lines})
+    validated = {event.step: event.value for event in events.Scalars("loss/validation")}
+    assert validated == pytest.approx({line["iteration"]: line["val_loss"] for line in lines if "val_loss" in line})
+
+
+def test_without_tensorboard_log_dir_says_what_to_install_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_text(tmp_path / "data")
+    monkeypatch.setattr("charrnn.metrics.find_spec", lambda name: None)
+    _, said = run(tmp_path, "train", "-data_dir", "data", *QUICK, "-log_dir", "runs", code=1)
+    assert "pip install 'char-rnn-torch[tensorboard]'" in said[-1]
+    assert not (tmp_path / "cv").exists() and not (tmp_path / "runs").exists()
+
+
+def test_the_summary_names_the_best_checkpoint_and_a_command_that_works(tmp_path: Path) -> None:
+    write_text(tmp_path / "data")
+    lines = train(tmp_path, "-max_epochs", 2, "-eval_val_every", 30, "-checkpoint_dir", "my cv")
+    losses = {path.name: float(path.stem.split("_")[-1]) for path in (tmp_path / "my cv").glob("*.pt")}
+    best = min(losses, key=lambda name: losses[name])
+    bpc = losses[best] / math.log(2)
+    assert f"best: my cv/{best}, validation loss {losses[best]:.4f} ({bpc:.3f} bits per character)" in lines
+    assert re.fullmatch(r"done, 2\.00 epochs: \d+ iterations in 0:00:\d\d", lines[-3])
+    program, *words = shlex.split(lines[-1].removeprefix("to sample from it: "))
+    assert program == "charrnn"
+    # a real process: the command is for the user's own shell
+    sampled = charrnn(*words, "-length", 20, "-gpuid", -1, cwd=tmp_path).stdout
+    assert len(sampled) == 21
+
+
+def test_a_run_without_validation_keeps_its_end(tmp_path: Path) -> None:
+    write_text(tmp_path / "data")
+    lines = train(tmp_path, "-max_epochs", 0.5, "-train_frac", 1, "-val_frac", 0)
+    assert "without a validation part" in lines[-2]
+    assert lines[-1].endswith("charrnn sample cv/lm_lstm_last.pt")
+    assert Checkpoint.load(tmp_path / "cv/lm_lstm_last.pt").epoch == pytest.approx(0.5, abs=0.02)
+    assert "nothing left to train" in "".join(run(tmp_path, "train", "-resume", "cv")[0])
+
+
+def test_early_stopping_says_so(tmp_path: Path) -> None:
+    write_text(tmp_path / "data")
+    # a rate of 0 learns nothing: the second validation and the third are no better than the first
+    lines = train(tmp_path, "-early_stop", 2, "-eval_val_every", 10, "-learning_rate", 0)
+    assert any(line.startswith("stopped early, after 2 validations without a new best: 30 iter") for line in lines)
+    bare = ("-early_stop", 2, "-train_frac", 1, "-val_frac", 0)
+    _, said = run(tmp_path, "train", "-data_dir", "data", *QUICK, *bare, code=1)
+    assert "-early_stop" in said[-1] and "-val_frac" in said[-1]
+
+
+EVERY = 100
+
+
+def curves(train: list[float], val: list[float], dropout: float = 0.0) -> str:
+    """The advice on losses that stay the same between validations."""
+    losses = [loss for loss in train for _ in range(EVERY)]
+    return advice(losses, {EVERY * (i + 1): loss for i, loss in enumerate(val)}, dropout)
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "said"),
+    [
+        ([3, 2, 1.5, 1.2, 1.0, 0.8], [3, 2.2, 2.0, 2.1, 2.2, 2.3], "overfitting since iteration 300: try -dropout"),
+        ([3, 2, 1.5, 1.2, 1.0, 0.8], [3, 2.2, 2.0, 2.1, 2.2, 1.9], ""),
+        ([3, 2, 1.5, 1.6, 1.7, 1.8], [3, 2.2, 2.0, 2.1, 2.2, 2.3], ""),
+        ([3, 2, 1.5, 1.2, 1.0, 0.8], [3, 2.2, 2.0, 2.01, 2.005, 2.01], ""),
+        ([3, 2, 1.8, 1.8, 1.799, 1.799], [3, 2, 1.82, 1.82, 1.81, 1.81], "underfitting: a larger -rnn_size may help"),
+        ([3, 2, 1.5, 1.5, 1.5, 1.5], [3, 2, 1.82, 1.82, 1.81, 1.81], ""),
+        ([3, 2, 1.9, 1.8, 1.7, 1.6], [3, 2, 1.9, 1.8, 1.7, 1.6], ""),
+        ([3, 2], [3, 3.1], ""),
+        ([3, 2, 1, 1, 1, 1], [math.nan] * 6, ""),
+        ([], [], ""),
+    ],
+)
+def test_the_advice(train: list[float], val: list[float], said: str) -> None:
+    assert curves(train, val) == said
+
+
+def test_where_there_is_dropout_already_the_advice_is_more_of_it() -> None:
+    overfitted = ([3, 2, 1.5, 1.2, 1.0, 0.8], [3, 2.2, 2.0, 2.1, 2.2, 2.3])
+    assert curves(*overfitted, dropout=0.2) == "overfitting since iteration 300: try a higher -dropout"
+
+
+def test_a_text_learned_by_heart_is_called_overfitting(tmp_path: Path) -> None:
+    write_text(tmp_path / "data", "".join(Random(1).choices("abcdefgh", k=2000)))
+    settings = ("-rnn_size", 64, "-train_frac", 0.5, "-val_frac", 0.5, "-eval_val_every", 40, "-max_epochs", 20)
+    output, notes = run(tmp_path, "train", "-data_dir", "data", *QUICK, *settings)
+    (said,) = (line for line in output if line.startswith("overfitting"))
+    assert re.fullmatch(r"overfitting since iteration \d+: try -dropout", said)
+    assert said in notes, "said as soon as it is seen"
+
+
+def three_texts(folder: Path) -> list[str]:
+    folder.mkdir()
+    parts = [f"{i}: {SONG * (10 + i)}" for i in range(3)]
+    for i, part in enumerate(parts):
+        (folder / f"{i}.txt").write_text(part)
+    return parts
+
+
+def test_several_texts_are_one_in_the_order_of_their_names(tmp_path: Path) -> None:
+    whole = "".join(three_texts(tmp_path / "parts"))
+    files = find_files([str(tmp_path / "parts/2.txt"), str(tmp_path / "parts/[01].txt"), str(tmp_path / "**/2.txt")])
+    assert [file.name for file in files] == ["0.txt", "1.txt", "2.txt"]
+    many = [str(tmp_path / "many" / f"{letter}.txt") for letter in "hbgacdfe"]
+    (tmp_path / "many").mkdir()
+    for name in many:
+        Path(name).touch()
+    assert [file.stem for file in find_files(many)] == list("abcdefgh")
+    text = open_files(files, report=pytest.fail)
+    assert text.vocabulary.decode(text.files["input"].tolist()) == whole
+    assert text.counts == {ord(c): whole.count(c) for c in set(whole)}
+    assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == ["0.txt", "1.txt", "2.txt"]
+
+
+def test_the_joined_text_trains_as_the_same_text_in_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_text(tmp_path / "data", "".join(three_texts(tmp_path / "parts")))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    train(tmp_path, "-max_epochs", 1)
+    # as a shell expands it; a pattern that it leaves alone; and a TOML list
+    expanded = sorted((tmp_path / "parts").glob("*.txt"))
+    run(tmp_path, "train", "-input", *expanded, *QUICK, "-checkpoint_dir", "cv2", "-max_epochs", 0.5)
+    run(tmp_path, "train", "-resume", "cv2", "-input", "parts/*.txt", "-max_epochs", 1)
+    (tmp_path / "mine.toml").write_text('input = ["parts/1.txt", "parts/0.txt", "parts/2.txt"]\nmax_epochs = 1\n')
+    run(tmp_path, "train", "-config", "mine.toml", *QUICK, "-checkpoint_dir", "cv3")
+    one, two, three = (Checkpoint.load(find_newest(tmp_path / name)) for name in ("cv", "cv2", "cv3"))
+    for other in (two, three):
+        assert other.epoch == one.epoch == 1
+        assert other.weights.keys() == one.weights.keys()
+        assert all(torch.equal(tensor, other.weights[name]) for name, tensor in one.weights.items())
+    assert two.options.input == ("parts/0.txt", "parts/1.txt", "parts/2.txt") == three.options.input
+    newest = find_newest(tmp_path / "cv2")
+    scored = json.loads(run(tmp_path, "eval", newest, "-gpuid", -1, "-json")[0][0])
+    assert scored["loss"] == pytest.approx(two.val_loss)
+    (tmp_path / "parts/1.txt").write_text("another " + SONG * 11)
+    _, said = run(tmp_path, "train", "-resume", "cv2", "-max_epochs", 2, code=1)
+    assert "-input is not the one" in said[-1]
+
+
+def test_texts_that_are_not_there_and_two_ways_to_name_one_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"-input .*\*\.md: there is no such file"):
+        find_files([str(tmp_path / "*.md")])
+    _, said = run(tmp_path, "train", "-input", "a.txt", "-data_dir", "b", code=1)
+    assert "give one of them" in said[-1]
+
+
+def on_a_terminal(folder: Path, columns: int, *args: object, **env: str) -> tuple[int, str]:
+    """Exit code and output of a run on a terminal of that many columns."""
+    leader, follower = pty.openpty()
+    ioctl(follower, TIOCSWINSZ, pack("HHHH", 24, columns, 0, 0))
+    words = [sys.executable, "-m", "charrnn", *map(str, args)]
+    clean = {name: value for name, value in environment(**{"TERM": "xterm"} | env).items() if name != "COLUMNS"}
+    with subprocess.Popen(words, cwd=folder, stdin=follower, stdout=follower, stderr=follower, env=clean) as process:
+        os.close(follower)
+        output = b""
+        while select.select([leader], [], [], 120)[0]:
+            try:
+                chunk = os.read(leader, 65536)
+            except OSError:  # Linux's way of saying that the other end is closed
+                break
+            if not chunk:
+                break
+            output += chunk
+    os.close(leader)
+    return process.returncode, output.decode()
+
+
+ESCAPE = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
+
+
+FIGURES = ("iteration", "epoch", "train loss", "validation", "best", "grad/param norm", "characters/s", "left")
+
+
+@pytest.mark.parametrize("columns", [60, 140])
+def test_the_live_display_fits_the_terminal(tmp_path: Path, columns: int) -> None:
+    write_text(tmp_path / "data")
+    args = ("train", "-data_dir", "data", *SMALL, "-max_epochs", 1, "-eval_val_every", 40, "-sample_length", 20)
+    code, output = on_a_terminal(tmp_path, columns, *args)
+    assert code == 0, output
+    drawn = [line for line in ESCAPE.sub("", output).replace("\r", "\n").split("\n") if "grad/param norm" in line]
+    assert drawn and all(len(line) <= columns for line in drawn)
+    last = ESCAPE.sub("", output[: output.index("to sample from it")]).replace("\r", "\n").split("\n")[-16:]
+    for figure in FIGURES:  # a name that stands at a line's end has lost its value to the next line
+        assert any(re.search(rf"{figure} \S", line) for line in last), (figure, last)
+    assert "\x1b[3" not in output, "NO_COLOR was set"
+    assert "to sample from it: charrnn sample cv/lm_lstm_epoch" in ESCAPE.sub("", output)
+
+
+def test_a_dumb_terminal_and_a_pipe_get_plain_lines(tmp_path: Path) -> None:
+    write_text(tmp_path / "data")
+    code, output = on_a_terminal(tmp_path, 80, "train", "-data_dir", "data", *SMALL, "-max_epochs", 0.1, TERM="dumb")
+    assert code == 0 and "train_loss = " in output
+    assert "\x1b" not in output
+    assert not any("\x1b" in line for line in train(tmp_path, "-max_epochs", 0.1, "-print_every", 1))
+
+
+def test_the_best_of_a_resumed_run_is_the_whole_runs() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=100, color_system=None)
+    display = LiveDisplay(console, 100, [1.25, 1.5])
+    display.show(Record(1, 2, 0.5, 0.002, 2.0, grad_norm=1.0, param_norm=2.0, seconds=0.1))
+    display.close()
+    assert "validation 1.5000" in console.file.getvalue() and "best 1.2500" in console.file.getvalue()
