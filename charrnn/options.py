@@ -247,7 +247,7 @@ class TrainingOptions:
 
     gpuid: int = setting(0, "number of the GPU; -1 = CPU", "device", Interval(low=-1))
     precision: Literal["float32", "float64"] = setting("float32", "of weights and arithmetic", "device")
-    threads: int = setting(0, "CPU threads; 0 = torch's own choice", "device", Interval(0, 1024))
+    threads: int = setting(0, "CPU threads; 0 = as many as are fastest, found by trying", "device", Interval(0, 1024))
     accurate_gpu_timing: bool = setting(False, "wait for the GPU at every iteration: exact times, slower", "device")
     opencl: bool = setting(False, "char-rnn's OpenCL switch: not available on PyTorch", "device")
 

@@ -92,9 +92,10 @@ def _threads(count: int) -> ThreadPoolExecutor:
 
     def start() -> None:
         torch.set_num_threads(1)
+        torch.get_num_threads()  # a thread's first look at the number takes over the last one that any thread set
         together.wait()
 
     threads = ThreadPoolExecutor(count, "rows")
     list(threads.map(lambda _: start(), range(count)))
-    torch.set_num_threads(chosen)  # a thread's own number is also what threads begun later would get
+    torch.set_num_threads(chosen)
     return threads

@@ -22,6 +22,7 @@ from charrnn.errors import UserError
 from charrnn.metrics import Events, Metrics, MetricsFile
 from charrnn.sampling import sample
 from charrnn.summary import Summary, advice
+from charrnn.threads import find_fastest
 from charrnn.training import Diverged, Record, Training
 from charrnn.vocabulary import Vocabulary
 
@@ -64,6 +65,9 @@ class Run:
             self.model.to(device, getattr(torch, options.precision))
             if configuration.start:
                 self._start_from(configuration.start)
+            if not configuration.options.threads and device.type == "cpu":
+                options = replace(options, threads=find_fastest(self.model, splits["train"], options))
+                self.options = options
             self.training = Training(self.model, splits["train"], splits.get("val"), options)
         self.kept: list[str] = []
         self.saved_at = time.monotonic()

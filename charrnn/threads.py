@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import statistics
 import time
 
@@ -12,7 +11,7 @@ from torch import nn
 
 from charrnn.evaluation import Minibatches
 from charrnn.options import TrainingOptions
-from charrnn.training import Training
+from charrnn.training import Diverged, Training
 
 TRIALS = 5  # timed iterations at each number
 PATIENCE = 1.0  # seconds: an iteration longer than this is timed once
@@ -21,14 +20,14 @@ PATIENCE = 1.0  # seconds: an iteration longer than this is timed once
 def find_fastest(model: nn.Module, train: Minibatches, options: TrainingOptions) -> int:
     """How many threads to train with, and have torch use them.
 
-    A few iterations on a copy of the model are timed with 1, 2, 4, ... threads, up to the processors that this
-    process may use. More threads are not always faster: in small products they mostly wait for each other. The
-    model and torch's random numbers stay as they were.
+    A few iterations on a copy of the model are timed with 1, 2, 4, ... threads, up to as many as torch uses now (the
+    machine's cores, or $OMP_NUM_THREADS). More threads are not always faster: in small products they mostly wait for
+    each other. The model and torch's random numbers stay as they were.
     """
     state = torch.get_rng_state()
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    counts = sorted({processors, *(2**n for n in range(processors.bit_length()) if 2**n <= processors)})
-    seconds = {count: _time(model, train, options, count) for count in counts} if len(counts) > 1 else {1: 0.0}
+    most = torch.get_num_threads()
+    counts = sorted({most, *(2**n for n in range(most.bit_length()) if 2**n <= most)})
+    seconds = {count: _time(model, train, options, count) for count in counts} if most > 1 else {1: 0.0}
     fastest = min(seconds, key=lambda count: seconds[count])
     torch.set_num_threads(fastest)
     torch.set_rng_state(state)
@@ -42,9 +41,12 @@ def _time(model: nn.Module, train: Minibatches, options: TrainingOptions, thread
     took = []
     for _ in range(TRIALS + 1):
         started = time.perf_counter()
-        if next(run, None) is None:
+        try:
+            if next(run, None) is None:
+                break
+        except Diverged:  # the run itself will say so
             break
         took.append(time.perf_counter() - started)
         if took[-1] > PATIENCE and len(took) > 1:
             break
-    return statistics.median(took[1:] or took)
+    return statistics.median(took[1:] or took or [0.0])
