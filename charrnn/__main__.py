@@ -1,5 +1,18 @@
-"""python -m charrnn"""
+"""The process of ``charrnn``, and of ``python -m charrnn``.
+
+Until a command wants it otherwise, Ctrl-C ends the process as it ends any other. Python's own way, an exception,
+may come in the middle of an import, where libraries swallow it and go on without what they were importing. So
+this comes before anything else is imported.
+"""
+
+import signal
+
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from charrnn.cli import main
 
-main()
+__all__ = ["main"]
+
+if __name__ == "__main__":
+    main()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -68,13 +67,7 @@ def cli() -> None:
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and exit: 0, 1 after an error, 2 for wrong usage, 130 when interrupted.
-
-    Until training begins, Ctrl-C ends the process as it ends any other. Python's own way, an exception, may
-    come in the middle of an import, where libraries swallow it and go on without what they were importing.
-    """
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    """Run the command line and exit: 0, 1 after an error, 2 for wrong usage, 130 when interrupted."""
     sys.exit(run(args))
 
 

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
@@ -179,9 +180,15 @@ def _candidates() -> Iterator[tuple[Path, str, str]]:
         for path in sorted(folder.glob("*.py")):
             if path.stem.isidentifier() and not path.stem.startswith("_"):
                 yield path, origin, path.stem
-    for point in entry_points(group="charrnn.models"):
+    for point in _entry_points(tuple(sys.path)):
         if located := _located(point):
             yield located, f"the package {point.dist.name if point.dist else point.module}", point.name
+
+
+@cache
+def _entry_points(path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+    """What the packages on the import path declare: read once, since every package's files are looked through."""
+    return tuple(entry_points(group="charrnn.models"))
 
 
 def _located(point: EntryPoint) -> Path | None:

@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,17 @@ def sampled(
 
 
 Sampled = Callable[..., str]
+
+
+@contextmanager
+def endless(trained: Path, *flags: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that writes a text that would take hours."""
+    words = [sys.executable, "-m", "charrnn", "sample", "cv", *map(str, CPU), "-length", "100000000", *flags]
+    with subprocess.Popen(words, cwd=trained, env=environment(), stdout=subprocess.PIPE) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def test_each_of_several_texts_is_the_text_of_its_own_seed(trained: Path, sampled: Sampled) -> None:
@@ -128,19 +140,7 @@ def test_output_is_written_whole_or_not_at_all(trained: Path, sampled: Sampled) 
     assert (trained / "out.txt").read_text() == sampled(*flags)
     # interrupted in the middle, the old file stays and nothing else is left
     before = sorted(trained.iterdir())
-    words = [
-        sys.executable,
-        "-m",
-        "charrnn",
-        "sample",
-        "cv",
-        *map(str, CPU),
-        "-length",
-        "100000000",
-        "-output",
-        "out.txt",
-    ]
-    with subprocess.Popen(words, cwd=trained, env=environment(), stderr=subprocess.PIPE) as process:
+    with endless(trained, "-output", "out.txt") as process:
         deadline = time.monotonic() + 60
         while sorted(trained.iterdir()) == before and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -153,11 +153,10 @@ def test_output_is_written_whole_or_not_at_all(trained: Path, sampled: Sampled) 
 
 
 def test_text_streams_as_it_is_made(trained: Path) -> None:
-    words = [sys.executable, "-m", "charrnn", "sample", "cv", *map(str, CPU), "-length", "100000000"]
-    with subprocess.Popen(words, cwd=trained, env=environment(), stdout=subprocess.PIPE) as process:
+    with endless(trained) as process:
         assert process.stdout is not None
         text = b""
-        while len(text) < 2000:  # of a text that would take hours
+        while len(text) < 2000:
             text += os.read(process.stdout.fileno(), 1000)
         process.send_signal(signal.SIGINT)
         process.stdout.read()
@@ -196,7 +195,9 @@ def test_a_conversation_on_a_terminal(trained: Path, sampled: Sampled) -> None:
         def seen(until: str) -> str:
             text = b""
             while until.encode() not in text:
-                assert select.select([ours], [], [], 60)[0], text
+                if not select.select([ours], [], [], 60)[0]:
+                    process.kill()
+                    raise AssertionError(text)
                 text += os.read(ours, 1000)
             return text.decode()
 

@@ -155,12 +155,14 @@ def stop_on_signals(run: Run, display: TrainingDisplay) -> list[int]:
         received.append(number)
         run.training.stopping = True
         for signum in SIGNALS:
-            signal.signal(signum, signal.SIG_DFL if signum != signal.SIGINT else signal.default_int_handler)
+            if signal.getsignal(signum) is stop:
+                signal.signal(signum, signal.SIG_DFL if signum != signal.SIGINT else signal.default_int_handler)
         with suppress(OSError, RuntimeError):  # the terminal is gone, or was being written to just now
             display.note("stopping after this iteration (Ctrl-C again: at once)")
 
     for signum in SIGNALS:
-        signal.signal(signum, stop)
+        if signum == signal.SIGINT or signal.getsignal(signum) is not signal.SIG_IGN:  # nohup ignores SIGHUP
+            signal.signal(signum, stop)
     return received
 
 
