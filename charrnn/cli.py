@@ -26,7 +26,7 @@ COMMANDS = {
     "import": "Take over a checkpoint of the original char-rnn.",
     "prepare": "Make a named data set.",
     "models": "List the models that -model can name.",
-    "completion": "Print the script that completes commands and flags in your shell.",
+    "completion": "Print the script that completes commands, flags, models and files in your shell.",
 }
 HELP = {"help_option_names": ["-h", "-help", "--help"]}
 

@@ -239,7 +239,7 @@ class TrainingOptions:
         "stop", "what a broken loss leads to; rollback = back to the last save, at half the rate", "bookkeeping"
     )
     sample_length: int = setting(
-        200, "characters of sample shown at each validation; 0 = none", "bookkeeping", FROM_ZERO
+        200, "characters of sample shown at each validation; 0 = none", "bookkeeping", Interval(0, 10**6)
     )
     checkpoint_dir: str = setting("cv", "folder for checkpoints", "bookkeeping", names="folder")
     savefile: str = setting("", "lm_SAVEFILE_epoch... names the checkpoints; empty = the model's name", "bookkeeping")

@@ -57,6 +57,7 @@ def start(folder: Path, *args: object, slow: float = 0.0, prepare: Callable[[], 
     """A process of its own that runs ``charrnn ARGS`` in ``folder``."""
     (folder / "log.txt").unlink(missing_ok=True)
     process = SERVER.Process(target=work, args=([str(arg) for arg in args], str(folder), slow, prepare))
+    process.daemon = True  # a test that fails leaves none behind
     process.start()
     return process
 

@@ -129,7 +129,15 @@ def test_dynamic_evaluation_at_rate_0_is_static_and_a_good_rate_helps(trained: P
     assert (trained / "cv" / os.listdir(trained / "cv")[0]).read_bytes() == before
 
 
-def test_dynamic_evaluation_goes_into_the_lines(trained: Path, scores: Scores) -> None:
+def test_dynamic_losses_stand_at_their_own_characters(scores: Scores) -> None:
+    still, adapted = (scores(*way, "-per_char", "-json")["per_char"] for way in ((), ("-dynamic", 0)))
+    assert [item["character"] for item in still] == [item["character"] for item in adapted]
+    pairs = [(a["loss"], b["loss"]) for a, b in zip(still, adapted, strict=True) if a["loss"] is not None]
+    # read one after another, the rows begin with another state, which is soon forgotten
+    assert sum(abs(a - b) < 0.01 for a, b in pairs) > 0.6 * len(pairs)
+
+
+def test_dynamic_evaluation_goes_into_the_lines(scores: Scores) -> None:
     result = scores("-dynamic", 0.02, "-per_line", "-json")
     total = sum(line["characters"] * line["loss"] for line in result["per_line"])
     assert total / result["characters"] == pytest.approx(result["dynamic"]["loss"])
@@ -273,7 +281,8 @@ def test_a_terminal_shows_as_many_lines_as_it_has(scores: Scores, monkeypatch: p
 
 def test_a_terminal_shows_surprise_as_colour(scores: Scores, monkeypatch: pytest.MonkeyPatch) -> None:
     colours = shown(scores, monkeypatch, "-text", "text.txt", "-per_char")
-    assert "\x1b[33m" in colours and "bits of surprise" in colours
+    text, legend, _ = colours.partition("bits of surprise")
+    assert legend and "\x1b[33m" in text and "\x1b[2m" in text
     assert ESCAPES.sub("", colours).replace("↵", "").startswith(TEXT)
     without = shown(scores, monkeypatch, "-text", "text.txt", "-per_char", NO_COLOR="1")
     assert not re.search(r"\x1b\[[0-9;]*3[0-7]", without)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections import Counter
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
@@ -33,7 +34,8 @@ def read(path: Path, encoding: str, chunk: int = tokens.CHUNK) -> tuple[tokens.S
         file.seek(0)
         written = file.read()
     assert checksum == sha256(written).hexdigest()
-    assert counts[counts > 0].tolist() == [numbers.tolist().count(number) for number in range(len(vocabulary))]
+    tally = Counter(numbers.tolist())
+    assert counts[counts > 0].tolist() == [tally[number] for number in range(len(vocabulary))]
     return found, vocabulary, numbers.tolist(), written
 
 
