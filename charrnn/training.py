@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from charrnn import rows, schedules
+from charrnn import schedules
 from charrnn.errors import UserError
 from charrnn.evaluation import Minibatches, State, device_of, evaluate, evaluating, summed_loss
 from charrnn.options import TrainingOptions
@@ -74,7 +74,6 @@ class Training:
         # reading a loss makes the host wait for the device: on a GPU read several at a time
         self.in_flight = 1 if self.device.type == "cpu" or options.accurate_gpu_timing else 16
         self._pending: list[tuple[Record, Tensor]] = []
-        self._divides: bool | None = None
 
     @property
     def epoch(self) -> float:
@@ -127,7 +126,7 @@ class Training:
         x, y = x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
 
         self.optimizer.zero_grad()
-        logits, state = self._forward(x)
+        logits, state = self.model(x, self.state)
         objective = summed_loss(logits, y)
         objective.backward()
         # carry the state on: each row is one long stream of text, but gradients stop here
@@ -141,16 +140,6 @@ class Training:
         self.iteration += 1
         loss = objective.detach() / y.shape[0]
         return torch.stack([loss, penalty, norm_before, grad_norm, norm(self.parameters)])
-
-    def _forward(self, x: Tensor) -> tuple[Tensor, State]:
-        """The model on a minibatch, its rows divided among torch's threads where that leaves nothing to chance."""
-        threads = torch.get_num_threads() if self.device.type == "cpu" else 1
-        if threads > 1 and self._divides is None:
-            self._divides = not rows.draws_random_numbers(self.model)
-        if threads > 1 and self._divides:
-            return rows.in_parts(self.model, x, self.state, threads)
-        logits, state = self.model(x, self.state)
-        return logits, state
 
     def _add_weight_decay(self, like: Tensor) -> Tensor:
         """Add the L2 term's gradient, so that clipping acts on the whole. Returns the term itself."""

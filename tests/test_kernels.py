@@ -1,4 +1,4 @@
-"""The kernels beside the equations, step by step, with autograd's derivatives; rows in parts beside the whole."""
+"""The kernels beside the equations, step by step, with autograd's derivatives."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from contract import Case
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from charrnn import registry, rows
+from charrnn import registry
 from charrnn.configuration import configure
-from charrnn.evaluation import summed_loss
 from charrnn.kernels import blocks, gru, rnn
 from charrnn.run import Run
 
@@ -174,73 +173,6 @@ def test_dropout_acts_between_layers_and_before_the_decoder(name: str) -> None:
     assert_equal(logits, F.linear(below, p["decoder.weight"], p["decoder.bias"]))
 
 
-# Rows in parts
-
-
-@pytest.mark.parametrize("parts", [1, 2, 3, 5])
-@pytest.mark.parametrize("name", registry.models())
-def test_rows_in_parts_are_the_whole(name: str, parts: int) -> None:
-    model = registry.create(name, 7, 5, 2, 0.0).double()
-    x = torch.arange(24).view(6, 4) % 7
-    _, start = model(x, None)
-    for state in (None, tuple(s.detach() for s in start)):
-        results = []
-        for logits, last in (model(x, state), rows.in_parts(model, x, state, parts)):
-            objective = summed_loss(logits, x) + sum(s.square().sum() for s in last)
-            results.append((logits, *last, *torch.autograd.grad(objective, list(model.parameters()))))
-        assert_equal(*results)
-
-
-def test_rows_in_parts_are_the_same_every_time() -> None:
-    model = registry.create("gru", 7, 16, 2, 0.0)
-    x = torch.randint(7, (20, 9))
-    results = []
-    for _ in range(5):
-        logits, _ = rows.in_parts(model, x, None, 3)
-        results.append([logits, *torch.autograd.grad(summed_loss(logits, x), list(model.parameters()))])
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(other, results[0], strict=True))
-
-
-def test_parameters_without_a_part_in_the_output_get_no_gradient() -> None:
-    model = registry.create("rnn", 7, 5, 1, 0.0)
-    model.spare = nn.Parameter(torch.ones(2))
-    model.rnn.weight_hh_l0.requires_grad_(False)
-    logits, _ = rows.in_parts(model, torch.zeros(3, 4, dtype=torch.int64), None, 2)
-    logits.sum().backward()
-    assert model.spare.grad is None and model.rnn.weight_hh_l0.grad is None
-    assert model.decoder.weight.grad is not None
-
-
-def test_an_error_in_a_part_comes_through() -> None:
-    model = registry.create("rnn", 7, 5, 1, 0.0)
-    with pytest.raises(IndexError):
-        rows.in_parts(model, torch.full((3, 4), 9), None, 2)
-
-
-def test_torch_s_threads_stay_as_they_were() -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        rows._threads.cache_clear()
-        workers = rows._threads(2)
-        assert torch.get_num_threads() == 3
-        assert list(workers.map(lambda _: torch.get_num_threads(), range(4))) == [1, 1, 1, 1]
-    finally:
-        torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize("name", registry.models())
-def test_who_draws_random_numbers(name: str) -> None:
-    torch.manual_seed(3)
-    before = torch.get_rng_state()
-    for dropout, training, drawn in ((0.0, True, False), (0.5, True, True), (0.5, False, False)):
-        model = registry.create(name, 7, 5, 2, dropout).train(training)
-        torch.set_rng_state(before)
-        assert rows.draws_random_numbers(model) == drawn
-        assert torch.equal(torch.get_rng_state(), before)
-
-
 # In training
 
 
@@ -256,41 +188,25 @@ FLAGS: dict[str, Any] = {
 }
 
 
-def train(folder: Path, monkeypatch: pytest.MonkeyPatch, threads: int, **flags: Any) -> tuple[dict[str, Tensor], int]:
-    """The weights after an epoch with that many threads, and how many minibatches were divided."""
+def train(folder: Path, threads: int, **flags: Any) -> dict[str, Tensor]:
+    """The weights after an epoch with that many threads."""
     write_text(folder / "data", SONG * 4)
-    divided = []
-
-    def spy(model: nn.Module, x: Tensor, state: Any, parts: int) -> Any:
-        divided.append(parts)
-        return in_parts(model, x, state, parts)
-
-    in_parts = rows.in_parts
     before = torch.get_num_threads()
-    with monkeypatch.context() as patch:
-        patch.setattr(rows, "in_parts", spy)
+    try:
         own = {"data_dir": str(folder / "data"), "checkpoint_dir": str(folder / "cv"), "threads": threads}
         run = Run(configure(FLAGS | own | flags), lambda line: None)
         for _ in run.records():
             pass
-    torch.set_num_threads(before)
-    assert set(divided) <= {threads}
-    return run.model.state_dict(), len(divided)
+    finally:
+        torch.set_num_threads(before)
+    return run.model.state_dict()
 
 
 @pytest.mark.parametrize("name", registry.models())
-def test_training_with_threads_is_training_without(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    alone, none = train(tmp_path / "one", monkeypatch, 1, model=name)
-    together, some = train(tmp_path / "two", monkeypatch, 2, model=name)
-    again, _ = train(tmp_path / "again", monkeypatch, 2, model=name)
-    assert none == 0 and some > 3
+def test_training_with_threads_is_training_without(name: str, tmp_path: Path) -> None:
+    alone = train(tmp_path / "one", 1, model=name)
+    together = train(tmp_path / "two", 2, model=name)
+    again = train(tmp_path / "again", 2, model=name)
     for key, weights in alone.items():
         assert_equal(together[key], weights, atol=1e-9)
         assert torch.equal(together[key], again[key])
-
-
-def test_what_draws_random_numbers_is_trained_undivided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    alone, _ = train(tmp_path / "one", monkeypatch, 1, dropout=0.5)
-    together, divided = train(tmp_path / "two", monkeypatch, 2, dropout=0.5)
-    assert divided == 0
-    assert_equal(together, alone, atol=1e-9)
