@@ -47,21 +47,6 @@ LEFT_OUT = {
 }
 
 
-class RHNRecording(Recording):
-    def compare(self, key: str, actual: object) -> None:
-        """Equal in shape, and to 1e-10 of the array's largest entry."""
-        self.seen.add(key)
-        expected = self.arrays[key]
-        got = actual.detach().numpy() if isinstance(actual, Tensor) else np.asarray(actual)
-        assert got.shape == expected.shape, f"{key}: shape {got.shape}, recorded {expected.shape}"
-        if expected.dtype.kind in "US":
-            assert np.array_equal(got, expected), key
-            return
-        worst = float(np.abs(got - expected).max())
-        # not <=, so that a nan is no match
-        assert not worst > 1e-10 * np.abs(expected).max() and np.isfinite(worst), f"{key}: off by {worst:.3g}"
-
-
 def variables(tensors: dict[str, Tensor], n_layers: int, depth: int) -> dict[str, list[Tensor]]:
     """The program's variables in the order of creation, each as the parts of our tensors that lie on one another in it.
 
@@ -83,7 +68,7 @@ class Case:
     """One recorded model, built by the product and given the recorded weights."""
 
     def __init__(self, path: Path) -> None:
-        self.recording = recording = RHNRecording(path)
+        self.recording = recording = Recording(path)
         names = [key for key in recording.arrays if key.startswith("cfg/")]
         self.cfg = {name.removeprefix("cfg/"): recording.given(name).item() for name in names}
         self.n_layers, self.depth, self.T = self.cfg["num_layers"], self.cfg["depth"], self.cfg["num_steps"]
@@ -389,7 +374,7 @@ def test_the_comparison_sees_a_wrong_value(path: Path) -> None:
 
 
 def test_schedule_masks_and_sizes_equal_the_originals(schedule: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recording = RHNRecording(schedule)
+    recording = Recording(schedule)
     check_learning_rates(recording)
     check_masks(recording, monkeypatch)
     check_parameter_counts(recording)
