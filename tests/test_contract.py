@@ -9,9 +9,9 @@ from math import exp, tanh
 
 import pytest
 import torch
-from contract import CHECKS, B, Case, H, T, V, cases, random_state, slope, text
 
 from charrnn import registry
+from charrnn.testing import CHECKS, B, Case, H, T, V, cases, random_state, slope, text
 
 MORE = [Case("rhn", 2, {"depth": 1}), Case("rhn", 1, {"depth": 3, "tie_embeddings": True, "share_masks": False})]
 BUILT_IN = [case for name in registry.models() for case in cases(name)] + MORE

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from command import SONG, write_text
-from contract import Case
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,6 +16,7 @@ from charrnn import registry
 from charrnn.configuration import configure
 from charrnn.kernels import blocks, gru, rnn
 from charrnn.run import Run
+from charrnn.testing import Case
 
 I, H = 5, 4
 

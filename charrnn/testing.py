@@ -1,8 +1,10 @@
 """What every model must keep: the contract of models/*.py as plain functions, for ours and for anyone's plugin.
 
-A check takes a Case and raises AssertionError where the model breaks its word. To hold a model of one's own to all:
+A check takes a Case and raises AssertionError where the model breaks its word. To hold a model of one's own to all, in
+a test file of one's own:
 
-    from contract import CHECKS, cases
+    import pytest
+    from charrnn.testing import CHECKS, cases
 
     @pytest.mark.parametrize("check", CHECKS)
     @pytest.mark.parametrize("case", cases("mymodel"), ids=str)
