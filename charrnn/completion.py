@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from glob import escape, glob
+
 import click
 from click.shell_completion import CompletionItem, get_completion_class
 
-from charrnn import registry
+from charrnn import recipes, registry
 from charrnn.options import Option
 
 SHELLS = ("bash", "zsh", "fish")
@@ -24,6 +26,10 @@ def values(option: Option, incomplete: str) -> list[CompletionItem]:
     if option.names == "model":
         known = {name: file.summary for name, file in registry.models().items()}
         return [CompletionItem(name, help=text) for name, text in known.items() if name.startswith(incomplete)]
+    if option.names == "recipe":
+        named = [CompletionItem(name) for name in recipes.recipes() if name.startswith(incomplete)]
+        if found := named + [CompletionItem(path) for path in sorted(glob(f"{escape(incomplete)}*.toml"))]:
+            return found
     if option.names:
         return [CompletionItem(incomplete, type="dir" if option.names == "folder" else "file")]
     words = ["0", "1"] if option.type is bool else map(str, option.choices)

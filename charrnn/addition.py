@@ -1,0 +1,135 @@
+"""The addition task of the Grid LSTM paper (Kalchbrenner et al. 2015, arXiv 1507.01526, section 4.2) as a text.
+
+A line is a problem: two numbers of N digits, their sum, and - before, between and after them, as ``-123-899-1022-``. A
+sum of N digits is followed by one more -, so that all lines have one width. The most significant digit comes first, no
+number begins with 0, and each of the others is as likely as any.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from random import Random
+
+from charrnn.errors import UserError
+from charrnn.files import replacing
+from charrnn.options import FROM_ONE, Interval, Option
+
+Report = Callable[[str], None]
+OPTIONS = (
+    Option("digit_length", int, 2, "digits of the numbers to add", "addition", within=Interval(1, 1000)),
+    Option("examples", int, 7000, "problems to train on", "addition", within=FROM_ONE),
+    Option("val_examples", int, 500, "problems to validate on, none of which is trained on", "addition",
+           within=FROM_ONE),
+    Option("seed", int, 123, "seed of the random numbers", "addition", within=Interval(0, 2**63 - 1)),
+)  # fmt: skip
+
+
+def problem(a: int, b: int, digits: int) -> str:
+    """The line of a + b, two numbers of that many digits, without its newline."""
+    return f"-{a}-{b}-{a + b}-".ljust(width(digits), "-")
+
+
+def width(digits: int) -> int:
+    """Characters of a problem."""
+    return question(digits) + answer(digits)
+
+
+def question(digits: int) -> int:
+    """Characters up to the sum."""
+    return 2 * digits + 3
+
+
+def answer(digits: int) -> int:
+    """Characters from the sum on: one digit more than the numbers have, and the - that ends it."""
+    return digits + 2
+
+
+def digits_of(line: str) -> int:
+    """How many digits the numbers of a problem so long have. Raises ValueError where no problem is."""
+    digits, rest = divmod(len(line) - 5, 3)
+    if rest or digits < 1:
+        raise ValueError(f"{len(line)} characters are no problem")
+    return digits
+
+
+def fault(line: str, digits: int) -> str:
+    """What is wrong with a line that should be a problem of that many digits, or ''."""
+    number = f"([1-9][0-9]{{{digits - 1}}})"
+    match = re.fullmatch(f"-{number}-{number}-([0-9]*)-+", line)
+    if not match or len(line) != width(digits):
+        example = problem(int("12345678910"[:digits].ljust(digits, "1")), int("9" * digits), digits)
+        return f"{line[:60]!r} is no problem of {digits} digit{'s' * (digits > 1)}, as {example} is"
+    a, b = int(match[1]), int(match[2])
+    return "" if line == problem(a, b, digits) else f"{a} + {b} is {a + b}, not {match[3] or 'nothing'}"
+
+
+def problems(digits: int, examples: int, val_examples: int, seed: int) -> tuple[list[str], list[str]]:
+    """Lines for training and for validation, drawn from the seed alone; no line comes twice.
+
+    No two numbers of a validation problem meet in training, in either order. Raises UserError where there are not that
+    many problems.
+    """
+    numbers = 9 * 10 ** (digits - 1)
+    pairs = numbers * (numbers + 1) // 2
+    if val_examples >= pairs:
+        raise UserError(f"-val_examples {val_examples}: there are only {pairs:,} pairs of {digits}-digit numbers")
+    draws = drawn(digits, seed)
+    held_out: set[tuple[int, int]] = set()
+    val: list[str] = []
+    while len(val) < val_examples:
+        a, b = next(draws)
+        if (a, b) not in held_out:
+            held_out |= {(a, b), (b, a)}
+            val.append(problem(a, b, digits))
+    there = numbers**2 - len(held_out)
+    if examples > there:
+        raise UserError(
+            f"-examples {examples}: {digits}-digit numbers make only {there:,} problems that have no part in the "
+            "validation: ask for fewer, or for more digits"
+        )
+    train: dict[tuple[int, int], None] = {}
+    while len(train) < examples:
+        pair = next(draws)
+        if pair not in held_out:
+            train[pair] = None
+    return [problem(a, b, digits) for a, b in train], val
+
+
+def drawn(digits: int, seed: int) -> Iterator[tuple[int, int]]:
+    """Pairs of numbers without end, the same for a seed on every machine."""
+    random = Random(seed).random  # of all that Random has, Python promises to keep this alone as it is
+    while True:
+        a, b = (
+            int("".join([str(int(1 + 9 * random())), *(str(int(10 * random())) for _ in range(digits - 1))]))
+            for _ in range(2)
+        )
+        yield a, b
+
+
+def prepare(
+    folder: Path, report: Report, progress: object, *, digit_length: int, examples: int, val_examples: int, seed: int
+) -> None:
+    """Write ``train.txt`` and ``val.txt``, which no progress need be shown of; files that are right already stay.
+
+    Raises UserError where other texts are in the way, where the folder cannot be written, and as ``problems`` does.
+    """
+    lines = problems(digit_length, examples, val_examples, seed)
+    train, val = ("".join(f"{line}\n" for line in part).encode() for part in lines)
+    written = {folder / "train.txt": train, folder / "val.txt": val}
+    path = folder
+    try:
+        for path in (*written, folder / "input.txt"):
+            if os.path.lexists(path) and (path not in written or path.read_bytes() != written[path]):
+                raise UserError(f"{path} is another text, and it stays as it is: move it away or choose another folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, content in written.items():
+            with replacing(path) as file:
+                file.write(content)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}; choose another folder") from error
+    report(
+        f"wrote {examples:,} problems of {digit_length} digits to {folder / 'train.txt'}, {val_examples:,} to val.txt"
+    )

@@ -1,0 +1,206 @@
+"""enwik8 and text8: a hundred million bytes of Wikipedia each, from Matt Mahoney's page.
+
+http://mattmahoney.net/dc/textdata.html tells how they were made. Each is one member of a zip file, and is split as
+the papers do that give figures for them: 90, 5 and 5 million bytes for training, validation and test.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import TypeVar
+from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
+
+from charrnn.download import Progress, Report, Unavailable, discard, download
+from charrnn.errors import UserError
+from charrnn.files import locked
+from charrnn.splits import in_the_way, split_path, write_splits
+
+CHUNK = 1 << 18  # bytes
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A text in a zip file on the web.
+
+    name: of the text and of its member in the zip file, NAME.zip. urls: where it is, tried in turn. sha256: of the
+    text. hint: how to read it. splits: the bytes of each, in their order.
+    """
+
+    name: str
+    urls: tuple[str, ...]
+    sha256: str
+    hint: str
+    splits: Mapping[str, int] = field(
+        default_factory=lambda: {"train": 90_000_000, "val": 5_000_000, "test": 5_000_000}
+    )
+
+    @property
+    def size(self) -> int:
+        return sum(self.splits.values())
+
+
+def _urls(name: str) -> tuple[str, str]:
+    # the text is checked, so the second way is as safe as the first
+    return f"https://mattmahoney.net/dc/{name}.zip", f"http://mattmahoney.net/dc/{name}.zip"
+
+
+# The page publishes MD5 and SHA-1 of enwik8, a1fa5ffddb56f4953e226637dabbb36a and
+# 57b8363b814821dc9d47aa4d41f58733519076b2. The SHA-256 sums are those that many independent programs agree on: for
+# enwik8 some of them give these sums of one file, for text8 the MD5 is 3bea1919949baf155f99411df5fada7e.
+ENWIK8 = Archive(
+    "enwik8",
+    _urls("enwik8"),
+    "2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8",
+    "read it with -encoding bytes, as published figures do (205 symbols): its splits may cut a character in two",
+)
+TEXT8 = Archive(
+    "text8",
+    _urls("text8"),
+    "6e890197040d37d85beb962ae1f041ff1d9a9ca8d20c7d99c85027eebf51dca7",
+    "27 symbols: a to z and the space",
+)
+
+
+def prepare(archive: Archive, folder: Path, report: Report, progress: Progress) -> None:
+    """Make the splits of an archive's text in a folder, from NAME.zip there or else from the web.
+
+    What a download has fetched until it breaks off stays in the folder for the next call; once the splits are there,
+    it is removed. A zip file that the user has put there stays. Raises UserError.
+    """
+    found = folder / f"{archive.name}.zip"
+    try:
+        if _is_here(archive, folder):
+            report(f"{folder} holds {archive.name} already: nothing to do")
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(found):
+            _unpack_found(archive, found, report, progress)
+        else:
+            _fetch(archive, folder, report, progress)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or folder}: {error.strerror or error}; make room or choose another folder, "
+            "then run the same command again"
+        ) from error
+    report(f"{archive.name}: {archive.hint}")
+
+
+def _is_here(archive: Archive, folder: Path) -> bool:
+    """Whether the splits are there already. Raises UserError where other files have their names."""
+    paths = {split_path(folder, split): size for split, size in archive.splits.items()}
+    there = [path for path in paths if os.path.lexists(path)]
+    for path in there:
+        if not path.is_file() or path.stat().st_size != paths[path]:
+            raise in_the_way(path, archive.name)
+    if len(there) < len(paths):
+        return False  # what is there of a killed run is compared with the text as it comes
+    digest = sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while piece := file.read(CHUNK):
+                digest.update(piece)
+    if digest.hexdigest() != archive.sha256:
+        raise UserError(
+            f"the texts in {folder} are as long as {archive.name}'s but others, and they stay as they are: "
+            "move them away or choose another folder"
+        )
+    return True
+
+
+def _unpack_found(archive: Archive, path: Path, report: Report, progress: Progress) -> None:
+    report(f"{archive.name}: unpacking {path}")
+    try:
+        _unpack(archive, path, path.parent, report, progress)
+    except Unavailable as error:
+        raise UserError(
+            f"{path} does not hold {archive.name} ({error}), and it stays as it is: move it away to have it fetched"
+        ) from None
+
+
+def _fetch(archive: Archive, folder: Path, report: Report, progress: Progress) -> None:
+    path = folder / f"{archive.name}.zip.part"
+    with locked(path) as alone:
+        if not alone:
+            raise UserError(f"another charrnn is fetching {archive.name} to {folder}: wait until it is done")
+        try:
+            url = _download(archive, path, report, progress)
+            try:
+                _unpack(archive, path, folder, report, progress)
+            except Unavailable as error:
+                discard(path)
+                raise UserError(
+                    f"what {url} sends is not {archive.name} ({error}), and was removed: try again later, "
+                    f"or put {archive.name}.zip into {folder} yourself"
+                ) from None
+            discard(path)
+        finally:
+            if not _size(path):
+                discard(path)
+
+
+def _download(archive: Archive, path: Path, report: Report, progress: Progress) -> str:
+    """Fetch the zip file from the first address that has it, and return the address."""
+    causes = []
+    for url in archive.urls:
+        report(f"{archive.name}: {'going on with' if _size(path) else 'trying'} {url}")
+        try:
+            # packed, it is smaller than the text
+            download(url, path, archive.size, progress)
+            return url
+        except Unavailable as error:
+            causes.append(f"{url}: {error}")
+    again = "run the same command again, which goes on from there" if _size(path) else "try again later"
+    raise UserError(
+        f"{archive.name} could not be had ({'; '.join(causes)}): {again}, or put {archive.name}.zip into "
+        f"{path.parent} yourself"
+    )
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _unpack(archive: Archive, path: Path, folder: Path, report: Report, progress: Progress) -> None:
+    """Write the splits from a zip file. Raises Unavailable, with no split written, where it is not the right one."""
+    for written in write_splits(folder, archive.name, _pieces(archive, path, progress)):
+        report(f"wrote {written}: {written.stat().st_size:,} bytes")
+
+
+def _pieces(archive: Archive, path: Path, progress: Progress) -> Iterator[tuple[str, bytes]]:
+    """The text, unpacked piece by piece, each with the name of its split. Only the one member is ever read.
+
+    Raises Unavailable, at the latest after the last piece, where it is not the text that it should be.
+    """
+    digest, done = sha256(), 0
+    with _guarded(partial(ZipFile, path)) as packed:
+        member = _guarded(partial(packed.getinfo, archive.name))
+        # other methods can unpack a few bytes to gigabytes at once
+        if member.compress_type not in (ZIP_STORED, ZIP_DEFLATED) or member.file_size != archive.size:
+            raise Unavailable(f"its {archive.name} has {member.file_size:,} bytes or is packed in an unknown way")
+        with _guarded(partial(packed.open, member)) as stream:
+            for split, size in archive.splits.items():
+                end = done + size
+                while done < end:
+                    piece = _guarded(partial(stream.read, min(CHUNK, end - done)))
+                    if not piece:
+                        raise Unavailable("it is cut off")
+                    digest.update(piece)
+                    done += len(piece)
+                    progress("unpacking", done, archive.size)
+                    yield split, piece
+    if digest.hexdigest() != archive.sha256:
+        raise Unavailable("its SHA-256 is another")
+
+
+def _guarded(action: Callable[[], T]) -> T:
+    """The action's result; the zip reader raises almost anything for a damaged file, and all of it is Unavailable."""
+    try:
+        return action()
+    except Exception as error:
+        raise Unavailable(str(error)[:200] or type(error).__name__) from None

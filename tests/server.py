@@ -1,0 +1,90 @@
+"""A web server for one file, as good or as bad as a test wants it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from email.message import Message
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+class Site:
+    """What is served, and how; ``asked`` has the headers of each request."""
+
+    def __init__(self, body: bytes) -> None:
+        self.body = body
+        self.version: dict[str, str] = {"ETag": '"one"'}
+        self.type = "application/zip"
+        self.status = 200
+        self.ranges = True
+        self.cut: int | None = None  # bytes after which the connection breaks
+        self.stall: int | None = None  # bytes after which nothing more comes
+        self.announced: int | None = None  # what Content-Length says; -1: nothing
+        self.content_range: str | None = None
+        self.asked: list[Message] = []
+        self.sent: list[int] = []
+        self.stalling = threading.Event()
+        self.released = threading.Event()
+        self.port = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/enwik8.zip"
+
+
+class Handler(BaseHTTPRequestHandler):
+    site: Site
+
+    def do_GET(self) -> None:
+        site = self.site
+        site.asked.append(self.headers)
+        if site.stall == -1:
+            site.released.wait(20)
+            return
+        begin, status = 0, site.status
+        wanted = self.headers.get("Range", "")
+        same = self.headers.get("If-Range") in (None, *site.version.values())
+        if wanted and site.ranges and same:
+            begin, status = int(wanted.removeprefix("bytes=").removesuffix("-")), 206
+            if begin >= len(site.body):
+                self.send_response(416)
+                self.end_headers()
+                return
+        self.send_response(status)
+        if status == 206:
+            whole = f"bytes {begin}-{len(site.body) - 1}/{len(site.body)}"
+            self.send_header("Content-Range", site.content_range or whole)
+        body = memoryview(site.body)[begin:]
+        if site.announced != -1:
+            self.send_header("Content-Length", str(len(body) if site.announced is None else site.announced - begin))
+        self.send_header("Content-Type", site.type)
+        for name, value in site.version.items():
+            self.send_header(name, value)
+        self.end_headers()
+        stop = min(end for end in (site.cut, site.stall, len(site.body)) if end is not None) - begin
+        site.sent.append(self.wfile.write(body[: max(0, stop)]))
+        self.wfile.flush()
+        if site.stall is not None:
+            site.stalling.set()
+            site.released.wait(20)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@contextmanager
+def serving(body: bytes) -> Iterator[Site]:
+    """A site on a port of its own as long as the block lasts."""
+    site = Site(body)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("OwnHandler", (Handler,), {"site": site}))
+    site.port = server.server_port
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield site
+    finally:
+        site.released.set()
+        server.shutdown()
+        thread.join()
+        server.server_close()

@@ -1,0 +1,412 @@
+"""enwik8 and text8, by the example of a text of a few kilobytes that takes the same way."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import pty
+import random
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+import tracemalloc
+import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
+from hashlib import sha256
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from command import charrnn, environment, one_line
+from server import Site, serving
+
+from charrnn import datasets
+from charrnn.data import open_chosen
+from charrnn.errors import UserError
+from charrnn.options import TrainingOptions
+from charrnn.wikipedia import ENWIK8, TEXT8, Archive, prepare
+
+# é at 9000 is cut in two by the split, as characters of enwik8 may be
+TEXT = (b"<page>" + bytes(random.Random(1).choices(b"abcdefghij \n", k=8_993)) + "é".encode() + b"xyz " * 250)[:10_000]
+SPLITS = {"train": 9_000, "val": 500, "test": 500}
+PARTS = {"train.txt": TEXT[:9_000], "val.txt": TEXT[9_000:9_500], "test.txt": TEXT[9_500:]}
+
+
+def pack(*members: tuple[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
+    file = BytesIO()
+    with zipfile.ZipFile(file, "w", method) as packed:
+        for name, content in members:
+            packed.writestr(name, content)
+    return file.getvalue()
+
+
+ZIP = pack(("enwik8", TEXT))
+
+
+@pytest.fixture
+def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with serving(ZIP) as served:
+        yield served
+
+
+def small(site: Site, *urls: str) -> Archive:
+    return Archive("enwik8", urls or (site.url,), sha256(TEXT).hexdigest(), "a hint", SPLITS)
+
+
+def silent(what: str, done: int, size: int | None) -> None:
+    pass
+
+
+def make(site: Site, folder: Path) -> list[str]:
+    """The lines of a success."""
+    lines: list[str] = []
+    prepare(small(site), folder, lines.append, silent)
+    assert contents(folder) == PARTS
+    return lines
+
+
+def refusal(site: Site, folder: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        prepare(small(site), folder, lambda line: None, silent)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Everything in a folder."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_the_two_texts() -> None:
+    """What the programs of Zilly et al. and Mahoney's page say."""
+    assert [list(archive.splits.items()) for archive in (ENWIK8, TEXT8)] == 2 * [
+        [("train", 90_000_000), ("val", 5_000_000), ("test", 5_000_000)]
+    ]
+    assert ENWIK8.urls == ("https://mattmahoney.net/dc/enwik8.zip", "http://mattmahoney.net/dc/enwik8.zip")
+    assert TEXT8.urls == ("https://mattmahoney.net/dc/text8.zip", "http://mattmahoney.net/dc/text8.zip")
+    assert {"enwik8", "text8"} < set(datasets.names())
+    assert "-encoding bytes" in ENWIK8.hint
+    assert ENWIK8.sha256 == "2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8"
+    assert TEXT8.sha256 == "6e890197040d37d85beb962ae1f041ff1d9a9ca8d20c7d99c85027eebf51dca7"
+
+
+def test_the_splits_are_cut_at_bytes(site: Site, tmp_path: Path) -> None:
+    folder, seen = tmp_path / "new" / "folder", list[tuple[str, int, int | None]]()
+    lines: list[str] = []
+    prepare(small(site), folder, lines.append, lambda *now: seen.append(now))
+    assert contents(folder) == PARTS
+    assert b"".join(PARTS.values()) == TEXT
+    assert lines == [
+        f"enwik8: trying {site.url}",
+        *(f"wrote {folder / name}: {len(content):,} bytes" for name, content in PARTS.items()),
+        "enwik8: a hint",
+    ]
+    assert ("downloading", len(ZIP), len(ZIP)) in seen
+    assert seen[-1] == ("unpacking", 10_000, 10_000)
+
+
+def test_what_is_right_already_is_not_touched(site: Site, tmp_path: Path) -> None:
+    make(site, tmp_path)
+    stamps = [(path, path.stat().st_mtime_ns, path.stat().st_ino) for path in sorted(tmp_path.iterdir())]
+    assert make(site, tmp_path) == [f"{tmp_path} holds enwik8 already: nothing to do"]
+    assert [(path, path.stat().st_mtime_ns, path.stat().st_ino) for path in sorted(tmp_path.iterdir())] == stamps
+    assert len(site.asked) == 1
+
+
+def test_a_killed_run_left_a_part_of_the_splits(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "test.txt").write_bytes(PARTS["test.txt"])
+    stamp = (tmp_path / "test.txt").stat().st_mtime_ns
+    lines = make(site, tmp_path)
+    assert [line.split("/")[-1] for line in lines[1:3]] == ["train.txt: 9,000 bytes", "val.txt: 500 bytes"]
+    assert (tmp_path / "test.txt").stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+@pytest.mark.parametrize("kind", ["longer", "shorter", "folder", "broken link", "same size", "all of the same size"])
+def test_another_file_stays_and_is_named(kind: str, split: str, site: Site, tmp_path: Path) -> None:
+    path = tmp_path / f"{split}.txt"
+    if kind == "all of the same size":
+        for name, content in PARTS.items():
+            (tmp_path / name).write_bytes(content)
+    content = {"longer": PARTS[path.name] + b"!", "shorter": b""}.get(kind, PARTS[path.name][:-1] + b"!")
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "broken link":
+        path.symlink_to("elsewhere")
+    else:
+        path.write_bytes(content)
+    before = sorted(os.listdir(tmp_path))
+    message = refusal(site, tmp_path)
+    assert "as they are" in message if kind == "all of the same size" else f"{path} is not enwik8's" in message
+    assert sorted(os.listdir(tmp_path)) == before or kind == "same size"
+    assert bool(site.asked) == (kind == "same size")
+    assert path.is_dir() or path.is_symlink() or path.read_bytes() == content
+    if kind == "same size":  # found out as the text comes; what has come stays for the next try
+        assert sorted(os.listdir(tmp_path)) == sorted([path.name, "enwik8.zip.part", "enwik8.zip.part.json"])
+        path.unlink()
+        make(site, tmp_path)
+        assert len(site.asked) == 1
+
+
+def test_a_broken_download_goes_on_with_the_next_call(site: Site, tmp_path: Path) -> None:
+    site.cut = 1_000
+    message = refusal(site, tmp_path)
+    assert f"{site.url}: it broke off after 1,000 of {len(ZIP):,} bytes" in message
+    assert "run the same command again, which goes on from there" in message
+    assert contents(tmp_path).keys() == {"enwik8.zip.part", "enwik8.zip.part.json"}
+    site.cut = None
+    assert make(site, tmp_path)[0] == f"enwik8: going on with {site.url}"
+    assert site.sent == [1_000, len(ZIP) - 1_000]
+
+
+def test_the_second_address_goes_on_with_what_the_first_has_sent(site: Site, tmp_path: Path) -> None:
+    with serving(ZIP) as other:
+        site.cut = 1_000
+        prepare(small(site, site.url, other.url), tmp_path, lambda line: None, silent)
+        assert contents(tmp_path) == PARTS
+        assert other.sent == [len(ZIP) - 1_000]
+
+
+def test_nobody_has_it(site: Site, tmp_path: Path) -> None:
+    site.status, site.type = 404, "text/html"
+    message = refusal(site, tmp_path / "data")
+    assert message == (
+        f"enwik8 could not be had ({site.url}: it answers 404 Not Found): try again later, or put enwik8.zip into "
+        f"{tmp_path / 'data'} yourself"
+    )
+    assert contents(tmp_path / "data") == {}
+
+
+def encrypted() -> bytes:
+    marked = bytearray(ZIP)
+    marked[6] |= 1
+    marked[marked.index(b"PK\1\2") + 8] |= 1
+    return bytes(marked)
+
+
+def claiming(size: int, content: bytes) -> bytes:
+    """A zip file whose member says another size than it has, in both places."""
+    packed = bytearray(pack(("enwik8", content)))
+    for at in (22, packed.index(b"PK\1\2") + 24):
+        packed[at : at + 4] = size.to_bytes(4, "little")
+    return bytes(packed)
+
+
+def damaged() -> bytes:
+    packed = bytearray(ZIP)
+    packed[len(packed) // 2] ^= 255
+    return bytes(packed)
+
+
+BAD = {
+    "another text": (pack(("enwik8", TEXT[::-1])), "its SHA-256 is another"),
+    "longer": (pack(("enwik8", TEXT + b"!")), "10,001 bytes"),
+    "shorter": (pack(("enwik8", TEXT[:-1])), "9,999 bytes"),
+    "another member": (pack(("text8", TEXT)), "no item named 'enwik8'"),
+    "only under a folder": (pack(("../enwik8", TEXT)), "no item named 'enwik8'"),
+    "not a zip file": (ZIP[::-1], "not a zip file"),
+    "cut off": (ZIP[:-30], "not a zip file"),
+    "nothing but zeros": (bytes(100), "not a zip file"),
+    "damaged": (damaged(), ""),
+    "encrypted": (encrypted(), "encrypted"),
+    "a bomb": (claiming(10_000, bytes(8_000_000)), "Bad CRC-32"),
+    "less than it claims": (claiming(10_000, TEXT[:9_000]), ""),
+    "bzip2": (pack(("enwik8", TEXT), method=zipfile.ZIP_BZIP2), "unknown way"),
+    "lzma": (pack(("enwik8", TEXT), method=zipfile.ZIP_LZMA), "unknown way"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_wrong_file_is_removed_and_nothing_is_made(kind: str, site: Site, tmp_path: Path) -> None:
+    site.body, cause = BAD[kind]
+    folder = tmp_path / "data" / "enwik8"
+    tracemalloc.start()
+    try:
+        message = refusal(site, folder)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert message.startswith(f"what {site.url} sends is not enwik8 (")
+    assert cause in message
+    assert "was removed" in message
+    assert peak < 4_000_000
+    assert contents(folder) == {}
+    assert [path.name for path in tmp_path.rglob("*")] == ["data", "enwik8"]
+    site.body = ZIP
+    assert len(make(site, folder)) == 5
+
+
+def test_a_length_that_is_too_short(site: Site, tmp_path: Path) -> None:
+    site.announced = len(ZIP) - 100
+    assert "was removed" in refusal(site, tmp_path)
+    assert contents(tmp_path) == {}
+
+
+def test_a_member_that_would_climb_out_of_the_folder_is_not_unpacked(site: Site, tmp_path: Path) -> None:
+    site.body = pack(("../evil.txt", b"evil"), ("/tmp/evil.txt", b"evil"), ("enwik8", TEXT), ("train.txt", b"evil"))
+    make(site, tmp_path / "data")
+    assert os.listdir(tmp_path) == ["data"]
+
+
+def test_a_zip_file_that_the_user_has_put_there(site: Site, tmp_path: Path) -> None:
+    found = tmp_path / "enwik8.zip"
+    found.write_bytes(pack(("enwik8", TEXT[::-1])))
+    message = refusal(site, tmp_path)
+    assert message == (
+        f"{found} does not hold enwik8 (its SHA-256 is another), and it stays as it is: move it away to have it fetched"
+    )
+    assert os.listdir(tmp_path) == ["enwik8.zip"]
+    found.write_bytes(ZIP)
+    lines: list[str] = []
+    prepare(small(site), tmp_path, lines.append, silent)
+    assert lines[0] == f"enwik8: unpacking {found}"
+    assert contents(tmp_path) == PARTS | {"enwik8.zip": ZIP}
+    assert site.asked == []
+
+
+def test_only_one_at_a_time(site: Site, tmp_path: Path) -> None:
+    with (tmp_path / "enwik8.zip.part").open("wb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert "another charrnn is fetching enwik8" in refusal(site, tmp_path)
+    make(site, tmp_path)
+
+
+def test_little_memory(site: Site, tmp_path: Path) -> None:
+    text = random.Random(3).randbytes(1_000_000) * 30
+    (tmp_path / "enwik8.zip").write_bytes(pack(("enwik8", text), method=zipfile.ZIP_STORED))
+    splits = {"train": 28_000_000, "val": 1_000_000, "test": 1_000_000}
+    archive = replace(small(site), sha256=sha256(text).hexdigest(), splits=splits)
+    tracemalloc.start()
+    try:
+        prepare(archive, tmp_path, lambda line: None, silent)
+        prepare(archive, tmp_path, lambda line: None, silent)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (tmp_path / "train.txt").read_bytes() == text[:28_000_000]
+    assert peak < 4_000_000
+
+
+def test_a_split_that_cuts_a_character_says_how_to_read_it(site: Site, tmp_path: Path) -> None:
+    make(site, tmp_path)
+    options = TrainingOptions(data_dir=str(tmp_path), batch_size=2, seq_length=10)
+    with pytest.raises(UserError, match=r"train\.txt is not UTF-8 at byte 8999: .* -encoding bytes"):
+        open_chosen(options, lambda line: None)
+    text = open_chosen(replace(options, encoding="bytes"), lambda line: None)
+    assert text.vocabulary.codes == tuple(sorted(set(TEXT)))
+    assert {name: bytes(text.vocabulary.codes[n] for n in numbers) for name, numbers in text.files.items()} == {
+        name.removesuffix(".txt"): content for name, content in PARTS.items()
+    }
+
+
+# the real command in a process of its own, with the small text under the name of the large one
+COMMAND = """
+import json, sys
+from functools import partial
+from charrnn import datasets, wikipedia
+archive = wikipedia.Archive(**json.loads(sys.argv[1]))
+datasets.DATASETS["enwik8"] = datasets.Dataset(partial(wikipedia.prepare, archive))
+from charrnn.cli import main
+main(["prepare", "enwik8", *sys.argv[2:]])
+"""
+
+
+def start(site: Site, folder: Path, stderr: int = subprocess.PIPE, **more: object) -> subprocess.Popen[bytes]:
+    archive = small(site)
+    values = json.dumps({name: getattr(archive, name) for name in ("name", "urls", "sha256", "hint", "splits")})
+    words = [sys.executable, "-c", COMMAND, values]
+    return subprocess.Popen(words, cwd=folder, stdout=subprocess.PIPE, stderr=stderr, **more)  # type: ignore[call-overload]
+
+
+def test_the_command_interrupted_and_again(site: Site, tmp_path: Path) -> None:
+    site.stall = 1_500
+    process = start(site, tmp_path)
+    part = tmp_path / "data" / "enwik8" / "enwik8.zip.part"
+    end = time.monotonic() + 20
+    while not (part.exists() and part.stat().st_size == 1_500):
+        assert process.poll() is None and time.monotonic() < end, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert b"Traceback" not in err
+    assert site.stalling.is_set()
+    assert contents(part.parent).keys() == {part.name, f"{part.name}.json"}
+    assert part.read_bytes() == ZIP[:1_500]
+
+    site.stall = None
+    site.released.set()
+    process = start(site, tmp_path)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out) == (0, b"")
+    assert contents(part.parent) == PARTS
+    assert site.sent[-1] == len(ZIP) - 1_500
+    lines = err.decode().splitlines()
+    assert lines[0].startswith("enwik8: going on with")
+    assert lines[-1] == "enwik8: a hint"
+
+
+@pytest.mark.parametrize("limit", [2_000, 5_000], ids=["the zip file", "the text"])
+def test_a_disk_that_takes_no_more(limit: int, site: Site, tmp_path: Path) -> None:
+    """The file size limit stands for the full disk: both are errors of a write."""
+    assert 2_000 < len(ZIP) < 9_000
+
+    def limit_files() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    process = start(site, tmp_path, preexec_fn=limit_files)
+    _, err = process.communicate(timeout=20)
+    folder = tmp_path / "data" / "enwik8"
+    last = err.decode().splitlines()[-1]
+    assert process.returncode == 1
+    assert last == (
+        f"charrnn: data/enwik8: {os.strerror(errno.EFBIG)}; make room or choose another folder, "
+        "then run the same command again"
+    )
+    assert "train.txt" not in os.listdir(folder)
+    make(site, folder)
+
+
+def test_a_bar_on_a_terminal(site: Site, tmp_path: Path) -> None:
+    master, slave = pty.openpty()
+    process = start(site, tmp_path, stderr=slave, env=environment(TERM="xterm-256color", COLUMNS="120"))
+    os.close(slave)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(master, 10_000)
+        except OSError:  # the other end is closed
+            break
+    os.close(master)
+    assert process.wait(20) == 0
+    process.stdout.close()  # type: ignore[union-attr]
+    words = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+    assert "━" in words
+    assert re.search(r"downloading .*━", words)
+    assert "10.0/10.0 kB" in words
+    assert "wrote data/enwik8/train.txt: 9,000 bytes" in words
+    assert "MB" not in words.replace("MB/s", "")  # the lines for logs are not there
+
+
+@pytest.mark.parametrize("name", ["enwik8", "text8"])
+def test_the_real_command_without_a_network(name: str, tmp_path: Path) -> None:
+    proxy = {f"{scheme}_proxy": "http://127.0.0.1:9" for scheme in ("http", "https")}
+    done = charrnn("prepare", name, cwd=tmp_path, code=1, **proxy, no_proxy="")
+    last = done.stderr.decode().splitlines()[-1]
+    assert last.startswith(f"charrnn: {name} could not be had (https://mattmahoney.net/dc/{name}.zip: Connection ref")
+    assert contents(tmp_path / "data" / name) == {}
+
+
+def test_a_flag_of_another_text(tmp_path: Path) -> None:
+    assert "-from says nothing about enwik8" in one_line(
+        charrnn("prepare", "enwik8", "-from", ".", cwd=tmp_path, code=1)
+    )
+    assert os.listdir(tmp_path) == []
