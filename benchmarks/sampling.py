@@ -1,9 +1,13 @@
 """Sampling: characters a second on one thread, in one stream and in 64 side by side, the whole way from the draw to
-the text; and the steps of the model alone."""
+the text that is written out; and the steps of the model in torch alone.
+
+numpy's products take one thread only where the environment says so: OPENBLAS_NUM_THREADS=1, as ``charrnn sample`` does.
+"""
 
 from __future__ import annotations
 
 import time
+from io import BytesIO
 from itertools import islice
 
 import torch
@@ -11,6 +15,7 @@ from torch import Tensor
 
 from benchmarks.measure import Row, summary
 from benchmarks.subjects import Subject, V, subjects
+from charrnn.output import Stream, write_plain
 from charrnn.sampling import Choice, Sampler, stepper
 from charrnn.vocabulary import Vocabulary
 
@@ -22,28 +27,27 @@ def run(quick: bool) -> list[Row]:
     rows = []
     for subject in [*subjects(128), Subject("grid_lstm", 128, 6)]:
         row: Row = {"model": str(subject)}
-        for streams in (1, 64):
-            steps = 200 if quick or streams > 1 else 2000
-            text = summary([seconds_of_text(subject, streams, steps) for _ in range(ROUNDS)])
-            row[f"characters/s, {streams} stream{'s' * (streams > 1)}"] = streams / text.median
-            row[f"spread, {streams}"] = text.spread
-        row["steps/s of the float32 model alone"] = (
-            1 / summary([seconds_of_step(subject) for _ in range(ROUNDS)]).median
-        )
+        for dtype in (torch.float64, torch.float32):
+            precision = str(dtype).removeprefix("torch.")
+            for streams in (1, 64):
+                steps = 100 if quick or streams > 1 else 2000
+                text = summary([seconds_of_text(subject, streams, steps, dtype) for _ in range(ROUNDS)])
+                row[f"characters/s, {precision}, {streams} stream{'s' * (streams > 1)}"] = streams / text.median
+                row[f"spread, {precision}, {streams}"] = text.spread
+        row["steps/s in torch, float32"] = 1 / summary([seconds_of_step(subject) for _ in range(ROUNDS)]).median
         rows.append(row)
     return rows
 
 
-def seconds_of_text(subject: Subject, streams: int, steps: int) -> float:
+def seconds_of_text(subject: Subject, streams: int, steps: int, dtype: torch.dtype) -> float:
     """For one character in each stream."""
     vocabulary = Vocabulary(tuple(range(32, 32 + V)))
-    sampler = Sampler(subject.model().eval(), vocabulary)
+    sampler = Sampler(subject.model().eval(), vocabulary, dtype)
     characters = sampler.write("A", steps + 20, Choice(), list(range(streams)))
     for _ in islice(characters, 20 * streams):
         pass
     started = time.perf_counter()
-    for _ in characters:
-        pass
+    write_plain(Stream(BytesIO()), "", streams, characters)
     return (time.perf_counter() - started) / steps
 
 

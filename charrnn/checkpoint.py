@@ -19,6 +19,7 @@ from charrnn import archive, registry
 from charrnn.errors import UserError
 from charrnn.files import replacing
 from charrnn.options import TrainingOptions, training_options
+from charrnn.precision import weights_dtype
 from charrnn.vocabulary import Vocabulary
 
 FORMAT = 1
@@ -137,7 +138,7 @@ class Checkpoint:
         """
         self.check(**options)
         model: nn.Module = registry.create(*self._arguments(options), **self._own(options))
-        model.to(getattr(torch, self.options.precision))
+        model.to(weights_dtype(self.options.precision))
         self.restore(model)
         return model
 
@@ -149,7 +150,7 @@ class Checkpoint:
         skeleton = registry.skeleton(*self._arguments(options), **self._own(options))
         if skeleton is None:
             return
-        skeleton.to(getattr(torch, self.options.precision))
+        skeleton.to(weights_dtype(self.options.precision))
         self._load_into(skeleton, {name: tensor.to("meta") for name, tensor in self.weights.items()})
         for name, tensor in skeleton.state_dict().items():
             if self.weights[name].dtype != tensor.dtype:

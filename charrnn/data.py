@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from glob import glob
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from charrnn.cache import Prepared, prepare, prepare_files
 from charrnn.errors import UserError
+from charrnn.evaluation import Minibatches
 from charrnn.options import TrainingOptions, check_fractions
 from charrnn.tokens import Survey, Tokens, join, renumber
-from charrnn.vocabulary import Encoding, Vocabulary
+from charrnn.vocabulary import Encoding, Level, Vocabulary, Words
 
 FEW = 50  # minibatches: char-rnn warns about less
 Report = Callable[[str], None]
@@ -29,7 +31,7 @@ Report = Callable[[str], None]
 class Split:
     """A part of a text as minibatches.
 
-    tokens: (N,) numbers of characters, laid out as ``batch_size`` rows of ``row_length``; the columns from
+    tokens: (N,) numbers of characters or words, laid out as ``batch_size`` rows of ``row_length``; the columns from
     ``start`` on make ``minibatches`` of ``seq_length`` each. carries: whether an epoch goes on with the
     state in which the last one ended.
     """
@@ -44,6 +46,19 @@ class Split:
 
     def __len__(self) -> int:
         return self.minibatches
+
+    @property
+    def predicted(self) -> int:
+        """All time steps count."""
+        return self.seq_length
+
+    def begins(self, k: int) -> bool:
+        """Whether minibatch k is read from a zero state, not from the one that the last one ended in."""
+        return k == 0 and not self.carries
+
+    def measure(self, model: nn.Module) -> dict[str, float]:
+        """The loss says all."""
+        return {}
 
     @property
     def characters(self) -> int:
@@ -69,16 +84,17 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Text:
-    """The texts of a folder, or text files from anywhere joined to one, as numbers.
+    """The texts of a folder, or text files from anywhere joined to one, as numbers of characters or words.
 
     files: ``input``, or ``train``, ``val`` and perhaps ``test``, each (N,) unsigned integers mapped from a
-    file. called: for each of them, what messages call it. counts: how often each code occurs in all of them.
+    file. called: for each of them, what messages call it. counts: how often each code occurs in all of them, and a word
+    in the text to train on.
     fingerprint: the SHA-256 of every text, by file name or number, which a resumed run compares.
     """
 
     called: dict[str, str]
     vocabulary: Vocabulary
-    counts: dict[int, int]
+    counts: dict[Any, int]
     files: dict[str, Tokens]
     fingerprint: dict[str, str]
     report: Report
@@ -139,8 +155,9 @@ class Text:
 
     def _too_short(self, name: str, batch_size: int, seq_length: int, row_length: int) -> UserError:
         return UserError(
-            f"{self.called[name]} has {len(self.files[name]):,} characters, and one minibatch of -batch_size "
-            f"{batch_size} and -seq_length {seq_length} takes {batch_size * row_length:,}: lower either, or add text"
+            f"{self.called[name]} has {len(self.files[name]):,} {self.vocabulary.units}, and one minibatch of "
+            f"-batch_size {batch_size} and -seq_length {seq_length} takes {batch_size * row_length:,}: "
+            "lower either, or add text"
         )
 
 
@@ -150,30 +167,36 @@ def open_text(
     report: Report = print,
     vocabulary: Vocabulary | None = None,
     keep: bool = True,
+    level: Level = "char",
+    unk: str = "",
 ) -> Text:
     """Open ``input.txt`` of a folder, or else ``train.txt`` with ``val.txt`` and perhaps ``test.txt``.
 
-    The vocabulary is made of the characters of all of them, unless one is given: then its numbers and its
-    encoding hold. ``report`` gets lines that the user should see. keep: whether what is worked out may be
-    written down for the next time. Raises UserError for a folder without texts, texts that are empty,
-    unreadable or not UTF-8, and characters outside a given vocabulary.
+    The vocabulary is made of the characters of all of them, or of the words of ``input.txt`` or ``train.txt``, unless
+    one is given: then its numbers, its encoding and its level hold. unk: the word that stands for those which other
+    texts have and ``train.txt`` has not. ``report`` gets lines that the user should see. keep: whether what is worked
+    out may be written down for the next time. Raises UserError for a folder without texts, texts that are empty,
+    unreadable or not UTF-8, and tokens outside the vocabulary.
     """
+    if vocabulary:
+        encoding, level = vocabulary.encoding, vocabulary.level
     folder = Path(folder)
     names = find_texts(folder)
-    prepared = prepare(folder, names, vocabulary.encoding if vocabulary else encoding, report, keep)
+    prepared = prepare(folder, names, encoding, report, keep, level)
     called = {name: str(folder / f"{name}.txt") for name in names}
     report_crlf({called[name]: found for name, found in prepared.surveys.items()}, report)
     fingerprint = {f"{name}.txt": found.sha256 for name, found in prepared.surveys.items()}
-    return as_text(called, prepared, prepared.tokens, fingerprint, report, vocabulary, f"the text in {folder}")
+    return as_text(called, prepared, prepared.tokens, fingerprint, report, vocabulary, f"the text in {folder}", unk)
 
 
 def open_chosen(
     options: TrainingOptions, report: Report, vocabulary: Vocabulary | None = None, keep: bool = True
 ) -> Text:
     """Open the text that the settings of a run name: the files of ``input``, or else the folder ``data_dir``."""
+    kind = (options.encoding, report, vocabulary, keep, options.level, options.unk)
     if options.input:
-        return open_files(find_files(options.input), options.encoding, report, vocabulary, keep)
-    return open_text(options.data_dir, options.encoding, report, vocabulary, keep)
+        return open_files(find_files(options.input), *kind)
+    return open_text(options.data_dir, *kind)
 
 
 def open_files(
@@ -182,15 +205,19 @@ def open_files(
     report: Report = print,
     vocabulary: Vocabulary | None = None,
     keep: bool = True,
+    level: Level = "char",
+    unk: str = "",
 ) -> Text:
     """Open text files from anywhere, joined in this order to one ``input``; otherwise as ``open_text``."""
-    prepared = prepare_files(files, vocabulary.encoding if vocabulary else encoding, keep)
+    if vocabulary:
+        encoding, level = vocabulary.encoding, vocabulary.level
+    prepared = prepare_files(files, encoding, keep, level)
     report_crlf({str(file): found for file, found in zip(files, prepared.surveys.values(), strict=True)}, report)
     fingerprint = {name: found.sha256 for name, found in prepared.surveys.items()}
     name = str(files[0]) if len(files) == 1 else f"the text of {len(files)} files"
     with room_for_temporary_files():
         tokens = {"input": join(list(prepared.tokens.values()))}
-    return as_text({"input": name}, prepared, tokens, fingerprint, report, vocabulary, name)
+    return as_text({"input": name}, prepared, tokens, fingerprint, report, vocabulary, name, unk)
 
 
 def find_files(patterns: Sequence[str]) -> list[Path]:
@@ -220,13 +247,36 @@ def as_text(
     report: Report,
     known: Vocabulary | None,
     name: str,
+    unk: str,
 ) -> Text:
     """The Text, with the numbers of a known vocabulary if there is one."""
     own = prepared.vocabulary
     counts = dict(zip(own.codes, prepared.counts.tolist(), strict=True))
-    if known and known != own:
+    if not known:
+        known = trained(prepared, name, unk) if isinstance(own, Words) else own
+    if known.codes[: len(own)] != own.codes:
         tokens = known_tokens(name, own, tokens, known)
-    return Text(called, known or own, counts, tokens, fingerprint, report)
+    return Text(called, known, counts, tokens, fingerprint, report)
+
+
+def trained(prepared: Prepared, name: str, unk: str) -> Words:
+    """The words to train on, and the one that stands for all others. Raises UserError for others without that one."""
+    own = prepared.vocabulary
+    count = int(np.count_nonzero(prepared.counts))
+    words, others = own.codes[:count], own.codes[count:]
+    if unk:
+        return Words(words if unk in words else (*words, unk), own.encoding, unk)
+    if others:
+        raise UserError(
+            f"{name} has {some(own, others)}, which train.txt has not: name a word that stands for such ones, "
+            "as in -unk '<unk>', or put them into train.txt"
+        )
+    return Words(words, own.encoding)
+
+
+def some(vocabulary: Vocabulary, codes: Sequence[Any]) -> str:
+    """The first few of some codes, as messages call them."""
+    return f"{', '.join(map(vocabulary.name, codes[:20]))}{' ...' if len(codes) > 20 else ''}"
 
 
 def find_texts(folder: Path) -> list[str]:
@@ -253,14 +303,13 @@ def find_texts(folder: Path) -> list[str]:
 def known_tokens(name: str, own: Vocabulary, files: dict[str, Tokens], known: Vocabulary) -> dict[str, Tokens]:
     """The tokens of texts with the numbers of a vocabulary that is not their own.
 
-    Raises UserError that names the characters outside it.
+    Raises UserError that names the characters or words outside it.
     """
-    unknown = [own.name(code) for code in own.codes if code not in known.numbers]
-    if unknown:
-        raise UserError(
-            f"{name} has {', '.join(unknown[:20])}{' ...' if len(unknown) > 20 else ''}, "
-            "which the model's training text never had: take it out, or use a model trained on such text"
-        )
+    if unknown := known.lacks(own.codes):
+        moves = "take it out, or use a model trained on such text"
+        if known.level == "word":
+            moves = f"name a word to stand for such ones with -unk, {moves}"
+        raise UserError(f"{name} has {some(own, unknown)}, which the model's training text never had: {moves}")
     with room_for_temporary_files():
         return {name: renumber(tokens, own, known) for name, tokens in files.items()}
 
@@ -273,7 +322,7 @@ def room_for_temporary_files() -> Iterator[None]:
         raise UserError(f"no room for temporary files: {error.strerror}; free some, or set TMPDIR") from None
 
 
-def require(splits: dict[str, Split], name: str) -> Split:
+def require(splits: Mapping[str, Minibatches], name: str) -> Minibatches:
     """The split of that name. Raises UserError that says why there is none."""
     if name in splits:
         return splits[name]

@@ -24,14 +24,19 @@ def check_same_vocabulary(names: Sequence[str], members: Sequence[Checkpoint]) -
     """Raises UserError where checkpoints, of those names, know different characters."""
     first, leader = names[0], members[0]
     for name, member in zip(names, members, strict=True):
-        if member.vocabulary == leader.vocabulary:
+        one, other = leader.vocabulary, member.vocabulary
+        ours, theirs = set(one.codes), set(other.codes)
+        if (one.codes, one.encoding) == (other.codes, other.encoding):
             continue
-        if member.vocabulary.encoding != leader.vocabulary.encoding:
-            difference = f"one is trained on {leader.vocabulary.encoding}, the other on {member.vocabulary.encoding}"
+        if one.level != other.level:
+            difference = f"one is trained on {one.units}, the other on {other.units}"
+        elif one.encoding != other.encoding:
+            difference = f"one is trained on {one.encoding}, the other on {other.encoding}"
+        elif ours == theirs:
+            difference = f"their {one.units} are numbered differently"
         else:
-            ours, theirs = set(leader.vocabulary.codes), set(member.vocabulary.codes)
-            codes = [leader.vocabulary.name(code) for code in sorted(ours ^ theirs)]
+            codes = [one.name(code) for code in sorted(ours ^ theirs)]
             difference = f"only one of them knows {', '.join(codes[:20])}{' ...' if len(codes) > 20 else ''}"
         raise UserError(
-            f"{first} and {name} cannot be averaged: {difference}; train both on texts with the same characters"
+            f"{first} and {name} cannot be averaged: {difference}; train both on texts with the same {one.units}"
         )

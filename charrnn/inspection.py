@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from math import isfinite, log
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from charrnn.checkpoint import Checkpoint
 from charrnn.errors import UserError
+from charrnn.units import bits, perplexity
 
 
 def inspect(path: Path) -> dict[str, Any]:
@@ -24,9 +25,11 @@ def inspect(path: Path) -> dict[str, Any]:
     try:
         losses = [number(loss) for loss in training["losses"].tolist()] if "losses" in training else None
         validated = {int(i): number(loss) for i, loss in training.get("val_losses", {}).items()}
-        counts = {int(code): int(count) for code, count in training.get("counts", {}).items()}
+        counts = counted(saved)
     except (AttributeError, TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
+    measured, name = (perplexity, "ppl") if saved.vocabulary.level == "word" else (bits, "bpc")
+    measure = {name: number(None if saved.val_loss is None else measured(saved.val_loss))}
     return {
         "checkpoint": str(path),
         "model": saved.options.model,
@@ -34,13 +37,14 @@ def inspect(path: Path) -> dict[str, Any]:
         "epoch": saved.epoch,
         "iteration": training.get("iteration"),
         "val_loss": number(saved.val_loss),
-        "bpc": number(None if saved.val_loss is None else saved.val_loss / log(2)),
+        **measure,
         "parameters": parameters(saved.weights),
         "vocabulary": {
+            "level": saved.vocabulary.level,
             "encoding": saved.vocabulary.encoding,
             "size": len(saved.vocabulary),
-            "characters": [
-                {"code": code, "character": saved.vocabulary.name(code), "count": counts.get(code)}
+            saved.vocabulary.units: [
+                {"code": code, saved.vocabulary.unit: saved.vocabulary.name(code), "count": counts.get(code)}
                 for code in saved.vocabulary.codes
             ],
         },
@@ -48,6 +52,15 @@ def inspect(path: Path) -> dict[str, Any]:
         "settings": asdict(saved.options),
         "software": saved.software,
     }
+
+
+def counted(saved: Checkpoint) -> dict[Any, int]:
+    """How often each code was in the text, where that was recorded; older checkpoints have it by code."""
+    match saved.training.get("counts", {}):
+        case Tensor() as counts:
+            return dict(zip(saved.vocabulary.codes, map(int, counts.tolist()), strict=True))
+        case counts:
+            return {int(code): int(count) for code, count in counts.items()}
 
 
 def parameters(weights: dict[str, Tensor]) -> dict[str, Any]:

@@ -64,7 +64,7 @@ class Conversation:
         return f"{name} {shown:g}" if isinstance(shown, float) else f"{name} {int(shown)}"
 
     def go_on(self, beginning: str, stream: Stream) -> None:
-        beginning = beginning or self.beginning
+        beginning = self.sampler.vocabulary.tidy(beginning) or self.beginning
         settings = self.settings
         seed = settings["seed"]
         written = self.sampler.write(beginning, settings["length"], choice(settings), [seed], self.stop)

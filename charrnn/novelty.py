@@ -97,7 +97,8 @@ def examine(words: str, text: Text, options: TrainingOptions) -> Novelty:
     codes = text.vocabulary.split(words)[:LIMIT]
     if len(codes) < NGRAMS.start:
         raise UserError(
-            f"the text has {len(codes)} characters: there is nothing to compare in less than {NGRAMS.start}"
+            f"the text has {len(codes)} {text.vocabulary.units}: "
+            f"there is nothing to compare in less than {NGRAMS.start}"
         )
     unknown = separator + 1  # a character that the training text lacks is in no n-gram of it
     written = np.array([text.vocabulary.numbers.get(code, unknown) for code in codes], np.min_scalar_type(unknown))
@@ -117,7 +118,7 @@ def examine(words: str, text: Text, options: TrainingOptions) -> Novelty:
 
 def line(text: Text, name: str, offset: int) -> int:
     """The line, from 1, of the character before which there are so many in the file."""
-    newline = text.vocabulary.numbers.get(ord("\n"))
+    newline = text.vocabulary.newline
     return 1 + int(np.count_nonzero(text.files[name][:offset] == newline)) if newline is not None else 1
 
 

@@ -1,4 +1,4 @@
-"""Writing text with a model, one character at a time, in one stream or many side by side.
+"""Writing text with a model, one token (character or word) at a time, in one stream or many side by side.
 
 All arithmetic is float64, whatever the model was trained in. Sums over one row and over many, on one thread and on
 two, on a CPU and on a GPU come out different in their last bits, and in float32 every few hundred thousand characters
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -21,14 +21,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from charrnn.errors import UserError
-from charrnn.evaluation import State, device_of, evaluating
+from charrnn.evaluation import device_of, evaluating
 from charrnn.vocabulary import Vocabulary
 
-Step = Callable[[Tensor, State | None], tuple[Tensor, State]]
 Floats = NDArray[np.float64]
 Numbers = NDArray[np.int64]
+State = tuple[Any, ...]  # of tensors, or of arrays where the model steps in numpy; the batch on dimension -2
+Step = Callable[[Tensor, State | None], tuple[Tensor, State]]
+NumpyStep = Callable[[Numbers, State], tuple[NDArray[Any], State]]
 
 BLOCK = 512  # time steps of a prime text that are read at once
+DRAWS = 64  # time steps whose random numbers are drawn at once
 
 
 @dataclass(frozen=True)
@@ -52,23 +55,19 @@ class Choice:
                 "for the most probable character each time, use -sample 0"
             )
 
-    def choose(self, logits: Floats, draws: Sequence[Iterator[float]]) -> Numbers:
-        """A character's number for each row of logits (N, V); each row draws from its own numbers in [0, 1)."""
+    def choose(self, logits: Floats, draws: Floats) -> Numbers:
+        """A character's number for each row of logits (N, V), the greatest of each being 0; draws: (N,), in [0, 1)."""
         if self.greedy:
             best: Numbers = logits.argmax(-1)
             return best
-        weights = logits - logits.max(-1, keepdims=True)
-        if self.temperature != 1:
-            weights /= self.temperature
-        np.exp(weights, out=weights)
+        weights = np.exp(logits if self.temperature == 1 else logits / self.temperature)
         if 0 < self.top_k < weights.shape[-1]:
             weights[weights < np.partition(weights, -self.top_k)[:, -self.top_k, None]] = 0
         if self.top_p < 1:
             weights[weights < self._least_kept(weights)] = 0
         cumulative = weights.cumsum(-1)
-        draw = np.array([next(own) for own in draws])[:, None] * cumulative[:, -1:]
         # the first place where the cumulative sum passes the draw: a character of probability 0 is never chosen
-        chosen: Numbers = (cumulative > draw).argmax(-1)
+        chosen: Numbers = (cumulative > draws[:, None] * cumulative[:, -1:]).argmax(-1)
         return chosen
 
     def _least_kept(self, weights: Floats) -> Floats:
@@ -80,9 +79,10 @@ class Choice:
 
 
 class Written(NamedTuple):
-    """One more character: of which stream, from 0, and its natural log probability under the model itself.
+    """One more token: of which stream, from 0, its text, and its natural log probability under the model itself.
 
-    The probability is that before temperature, top_k and top_p; nan where it was not asked for.
+    text: a word has the space before it in it. The probability is that before temperature, top_k and top_p; nan where
+    it was not asked for.
     """
 
     stream: int
@@ -96,9 +96,10 @@ class Sampler:
     def __init__(self, model: nn.Module, vocabulary: Vocabulary, dtype: torch.dtype = torch.float64) -> None:
         self.model, self.mode = still(model, dtype)
         self.vocabulary = vocabulary
-        self.pieces = [vocabulary.decode([number]) for number in range(len(vocabulary))]
         self.step = stepper(self.model)
         self.device = device_of(self.model)
+        in_numpy: Callable[[], NumpyStep] | None = getattr(self.model, "numpy_step", None)
+        self.numpy_step = in_numpy() if in_numpy and self.device.type == "cpu" else None
 
     def write(
         self,
@@ -111,27 +112,29 @@ class Sampler:
     ) -> Iterator[Written]:
         """Continue the prime text in one stream for each seed, the streams side by side.
 
-        A stream ends after ``length`` characters, or once it has written the text ``stop``. What it writes follows
+        A stream ends after ``length`` tokens, or once it has written the text ``stop``. What it writes follows
         from its seed alone, not from how many are beside it. Without a prime text the first character is drawn
         uniformly, as in char-rnn. scored: whether log probabilities are wanted. Raises UserError, before anything is
         yielded, for characters that the vocabulary lacks.
         """
-        draws = [uniforms(seed) for seed in seeds]
-        return self._write(self.encode(prime), length, choice, draws, self.encode(stop, "the text of -stop"), scored)
+        return self._write(self.encode(prime), length, choice, seeds, self.encode(stop, "the text of -stop"), scored)
 
     def _write(
-        self, prime: list[int], length: int, choice: Choice, draws: list[Iterator[float]], end: list[int], scored: bool
+        self, prime: list[int], length: int, choice: Choice, seeds: Sequence[int], end: list[int], scored: bool
     ) -> Iterator[Written]:
-        logits, state = self.read(prime, len(draws))
-        alive = list(range(len(draws)))
-        recent = [deque[int](maxlen=len(end)) for _ in draws]
-        for left in reversed(range(length)):
+        logits, state = self.read(prime, len(seeds))
+        alive = list(range(len(seeds)))
+        recent = [deque[int](maxlen=len(end)) for _ in seeds]
+        last: list[int | None] = [prime[-1] if prime else None] * len(seeds)
+        piece = self.vocabulary.piece
+        for left, draws in zip(reversed(range(length)), uniforms(seeds), strict=False):
+            own = draws if len(alive) == len(seeds) else draws[alive]
             if logits is None:
                 size = len(self.vocabulary)
-                chosen = np.array([int(next(draws[k]) * size) for k in alive])
+                chosen = (own * size).astype(np.int64)
                 nats = [math.log(size)] * len(alive)
             else:
-                chosen = choice.choose(logits, [draws[k] for k in alive])
+                chosen = choice.choose(logits, own)
                 nats = surprises(logits)[range(len(alive)), chosen].tolist() if scored else [math.nan] * len(alive)
             ended = set()
             for k, number, cost in zip(alive, chosen.tolist(), nats, strict=True):
@@ -139,7 +142,8 @@ class Sampler:
                     recent[k].append(number)
                     if list(recent[k]) == end:
                         ended.add(k)
-                yield Written(k, self.pieces[number], -cost)
+                yield Written(k, piece(number, last[k]), -cost)
+                last[k] = number
             if not left or len(ended) == len(alive):
                 return
             if ended:
@@ -169,14 +173,21 @@ class Sampler:
             for block in x.split(BLOCK):
                 logits, state = self.model(block, state)
         assert state is not None
-        return checked(logits[-1].expand(streams, -1)), select(state, [0] * streams)
+        return checked(logits[-1].expand(streams, -1)), self.kept(select(state, [0] * streams))
 
     def advance(self, chosen: Numbers, state: State | None) -> tuple[Floats, State]:
         """One time step: the logits (N, V) and the state after each stream's next character."""
+        if self.numpy_step and state:
+            scores, state = self.numpy_step(chosen, state)
+            return shifted(scores), state
         # entered anew at each character: a generator must not leave its mode behind while it waits
         with self.mode():
             logits, state = self.step(torch.from_numpy(chosen).to(self.device), state)
-        return checked(logits), state
+        return checked(logits), self.kept(state)
+
+    def kept(self, state: State) -> State:
+        """A state as the next step wants it: in numpy's arrays where the model steps in numpy."""
+        return tuple(part.numpy() for part in state) if self.numpy_step else state
 
 
 def sample(
@@ -188,7 +199,7 @@ def sample(
     greedy: bool = False,
     seed: int = 123,
 ) -> Iterator[str]:
-    """Write ``length`` characters that continue the prime text, each yielded as soon as it is made.
+    """Write ``length`` tokens that continue the prime text, each yielded as soon as it is made.
 
     The draws come from a generator of their own, so that sampling never changes a training run. Raises UserError for
     a character of the prime text that the vocabulary lacks, before anything is yielded.
@@ -203,7 +214,8 @@ def known(text: str, vocabulary: Vocabulary, report: Callable[[str], None]) -> s
     if not missing:
         return text
     report(f"left out of the prime text, as the model's training text never had it: {', '.join(missing)}")
-    return vocabulary.decode(vocabulary.numbers[code] for code in vocabulary.split(text) if code in vocabulary.numbers)
+    lacking = set(vocabulary.lacks(vocabulary.split(text)))
+    return vocabulary.decode(vocabulary.number(code) for code in vocabulary.split(text) if code not in lacking)
 
 
 def still(model: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, Callable[[], Any]]:
@@ -253,23 +265,42 @@ def select(state: State, rows: list[int]) -> State:
     return tuple(part[..., rows, :] for part in state)
 
 
-def uniforms(seed: int) -> Iterator[float]:
-    """Numbers in [0, 1), float64, the same for the same seed on every device and thread count."""
-    generator = torch.Generator().manual_seed(seed)
+def concatenated(states: Iterable[State]) -> State:
+    """The state of all rows of those states, one after the other."""
+    parts = zip(*states, strict=True)
+    return tuple(np.concatenate(p, -2) if isinstance(p[0], np.ndarray) else torch.cat(p, -2) for p in parts)
+
+
+def uniforms(seeds: Sequence[int]) -> Iterator[Floats]:
+    """Numbers in [0, 1), float64 (N,), one for each seed at every time step.
+
+    Those of a seed are the same on every device and thread count, whatever the other seeds are.
+    """
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     while True:
-        yield from torch.rand(256, dtype=torch.float64, generator=generator).tolist()
+        block = [torch.rand(DRAWS, dtype=torch.float64, generator=generator) for generator in generators]
+        yield from torch.stack(block, 1).numpy()
 
 
 def checked(logits: Tensor) -> Floats:
-    """Logits as a float64 array. Raises UserError where they are no numbers."""
-    scores: Floats = logits.double().cpu().numpy()
-    if not np.isfinite(scores.max(-1)).all():
+    """What shifted gives, of a tensor on any device."""
+    return shifted(logits.cpu().double().numpy())
+
+
+def shifted(logits: NDArray[Any]) -> Floats:
+    """Logits (N, V) in float64 less the greatest of each row, as exp takes them without overflow.
+
+    Raises UserError where they are no numbers.
+    """
+    scores = logits.astype(np.float64, copy=False)
+    top = np.maximum.reduce(scores, -1, keepdims=True)
+    if not math.isfinite(top.sum()):
         raise UserError("the model's output is not a number: its weights are broken; use an earlier checkpoint")
-    return scores
+    result: Floats = scores - top
+    return result
 
 
 def surprises(logits: Floats) -> Floats:
-    """-log softmax(logits), in nats: (N, V)."""
-    shifted = logits - logits.max(-1, keepdims=True)
-    result: Floats = np.log(np.exp(shifted).sum(-1, keepdims=True)) - shifted
+    """-log softmax(logits), in nats: (N, V). The greatest logit of each row is 0."""
+    result: Floats = np.log(np.exp(logits).sum(-1, keepdims=True)) - logits
     return result

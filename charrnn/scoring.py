@@ -10,14 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from charrnn import tasks
 from charrnn.checkpoint import Checkpoint, find
 from charrnn.data import open_chosen, require
 from charrnn.dynamic import dynamic_losses
 from charrnn.ensemble import averaged, check_same_vocabulary
 from charrnn.errors import UserError
-from charrnn.evaluation import Score, evaluate, evaluating, losses
+from charrnn.evaluation import Score, evaluate, evaluating, losses, steps_at_once
 from charrnn.monte_carlo import monte_carlo_losses
-from charrnn.vocabulary import Vocabulary
+from charrnn.problems import Problems, read
+from charrnn.vocabulary import Vocabulary, Words
 
 Report = Callable[[str], None]
 
@@ -60,14 +62,17 @@ class Scored:
     rows: Sequence[tuple[Tensor, Tensor]] = ()
 
     def characters(self) -> Iterator[tuple[str, float | None]]:
-        """Each character of the rows with its loss, None for a row's first: it is read, not predicted."""
+        """Each character of the rows, or each word with the space before it, and its loss, None for a row's first: it
+        is read, not predicted."""
         for numbers, nats in self.rows:
+            before = None
             for number, loss in zip(numbers.tolist(), [None, *nats.tolist()], strict=True):
-                yield self.vocabulary.decode([number]), loss
+                yield self.vocabulary.piece(number, before), loss
+                before = number
 
     def lines(self) -> list[Line]:
         """The lines of the rows, worst first. A line ends after its newline or at its row's end."""
-        newline = self.vocabulary.numbers.get(ord("\n"))
+        newline = self.vocabulary.newline
         found: list[Line] = []
         for numbers, nats in self.rows:
             ends = (numbers == newline).nonzero().flatten() + 1 if newline is not None else numbers[:0]
@@ -83,15 +88,22 @@ class Scored:
 class Scorer:
     """Scores texts with the models of one or more checkpoints, their probabilities averaged.
 
-    The first checkpoint's settings say how a data folder is split. Raises UserError where the models know different
-    characters.
+    The first checkpoint's settings say how a data folder is split. unk: the word that stands for those which models of
+    words do not know, '' for the one chosen in training. Raises UserError where the models know different characters.
     """
 
-    def __init__(self, paths: Sequence[str], method: Method, choose: Callable[[str], torch.device]) -> None:
+    def __init__(
+        self, paths: Sequence[str], method: Method, choose: Callable[[str], torch.device], unk: str = ""
+    ) -> None:
         self.paths = [str(find(Path(path))) for path in paths]
         members = [Checkpoint.load(path) for path in self.paths]
         check_same_vocabulary(self.paths, members)
         self.saved = members[0]
+        self.vocabulary = self.saved.vocabulary
+        if unk:
+            if not isinstance(self.vocabulary, Words):
+                raise UserError(f"-unk {unk}: is a word, and this is a model of {self.vocabulary.units}")
+            self.vocabulary = self.vocabulary.with_unk(unk)
         device = choose(self.saved.options.precision)
         self.models = [member.build().to(device) for member in members]
         self.method = method
@@ -105,31 +117,46 @@ class Scorer:
         """
         options, method = self.saved.options, self.method
         chosen = replace(options, data_dir=data_dir, input=()) if data_dir else options
-        text = open_chosen(chosen, report, vocabulary=self.saved.vocabulary)
-        if batch_size == 1 and name in text.files:
+        text = open_chosen(chosen, report, vocabulary=self.vocabulary)
+        if options.task == "text" and batch_size == 1 and name in text.files:
             return self.stream(torch.from_numpy(text.files[name].astype(np.int64)))
-        splits = text.split(batch_size, options.seq_length, options.train_frac, options.val_frac)
-        split = require(splits, name)
+        split = require(tasks.of(options).split(text, replace(options, batch_size=batch_size)), name)
+        if isinstance(split, Problems):
+            return self.problems(split)
         if len(self.models) == 1 and not method.mc_samples and method.dynamic is None and not method.each:
-            return Scored(self.saved.vocabulary, evaluate(self.models[0], split))
+            return Scored(self.vocabulary, evaluate(self.models[0], split))
         x, y = map(torch.cat, zip(*(split.batch(k) for k in range(len(split))), strict=True))
         return self.rows(x, y)
 
     def text(self, text: str) -> Scored:
         """Score any text. Raises UserError naming characters that the model does not know, and their line."""
-        vocabulary = self.saved.vocabulary
+        vocabulary = self.vocabulary
         if unknown := vocabulary.unknown(text):
+            moves = "take it out, or use a model trained on such text"
+            if vocabulary.level == "word":
+                moves = f"name a word to stand for such ones with -unk, {moves}"
             raise UserError(
                 f"the text has {', '.join(unknown[:20])}{' ...' if len(unknown) > 20 else ''}, first in line "
-                f"{first_line_with_unknown(text, vocabulary)}, which the model's training text never had: "
-                "take it out, or use a model trained on such text"
+                f"{first_line_with_unknown(text, vocabulary)}, which the model's training text never had: {moves}"
             )
-        return self.stream(torch.tensor(vocabulary.encode(text)))
+        tokens = torch.tensor(vocabulary.encode(text))
+        if self.saved.options.task == "addition":
+            return self.problems(read("the text", tokens.numpy(), vocabulary).in_equal_parts())
+        return self.stream(tokens)
+
+    def problems(self, problems: Problems) -> Scored:
+        """Score problems of addition: the loss over the answers, and how many are right. Raises UserError."""
+        if len(self.models) > 1 or self.method != Method(seed=self.method.seed):
+            raise UserError(
+                "a model of addition is scored as it is: leave out -ensemble, -mc_samples, -dynamic, -per_line and "
+                "-per_char"
+            )
+        return Scored(self.vocabulary, evaluate(self.models[0], problems))
 
     def stream(self, tokens: Tensor) -> Scored:
         """Score one stream of characters, int64 (N,): each but the first, from all before it."""
         if len(tokens) < 2:
-            raise UserError("there is nothing to score: a text needs at least two characters")
+            raise UserError(f"there is nothing to score: a text needs at least two {self.vocabulary.units}")
         return self.rows(tokens[:-1, None], tokens[1:, None])
 
     def rows(self, x: Tensor, y: Tensor) -> Scored:
@@ -146,14 +173,15 @@ class Scorer:
             adapted = averaged([dynamic_losses(model, *stream, method.dynamic, segment) for model in self.models])
             dynamic, nats = Score.of(adapted), adapted.cpu().view(x.T.shape).T
         rows = [(torch.cat([x[:1, b], y[:, b]]), nats[:, b]) for b in range(x.shape[1])] if method.each else []
-        return Scored(self.saved.vocabulary, static, dynamic, rows)
+        return Scored(self.vocabulary, static, dynamic, rows)
 
     def _static(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        block = steps_at_once(x.shape[1], len(self.vocabulary))
         if self.method.mc_samples:
             generator = torch.Generator().manual_seed(self.method.seed)
-            return monte_carlo_losses(model, x, y, self.method.mc_samples, generator)
+            return monte_carlo_losses(model, x, y, self.method.mc_samples, generator, block)
         with evaluating(model):
-            return losses(model, x, y)
+            return losses(model, x, y, block)
 
 
 def first_line_with_unknown(text: str, vocabulary: Vocabulary) -> int:

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -49,13 +50,13 @@ class Case:
         torch.manual_seed(seed)
         return registry.create(self.name, V, rnn_size, self.n_layers, dropout, **self.own)
 
-    def build(self, seed: int = 1, dropout: float = 0.0) -> nn.Module:
+    def build(self, seed: int = 1, dropout: float = 0.0) -> Any:
         """In float64, in evaluation mode, and away from its initial weights: a weight that starts at 0 hides what it
-        does."""
+        does. An nn.Module, of a type that may have the optional parts of the contract."""
         model = self.fresh(seed, dropout).double().eval()
         with torch.no_grad():
             for p in model.parameters():
-                p += torch.empty_like(p).uniform_(-0.4, 0.4)
+                p.add_(torch.empty_like(p).uniform_(-0.4, 0.4))
         return model
 
 
@@ -260,7 +261,7 @@ def check_fresh_weights(case: Case) -> None:
     """Weights count as soon as they change, in place or loaded: a model that keeps something made of them renews it."""
     model, x = case.build(seed=1), text()
 
-    def outputs(model: nn.Module) -> tuple[Tensor, ...]:
+    def outputs(model: Any) -> tuple[Tensor, ...]:
         stepped = [model.step(x[0])[0]] if hasattr(model, "step") else []
         return model(x)[0], *stepped
 
@@ -330,6 +331,27 @@ def check_step(case: Case) -> None:
 
 
 @torch.no_grad()
+def check_numpy_step(case: Case) -> None:
+    """Optional: ``numpy_step()`` gives ``forward`` for one time step, on numpy arrays and with the weights of then."""
+    model, x = case.build(dropout=0.5), text()
+    bind = getattr(model, "numpy_step", None)
+    if bind is None:
+        return
+    step = bind()
+    for rows in (1, B):
+        start = random_state(model, x[:, :rows])
+        expected, last = model(x[:, :rows], start)
+        state = tuple(part.numpy() for part in start)
+        for t in range(T):
+            before = tuple(part.copy() for part in state)
+            logits, after = step(x[t, :rows].numpy(), state)
+            same(torch.from_numpy(logits), expected[t], f"logits of step {t} in numpy")
+            assert all(map(np.array_equal, state, before)), "the step in numpy writes into the state"
+            state = after
+        same_state(tuple(map(torch.from_numpy, state)), last, "the state after the steps in numpy")
+
+
+@torch.no_grad()
 def check_masks(case: Case) -> None:
     """Optional: masks of ``draw_masks`` fix the dropout, in evaluation too, and are what training draws for itself."""
     model, x = case.build(dropout=0.5).train(), text()
@@ -366,5 +388,6 @@ CHECKS: list[Callable[[Case], None]] = [
     check_round_trip,
     check_initialisation,
     check_step,
+    check_numpy_step,
     check_masks,
 ]

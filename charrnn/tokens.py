@@ -1,30 +1,37 @@
-"""From the bytes of a text file to the numbers of its characters, in little memory and at memory's speed.
+"""From the bytes of a text file to the numbers of its characters or words, in little memory.
 
 A text is read in chunks, twice: ``survey`` finds out which characters there are, ``write_tokens`` writes
-their numbers. However large the text, only one chunk of it is in memory.
+their numbers, at memory's speed; ``survey_words`` and ``write_words`` do the same for words. However large the text,
+only one chunk of it is in memory.
 """
 
 from __future__ import annotations
 
 import codecs
 import os
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from io import BytesIO
+from itertools import repeat
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from charrnn.errors import UserError
-from charrnn.vocabulary import Encoding, Vocabulary
+from charrnn.vocabulary import Encoding, Vocabulary, Words, split
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
 
 CHUNK = 1 << 19  # bytes: all that is made of them stays in the cache
 CODES = 0x110000  # code points there are; byte values are the first 256
+LONGEST = 1 << 20  # characters of a word: what has longer ones is no text of words
 
 Tokens = NDArray[np.unsignedinteger[Any]]
 Counts = NDArray[np.int64]
@@ -46,10 +53,10 @@ class Stamp:
 
 @dataclass(frozen=True)
 class Survey:
-    """What one reading of a text tells: its SHA-256, its length in characters, the lines that end in CRLF."""
+    """What one reading of a text tells: its SHA-256, its length in tokens, the lines that end in CRLF."""
 
     sha256: str
-    characters: int
+    length: int
     crlf_lines: int
 
 
@@ -120,6 +127,10 @@ class Decoder:
         if self.encoding == "bytes" or (not self.pending and chunk.isascii()):
             self.decoded += len(chunk)
             return np.frombuffer(chunk, np.uint8)
+        return np.frombuffer(codecs.utf_32_le_encode(self.text(chunk))[0], "<u4")
+
+    def text(self, chunk: bytes) -> str:
+        """The characters, read as UTF-8, that this chunk completes. Raises UserError as ``decode`` does."""
         data = self.pending + chunk
         try:
             text, used = codecs.utf_8_decode(data, "strict", False)
@@ -127,7 +138,7 @@ class Decoder:
             raise self._not_utf8(self.decoded + error.start) from None
         self.decoded += used
         self.pending = data[used:]
-        return np.frombuffer(codecs.utf_32_le_encode(text)[0], "<u4")
+        return text
 
     def finish(self) -> None:
         """Raises UserError where the text ends within a character."""
@@ -173,18 +184,85 @@ def write_tokens(source: Source, surveyed: Survey, vocabulary: Vocabulary, file:
     table = np.zeros(CODES, token_type(vocabulary))
     table[list(vocabulary.codes)] = np.arange(len(vocabulary))
     decoder = Decoder(source.path, vocabulary.encoding)
+
+    def numbers(chunks: Iterator[bytes]) -> Iterator[Tokens]:
+        return (table.take(decoder.decode(chunk)) for chunk in chunks)
+
+    return _write(source, surveyed, table.dtype, numbers, file)
+
+
+def _write(
+    source: Source,
+    surveyed: Survey,
+    dtype: np.dtype[Any],
+    numbers: Callable[[Iterator[bytes]], Iterator[Tokens]],
+    file: IO[bytes],
+) -> tuple[Tokens, str]:
     text_digest = sha256()
-    header = npy_header(table.dtype, surveyed.characters)
+    header = npy_header(dtype, surveyed.length)
     file_digest = sha256(header)
     file.write(header)
-    for chunk in source.chunks():
-        text_digest.update(chunk)
-        tokens = table.take(decoder.decode(chunk))
+    for tokens in numbers(digested(source.chunks(), text_digest)):
         file_digest.update(tokens.data)
         file.write(tokens.data)
     source.check_unchanged(surveyed.sha256, text_digest.hexdigest())
     file.flush()
-    return map_tokens(file, table.dtype, len(header), surveyed.characters), file_digest.hexdigest()
+    return map_tokens(file, dtype, len(header), surveyed.length), file_digest.hexdigest()
+
+
+def digested(chunks: Iterator[bytes], digest: _Hash) -> Iterator[bytes]:
+    """The same chunks, each added to a checksum."""
+    for chunk in chunks:
+        digest.update(chunk)
+        yield chunk
+
+
+def words(path: Path, encoding: Encoding, chunks: Iterator[bytes]) -> Iterator[list[str]]:
+    """The words of a text, a list for each chunk, then the last ones.
+
+    Raises UserError for what is not in the encoding, and for a word too long to be one.
+    """
+    decoder = Decoder(path, encoding)
+    begun = ""  # the word that the next chunk goes on with
+    for chunk in chunks:
+        # of bytes: a character that a chunk's end cuts in two is whole again once it is encoded
+        text = chunk.decode("utf-8", "surrogateescape") if encoding == "bytes" else decoder.text(chunk)
+        text = begun + text
+        found = split(text, encoding)
+        begun = found.pop() if found and not ends_in_space(text, encoding) else ""
+        if len(begun) > LONGEST:
+            raise UserError(f"{path} has a word of over {LONGEST:,} characters: use -level char for such a text")
+        yield found
+    decoder.finish()
+    yield [begun] if begun else []
+
+
+def ends_in_space(text: str, encoding: Encoding) -> bool:
+    return text[-1:].isspace() if encoding == "utf-8" else text[-1:] in " \t\n\r\v\f"
+
+
+def survey_words(source: Source, encoding: Encoding, counts: Counter[str]) -> Survey:
+    """Read a text and add up in ``counts`` how often each of its words occurs; otherwise as ``survey``."""
+    digest = sha256()
+    length = 0
+    for found in words(source.path, encoding, digested(source.chunks(), digest)):
+        length += len(found)
+        counts.update(found)
+    if not length:
+        raise UserError(f"{source.path} has no words: put a text there")
+    return Survey(digest.hexdigest(), length, 0)  # CR is white space
+
+
+def write_words(source: Source, surveyed: Survey, vocabulary: Words, file: IO[bytes]) -> tuple[Tokens, str]:
+    """Write the numbers of a text's words to ``file``; otherwise as ``write_tokens``."""
+    dtype = token_type(vocabulary)
+
+    def numbers(chunks: Iterator[bytes]) -> Iterator[Tokens]:
+        for found in words(source.path, vocabulary.encoding, chunks):
+            # a word without a number means that the text has changed, which will be noticed
+            yield np.fromiter(map(vocabulary.numbers.get, found, repeat(0)), dtype, len(found))
+
+    return _write(source, surveyed, dtype, numbers, file)
 
 
 def read_tokens(path: Path, checksum: str) -> Tokens | None:
@@ -216,11 +294,11 @@ def join(parts: Sequence[Tokens]) -> Tokens:
 
 
 def renumber(tokens: Tokens, own: Vocabulary, other: Vocabulary) -> Tokens:
-    """The same characters with another vocabulary's numbers, mapped from a nameless temporary file.
+    """The same tokens with another vocabulary's numbers, mapped from a nameless temporary file.
 
-    ``other`` has every character of ``own``. Raises OSError where there is no room for the file.
+    ``other`` has a number for every token of ``own``. Raises OSError where there is no room for the file.
     """
-    table = np.array([other.numbers[code] for code in own.codes], token_type(other))
+    table = np.array([other.number(code) for code in own.codes], token_type(other))
     with TemporaryFile() as file:
         for start in range(0, len(tokens), CHUNK):
             file.write(table[tokens[start : start + CHUNK]].data)

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from charrnn.kernels import cells
+
 State = tuple[Tensor, Tensor]
 Weights = tuple[Tensor, Tensor, Tensor, Tensor]
 Map = tuple[Tensor, Tensor]
@@ -112,6 +114,24 @@ class GridLSTM(nn.Module):
             new.append((h_k, c_k))
         h, c = map(torch.stack, zip(*new, strict=True))
         return self.decoder(depth_h), (h, c)
+
+    def numpy_step(self) -> cells.Step:
+        """``step`` with the weights as they are now, on numpy arrays: faster for a few rows on a CPU."""
+        layers = [(cells.LSTM(*time), cells.LSTM(*depth)) for time, depth in self.weights()]
+        embedding = self.embedding.weight.detach().numpy()
+        decode = cells.Linear(*self.decoder.parameters())
+
+        def step(x: cells.Array, state: cells.State) -> tuple[cells.Array, cells.State]:
+            depth_h = embedding[x]
+            depth_c = 0 * depth_h
+            new = []
+            for (time, depth), h_k, c_k in zip(layers, *state, strict=True):
+                h_k, c_k = time(depth_h, h_k, c_k)
+                depth_h, depth_c = depth(depth_h, h_k, depth_c)
+                new.append((h_k, c_k))
+            return decode(depth_h), cells.joined(new)
+
+        return step
 
     def zeros(self, h: Tensor) -> State:
         """The state before any text, for rows of depth vectors h (B, H)."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from charrnn.kernels import gru
+from charrnn.kernels import cells, gru, lookup
 
 State = tuple[Tensor]
 Weights = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -42,13 +42,23 @@ def cell(inputs: Tensor, h: Tensor, R: Tensor) -> Tensor:
     R_gates, R_n = R.split((2 * H, H))
     r, z = torch.addmm(for_gates, h, R_gates.t()).sigmoid().chunk(2, -1)
     n = torch.addmm(for_n, r * h, R_n.t()).tanh()
-    return torch.lerp(h, n, z)  # z * n + (1 - z) * h
+    return torch.lerp(h, n.to(h), z.to(h))  # z * n + (1 - z) * h, in h's type also under autocast
+
+
+def cell_after(inputs: Tensor, h: Tensor, R: Tensor, b: Tensor) -> Tensor:
+    """One time step of torch's unit, whose reset gate acts after the product: the new h (B, H)."""
+    for_r, for_z, for_n = inputs.chunk(3, -1)
+    from_r, from_z, from_n = F.linear(h, R, b).chunk(3, -1)
+    r, z = (for_r + from_r).sigmoid(), (for_z + from_z).sigmoid()
+    n = (for_n + r * from_n).tanh()
+    return torch.lerp(n, h, z)  # z * h + (1 - z) * n
 
 
 def loop(x: Tensor, h: Tensor, W: Tensor, R: Tensor, b: Tensor) -> Tensor:
-    """All time steps of a layer, x (T, B, I): the states (T, B, H) after each. What gru.scan computes fast."""
+    """All time steps of a layer, x (T, B, I), or characters (T, B): the states (T, B, H) after each. What gru.scan
+    computes fast."""
     states = []
-    for inputs in F.linear(x, W, b):
+    for inputs in F.linear(x, W, b) if x.is_floating_point() else lookup.columns(W, x) + b:
         h = cell(inputs, h, R)
         states.append(h)
     return torch.stack(states)
@@ -73,16 +83,15 @@ class GRU(nn.Module):
     def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """x: int64 (T, B). Returns logits (T, B, V) and the state after step T."""
         if self.reset_after:
-            h, last = self.gru(self.one_hot(x), state[0] if state else None)
+            h, last = lookup.run(self.gru, x, state[0] if state else None)
         else:
             h, last = self.reset_before(x, self.start(x.shape[1], state))
         return self.decoder(self.dropout(h)), (last,)
 
     def reset_before(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """All layers over all time steps, as char-rnn computes them: top states (T, B, H), last states (L, B, H)."""
-        use_kernel = self.use_kernel and x.device.type == "cpu"
-        scan = gru.scan if use_kernel else loop
-        below, last = x if use_kernel else self.one_hot(x), []  # the kernel looks characters up
+        scan = gru.scan if self.use_kernel and x.device.type == "cpu" else loop
+        below, last = x, []
         for layer, (h, (W, R, b, b_h)) in enumerate(zip(state, self.weights(), strict=True)):
             below = scan(self.dropout(below) if layer else below, h, W, R, b + b_h)
             last.append(below[-1])
@@ -92,16 +101,15 @@ class GRU(nn.Module):
         """One time step, for sampling: x int64 (B,), logits (B, V). Equal to ``forward`` without dropout."""
         below, new = x, []
         for layer, (h, (W, R, b, b_h)) in enumerate(zip(self.start(len(x), state), self.weights(), strict=True)):
-            if self.reset_after:
-                below = torch.gru_cell(below if layer else self.one_hot(x), h, W, R, b, b_h)
-            else:
-                inputs = F.linear(below, W, b) if layer else W.index_select(1, x).t() + b
-                below = cell(inputs + b_h, h, R)
+            inputs = F.linear(below, W, b) if layer else W.index_select(1, x).t() + b
+            below = cell_after(inputs, h, R, b_h) if self.reset_after else cell(inputs + b_h, h, R)
             new.append(below)
         return self.decoder(below), (torch.stack(new),)
 
-    def one_hot(self, x: Tensor) -> Tensor:
-        return F.one_hot(x, self.gru.input_size).to(self.decoder.weight.dtype)
+    def numpy_step(self) -> cells.Step:
+        """``step`` with the weights as they are now, on numpy arrays: faster for a few rows on a CPU."""
+        layers = [cells.GRU(*weights, self.reset_after) for weights in self.weights()]
+        return cells.stack(layers, cells.Linear(*self.decoder.parameters()))
 
     def start(self, batch_size: int, state: State | None) -> Tensor:
         zeros = self.decoder.weight.new_zeros

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from charrnn.kernels import highway
+from charrnn.kernels import cells, highway
 
 
 def create(
@@ -86,7 +86,7 @@ def cell(x: Tensor, s: Tensor, W: Tensor, R: Tensor, b: Tensor, n: Tensor | None
         if d == 0:
             a = a + x @ W
         h, t = a[0].tanh(), a[1].sigmoid()
-        s = torch.lerp(s, h, t)  # t * h + (1 - t) * s
+        s = torch.lerp(s, h.to(s), t.to(s))  # t * h + (1 - t) * s, in s's type also under autocast
     return s
 
 
@@ -162,6 +162,13 @@ class RHN(nn.Module):
             e = cell(e.unsqueeze(0), s, W, R, b)
             final.append(e)
         return self.decode(e), (torch.stack(final),)
+
+    def numpy_step(self) -> cells.Step:
+        """``step`` with the weights as they are now, on numpy arrays: faster for a few rows on a CPU."""
+        W = [self.embedding @ self.W[0], *self.W[1:]]  # the first layer looks characters up
+        decoder = self.embedding if self.softmax_w is None else self.softmax_w
+        layers = [cells.Highway(*weights) for weights in zip(W, self.R, self.b, strict=True)]
+        return cells.stack(layers, cells.Linear(decoder, self.softmax_b))
 
     def start(self, x: Tensor, state: tuple[Tensor, ...] | None) -> Tensor:
         return self.embedding.new_zeros(len(self.R), x.shape[-1], self.rnn_size) if state is None else state[0]

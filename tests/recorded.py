@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 TOLERANCE = 1e-10
 
@@ -52,12 +52,19 @@ class RecordedMinibatches:
     def __init__(self, x: np.ndarray, y: np.ndarray) -> None:
         self.x, self.y = torch.from_numpy(x), torch.from_numpy(y)
         _, self.batch_size, self.seq_length = x.shape
+        self.predicted = self.seq_length
 
     def __len__(self) -> int:
         return len(self.x)
 
     def batch(self, k: int) -> tuple[Tensor, Tensor]:
         return self.x[k].T.contiguous().long(), self.y[k].T.contiguous().long()
+
+    def begins(self, k: int) -> bool:
+        return False
+
+    def measure(self, model: nn.Module) -> dict[str, float]:
+        return {}
 
 
 def pairs(tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,13 +26,14 @@ def test_built_in_models_keep_the_contract(case, check):
 def test_the_optional_parts_that_the_checks_find():
     models = {name: Case(name).build() for name in registry.models()}
     assert {"lstm", "gru", "rnn", "grid_lstm", "rhn"} <= models.keys()
-    assert all(hasattr(model, "step") for model in models.values())
+    assert all(hasattr(model, "step") and hasattr(model, "numpy_step") for model in models.values())
     assert hasattr(models["rhn"], "draw_masks")
 
 
 # a plugin with every part of the contract, and ways to break it: text of the file, what to put in its place
 PLUGIN = '''\
 """A plain network for the tests of the contract."""
+import numpy as np
 import torch
 from torch import nn
 
@@ -64,6 +65,21 @@ class Plain(nn.Module):
             below = torch.tanh(below + recurrent(h))
             last.append(below)
         return self.decoder(below), (torch.stack(last),)
+
+    def numpy_step(self):
+        embedding, *layers, (W, b) = [[p.detach().numpy() for p in part.parameters()] for part in self.parts()]
+
+        def step(x, state):
+            h, new = embedding[0][x], []
+            for before, (R, r) in zip(state[0], layers):
+                h = np.tanh(h + before @ R.T + r)
+                new.append(h)
+            return h @ W.T + b, (np.stack(new),)
+
+        return step
+
+    def parts(self):
+        return self.embedding, *self.recurrent, self.decoder
 
     def start(self, x, state):
         weight = self.decoder.weight
@@ -159,6 +175,9 @@ BROKEN = {
     ),
     "a step of another function": ("step", "torch.tanh(below + recurrent(h))", "torch.tanh(below + h)"),
     "a step that drops its state": ("step", "last.append(below)", "last.append(h)"),
+    "a step in numpy of another function": ("numpy_step", "before @ R.T + r", "before @ R + r"),
+    "a step in numpy that drops its state": ("numpy_step", "new.append(h)", "new.append(before)"),
+    "a step in numpy that writes the state": ("numpy_step", "new.append(h)", "new.append(h); before *= 0"),
     "masks that are not kept": ("masks", MASKS_ARE_NONE, "if self.training and self.drop:"),
     "masks that do nothing": (
         "masks",

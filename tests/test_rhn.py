@@ -43,7 +43,7 @@ LEFT_OUT = {
     "iter?/*": "minibatches, compared in test_data.py",
     "reader_enwik8/*": "splits of a file, compared in test_data.py",
     "reader_text8/*": "splits of a file, compared in test_data.py",
-    "reader_ptb/*": "words; charrnn reads characters",
+    "reader_ptb/*": "splits of a file, compared in test_words.py",
 }
 
 

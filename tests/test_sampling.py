@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from charrnn import registry
 from charrnn.beam import beam_search
-from charrnn.display import printable
 from charrnn.errors import UserError
 from charrnn.output import Stream
 from charrnn.sampling import BLOCK, Choice, Sampler, known, sample, uniforms
+from charrnn.terminal import printable
 from charrnn.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(tuple(range(97, 104)))
@@ -72,13 +72,13 @@ def test_step_and_forward_write_the_same_text(name: str) -> None:
         nn.init.uniform_(p, -0.9, 0.9)
     prime = "abcdefg"
     text = "".join(sample(model, VOCABULARY, prime, 200))
-    draws, state, x = uniforms(123), None, torch.tensor(VOCABULARY.encode(prime))[:, None]
+    draws, state, x = uniforms([123]), None, torch.tensor(VOCABULARY.encode(prime))[:, None]
     model.eval()
     for character in text:
         with torch.no_grad():
             logits, state = model(x, state)
         cumulative = logits[-1, 0].softmax(-1).cumsum(-1)
-        number = int((cumulative <= next(draws)).sum())
+        number = int((cumulative <= next(draws).item()).sum())
         assert VOCABULARY.decode([number]) == character
         x = torch.tensor([[number]])
 

@@ -16,6 +16,8 @@ CHECKPOINT is a file, or a folder, which stands for its checkpoint with the best
 in the file is executed, nor is the model's own file.
 """
 
+MOST = 200  # words that are shown; -json has them all
+
 
 def inspect(checkpoint: str, as_json: bool) -> None:
     import json
@@ -37,10 +39,13 @@ def words(value: Any) -> str:
 def show(found: dict[str, Any]) -> None:
     from charrnn import curve, display
     from charrnn.memory import size
+    from charrnn.units import described
 
     loss = "not validated" if found["val_loss"] is None else f"validation loss {found['val_loss']:.4f}"
-    bits = "" if found["bpc"] is None else f" ({found['bpc']:.3f} bits per character)"
-    display.heading(f"{found['model']} from epoch {found['epoch']:.2f}, {loss}{bits}")
+    vocabulary = found["vocabulary"]
+    level = vocabulary["level"]
+    figure = "" if found["val_loss"] is None else f" ({described(found['val_loss'], level)})"
+    display.heading(f"{found['model']} from epoch {found['epoch']:.2f}, {loss}{figure}")
     display.table(("file", found["checkpoint"]), [(name, str(value)) for name, value in found["model_options"].items()])
 
     total, parts = found["parameters"]["total"], found["parameters"]["parts"]
@@ -49,15 +54,17 @@ def show(found: dict[str, Any]) -> None:
         ("part", "parameters", "share"), [(part, f"{count:,}", f"{count / total:.1%}") for part, count in parts.items()]
     )
 
-    vocabulary = found["vocabulary"]
-    characters = sorted(vocabulary["characters"], key=lambda c: -(c["count"] or 0))
-    counted = "how often each was in the text" if characters[0]["count"] else "not counted when it was trained"
-    display.heading(f"{vocabulary['size']} characters ({vocabulary['encoding']}), {counted}")
-    display.flow([f"{c['character']} {c['count']:,}" if c["count"] else c["character"] for c in characters])
+    unit = "word" if level == "word" else "character"
+    tokens = sorted(vocabulary[f"{unit}s"], key=lambda token: -(token["count"] or 0))
+    counted = "how often each was in the text" if tokens[0]["count"] else "not counted when it was trained"
+    most = f", the first {MOST}" if len(tokens) > MOST and level == "word" else ""
+    display.heading(f"{vocabulary['size']:,} {unit}s ({vocabulary['encoding']}), {counted}{most}")
+    shown = tokens[:MOST] if most else tokens
+    display.flow([f"{token[unit]} {token['count']:,}" if token["count"] else token[unit] for token in shown])
 
     train, validation = found["losses"]["train"], found["losses"]["validation"]
     if train:
-        display.heading("loss in nats per character by iteration: . training, o validation")
+        display.heading(f"loss in nats per {unit} by iteration: . training, o validation")
         points = [(i, y) for i, y in enumerate(train, 1) if y is not None]
         validated = [(i, y) for i, y in validation.items() if y is not None]
         display.lines(curve.draw({".": points, "o": validated}, min(display.width(), 100), 15))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from charrnn.novelty import Novelty
 
 SAMPLED = [
-    Option("length", int, 20_000, "characters to sample", "Sampling", within=FROM_ONE),
+    Option("length", int, 20_000, "characters or words to sample", "Sampling", within=FROM_ONE),
     Option("temperature", float, 1.0, "under 1: safer text; over 1: wilder", "Sampling", within=POSITIVE),
     Option("seed", int, 123, "seed of the draws", "Sampling", within=Interval(0, 2**63 - 1)),
     Option("gpuid", int, 0, "number of the GPU; -1 = CPU", "device", within=Interval(low=-1)),
@@ -26,14 +26,14 @@ SAMPLED = [
 AS_TRAINED = [
     replace(option, default=None, optional=True, help=f"{option.help}  [as in training]", group="data")
     for option in training_options().values()
-    if option.name in ("data_dir", "encoding", "train_frac", "val_frac", "batch_size", "seq_length")
+    if option.name in ("data_dir", "level", "unk", "encoding", "train_frac", "val_frac", "batch_size", "seq_length")
 ]
 OPTIONS = AS_TRAINED + SAMPLED
 SHOWN = (4, 6, 8, 10, 12, 16, 20, 30, 40, 50)
 EXCERPT = 300  # characters shown of the longest passage
 HELP = """Say how much of a text is copied from the training text.
 
-Of CHECKPOINT, a file or a folder, -length characters are sampled; TEXT is a file of any text, - stands for
+Of CHECKPOINT, a file or a folder, -length characters (or words) are sampled; TEXT is a file of any text, - stands for
 stdin. Prints the share of its n-grams that occur in the training text, and the longest passage that does and
 where it stands: beside the same of held-out text, the validation and test parts, which shows what is natural.
 """
@@ -57,7 +57,7 @@ def novelty(source: str, as_json: bool, **values: Any) -> None:
     if as_json:
         print(json.dumps({"examined": source, **asdict(found)}))
     else:
-        show(found)
+        show(found, text.vocabulary.unit)
 
 
 def is_checkpoint(source: str) -> bool:
@@ -83,8 +83,10 @@ def sampled(source: str, values: dict[str, Any]) -> tuple[TrainingOptions, str]:
     return saved.options, "".join(characters)
 
 
-def show(found: Novelty) -> None:
-    from charrnn.display import printable, table
+def show(found: Novelty, unit: str) -> None:
+    """unit: what the text is made of, a character or a word."""
+    from charrnn.display import table
+    from charrnn.terminal import printable
 
     text, held_out = found.text, found.held_out
     natural = held_out.shares if held_out else {}
@@ -97,17 +99,17 @@ def show(found: Novelty) -> None:
     if found.source and text.longest:
         excerpt = printable(found.passage[:EXCERPT]).replace("\n", "\\n")
         print(
-            f"longest passage: {text.longest.length:,} characters, in line {found.source.line:,} of "
-            f"{found.source.file} (character {found.source.offset:,}): "
+            f"longest passage: {text.longest.length:,} {unit}s, in line {found.source.line:,} of "
+            f"{found.source.file} ({unit} {found.source.offset:,}): "
             f"{excerpt}{' ...' if len(found.passage) > EXCERPT else ''}"
         )
     if held_out and held_out.longest:
-        print(f"longest passage of {held_out.characters:,} characters of held-out text: {held_out.longest.length:,}")
-    print(verdict(found))
+        print(f"longest passage of {held_out.characters:,} {unit}s of held-out text: {held_out.longest.length:,}")
+    print(verdict(found, unit))
 
 
-def verdict(found: Novelty) -> str:
-    share = f"{100 * found.text.shares[found.n]:.1f}% of its passages of {found.n} characters are in the training text"
+def verdict(found: Novelty, unit: str) -> str:
+    share = f"{100 * found.text.shares[found.n]:.1f}% of its passages of {found.n} {unit}s are in the training text"
     if found.held_out is None:
         return f"{found.verdict}: {share}; there is no held-out text to compare with"
     natural = f"{100 * found.held_out.shares[found.n]:.1f}% of held-out text's"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -16,9 +17,9 @@ FROM_STDIN = "--primetext-from-stdin"
 OPTIONS = [
     Option("primetext", str, "", "text to go on from; as the last word, with no text: read it from stdin", "Sampling"),
     Option("primefile", str, "", "file with the text to go on from; - = stdin", "Sampling", names="file"),
-    Option("unknown", str, "error", "what characters do that the model never saw: end it, or get left out of the "
-           "prime text", "Sampling", choices=("error", "skip")),
-    Option("length", int, 2000, "characters to write", "Sampling", within=FROM_ZERO),
+    Option("unknown", str, "error", "what characters or words do that the model never saw: end it, or get left out of "
+           "the prime text", "Sampling", choices=("error", "skip")),
+    Option("length", int, 2000, "characters or words to write", "Sampling", within=FROM_ZERO),
     Option("stop", str, "", "end a text once it has written this", "Sampling"),
     Option("num_samples", int, 1, "texts to write; number K, from 0, is the text of seed + K", "Sampling",
            within=FROM_ONE),
@@ -41,7 +42,7 @@ SWITCHES = [
     click.Option([FROM_STDIN], is_flag=True, hidden=True),
     click.Option(["-until_newline", "--until_newline"], is_flag=True, help="end a text with its first line"),
     click.Option(["-json", "--json", "as_json"], is_flag=True,
-                 help="print a JSON object a text, with the log probability of each character"),
+                 help="print a JSON object a text, with the log probability of each character or word"),
     click.Option(["-interactive", "--interactive"], is_flag=True,
                  help="type beginnings, see them continued, change settings on the way"),
 ]  # fmt: skip
@@ -57,7 +58,8 @@ CHANGEABLE = ("temperature", "length", "top_k", "top_p", "sample", "seed")  # in
 HELP = """Write text with a trained model.
 
 CHECKPOINT is a file, or a folder, which stands for its checkpoint with the best validation loss. The
-text goes to stdout as it is made: the prime text, then -length characters, then a newline.
+text goes to stdout as it is made: the prime text, then -length characters (or words, where the model
+is one of words), then a newline.
 """
 
 
@@ -80,16 +82,17 @@ def sample(
 ) -> None:
     exclude(*EXCLUSIVE)
     values = with_defaults(OPTIONS, values)
-    stop = "\n" if until_newline else values["stop"]
 
+    # before numpy is there: a row or a few at a time leave a second thread nothing but waiting
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     import torch
 
     from charrnn import beam, output
     from charrnn.checkpoint import Checkpoint
     from charrnn.device import choose_device
-    from charrnn.display import printable
     from charrnn.interactive import Conversation, choice, converse
     from charrnn.sampling import Sampler, known
+    from charrnn.terminal import printable
 
     def report(line: str) -> None:
         if values["verbose"]:
@@ -99,10 +102,11 @@ def sample(
     saved = Checkpoint.load(checkpoint)
     device = choose_device(values["gpuid"], report, saved.options.precision)
     if device.type == "cpu":
-        torch.set_num_threads(1)  # one character at a time leaves a second thread nothing but waiting
+        torch.set_num_threads(1)
     sampler = Sampler(saved.build().to(device), saved.vocabulary, getattr(torch, values["precision"]))
     loss = "" if saved.val_loss is None else f", validation loss {saved.val_loss:.4f}"
     report(f"{saved.options.model} from epoch {saved.epoch:.2f}{loss}")
+    stop = saved.vocabulary.tidy("\n" if until_newline else values["stop"])
     if interactive:
         options = {option.name: option for option in OPTIONS if option.name in CHANGEABLE}
         with output.destination("", printable) as stream:
@@ -115,7 +119,8 @@ def sample(
     if values["unknown"] == "skip":
         prime = known(prime, saved.vocabulary, report)
     if not prime and not values["beam"]:
-        report("no -primetext: the first character is drawn uniformly")
+        report(f"no -primetext: the first {saved.vocabulary.unit} is drawn uniformly")
+    prime = saved.vocabulary.tidy(prime)
     seeds = [(values["seed"] + k) % 2**63 for k in range(values["num_samples"])]
     if values["beam"]:
         written = beam.beam_search(sampler, prime, values["length"], values["beam"], stop)

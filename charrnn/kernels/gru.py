@@ -19,11 +19,12 @@ from charrnn.kernels.blocks import Input, InputGradients, asks_for_gradients, bl
 
 
 def scan(x: Tensor, h: Tensor, W: Tensor, R: Tensor, b: Tensor) -> Tensor:
-    """The states (T, B, H), one after each step. Differentiable once."""
-    if asks_for_gradients(x, h, W, R, b):
-        y: Tensor = _Scan.apply(x, h, W, R, b)  # type: ignore[no-untyped-call]
-        return y
-    return _forward(x, h, W, R, b, keep=False)[0][1:]
+    """The states (T, B, H), one after each step. Differentiable once. Under autocast as without it: in its own type."""
+    with torch.autocast(x.device.type, enabled=False):
+        if asks_for_gradients(x, h, W, R, b):
+            y: Tensor = _Scan.apply(x, h, W, R, b)  # type: ignore[no-untyped-call]
+            return y
+        return _forward(x, h, W, R, b, keep=False)[0][1:]
 
 
 def _forward(x: Tensor, h: Tensor, W: Tensor, R: Tensor, b: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from charrnn.kernels.blocks import tanh_
+from charrnn.kernels.blocks import asks_for_gradients, tanh_
 
 # rows of T * B that share a product for the weight gradients: long enough for a fast product, and short
 # enough that what it reads is still in the cache
@@ -35,12 +35,14 @@ BLOCK = 512
 def scan(x: Tensor, s: Tensor, W: Tensor, R: Tensor, b: Tensor, n: Tensor | None = None) -> Tensor:
     """The layer's states (T, B, S), one after each time step.
 
-    Differentiable once, in all but the masks. Where no gradient is asked for, only the result is kept.
+    Differentiable once, in all but the masks. Where no gradient is asked for, only the result is kept. Under autocast
+    as without it: in its own type.
     """
-    if torch.is_grad_enabled() and any(argument.requires_grad for argument in (x, s, W, R, b)):
-        y: Tensor = _Scan.apply(x, s, W, R, b, n)  # type: ignore[no-untyped-call]
-        return y
-    return _forward(x, s, W, R, b, n, keep=False)[0]
+    with torch.autocast(x.device.type, enabled=False):
+        if asks_for_gradients(x, s, W, R, b):
+            y: Tensor = _Scan.apply(x, s, W, R, b, n)  # type: ignore[no-untyped-call]
+            return y
+        return _forward(x, s, W, R, b, n, keep=False)[0]
 
 
 def _forward(

@@ -1,0 +1,170 @@
+"""One time step of one layer in numpy, for sampling: a row or a few at a time cost less there than in torch.
+
+Each cell is made of torch's weights as they are at that moment, and is called with
+
+x  (N, I)   what the layer reads, or characters, int64 (N,): the product with a one-hot vector is a row of W
+h  (N, H)   the state of the step before, and c (N, H) where there is a memory; neither is written to
+
+It gives the new ones, as a tuple.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+Array = NDArray[Any]
+State = tuple[Array, ...]
+Cell = Callable[..., State]
+Step = Callable[[Array, State], tuple[Array, State]]
+
+
+def stack(cells: Sequence[Cell], decoder: Linear) -> Step:
+    """One time step of layers that each read the first vector, h, of the one below; the decoder reads the top one's.
+
+    Called with characters, int64 (N,), and a state of parts (L, N, H), it gives logits (N, V) and the new state.
+    """
+
+    def step(x: Array, state: State) -> tuple[Array, State]:
+        below, new = x, []
+        for layer, cell in enumerate(cells):
+            parts = cell(below, *[part[layer] for part in state])
+            new.append(parts)
+            below = parts[0]
+        return decoder(below), joined(new)
+
+    return step
+
+
+def joined(layers: Iterable[State]) -> State:
+    """The parts of the layers' states, (N, H) each, as those of the model's, (L, N, H)."""
+    return tuple([np.array(part) for part in zip(*layers, strict=True)])
+
+
+def arrays(*tensors: Tensor) -> list[Array]:
+    """Weights as numpy reads them, in the same memory: matrices (out, in) as (in, out), for products from the left."""
+    return [t.detach().t().numpy() for t in tensors]
+
+
+def product(x: Array, W: Array) -> Array:
+    """x W, new: (N, out)."""
+    result: Array = W[x] if x.ndim == 1 else x @ W
+    return result
+
+
+class Gates:
+    """Activations of blocks of H pre-activations side by side, in place: sigmoid where ``kinds`` has "s", tanh for "t".
+
+    One tanh serves all, as sigmoid a = (1 + tanh(a / 2)) / 2.
+    """
+
+    def __init__(self, kinds: str, H: int, b: Array) -> None:
+        self.scale = np.repeat([0.5 if kind == "s" else 1 for kind in kinds], H).astype(b.dtype)
+        self.shift = 1 - self.scale
+
+    def __call__(self, a: Array) -> None:
+        a *= self.scale
+        np.tanh(a, out=a)
+        a *= self.scale
+        a += self.shift
+
+
+class Linear:
+    """y = x W + b, (N, V)."""
+
+    def __init__(self, W: Tensor, b: Tensor) -> None:
+        self.W, self.b = arrays(W, b)
+
+    def __call__(self, x: Array) -> Array:
+        y: Array = x @ self.W
+        y += self.b
+        return y
+
+
+class RNN:
+    """h = tanh(W x + b + R h + b')."""
+
+    def __init__(self, W: Tensor, R: Tensor, b: Tensor, b_h: Tensor) -> None:
+        self.W, self.R, self.b = arrays(W, R, b + b_h)
+
+    def __call__(self, x: Array, h: Array) -> State:
+        a = product(x, self.W)
+        a += h @ self.R
+        a += self.b
+        return (np.tanh(a, out=a),)
+
+
+class LSTM:
+    """Gates in the order i, f, g, o."""
+
+    def __init__(self, W: Tensor, R: Tensor, b: Tensor, b_h: Tensor) -> None:
+        self.W, self.R, self.b = arrays(W, R, b + b_h)
+        self.activate = Gates("ssts", R.shape[1], self.b)
+
+    def __call__(self, x: Array, h: Array, c: Array) -> State:
+        H = h.shape[-1]
+        a = product(x, self.W)
+        a += h @ self.R
+        a += self.b
+        self.activate(a)
+        i, f, g, o = a[:, :H], a[:, H : 2 * H], a[:, 2 * H : 3 * H], a[:, 3 * H :]
+        i *= g
+        c = f * c
+        c += i
+        return o * np.tanh(c), c
+
+
+class GRU:
+    """Gates in the order r, z, n, char-rnn's function or, where r acts after the recurrent product, torch's."""
+
+    def __init__(self, W: Tensor, R: Tensor, b: Tensor, b_h: Tensor, reset_after: bool) -> None:
+        H = R.shape[1]
+        self.W, self.b, self.b_gates, self.b_n = arrays(W, b, b_h[: 2 * H], b_h[2 * H :])
+        self.R_gates, self.R_n = arrays(R[: 2 * H], R[2 * H :])
+        self.activate = Gates("ss", H, self.b)
+        self.reset_after = reset_after
+
+    def __call__(self, x: Array, h: Array) -> State:
+        H = h.shape[-1]
+        a = product(x, self.W)
+        a += self.b
+        gates, n = a[:, : 2 * H], a[:, 2 * H :]
+        gates += h @ self.R_gates
+        gates += self.b_gates
+        self.activate(gates)
+        r, z = gates[:, :H], gates[:, H:]
+        if self.reset_after:
+            n += r * (h @ self.R_n + self.b_n)
+            n = np.tanh(n)
+            return (n + z * (h - n),)
+        n += (r * h) @ self.R_n
+        n += self.b_n
+        n = np.tanh(n)
+        return (h + z * (n - h),)
+
+
+class Highway:
+    """The D highway layers of an RHN's time step. W (2, I, S), R (D, 2, S, S) act from the right; b (D, 2, 1, S)."""
+
+    def __init__(self, W: Tensor, R: Tensor, b: Tensor) -> None:
+        # candidate and transform gate side by side: one product for both
+        self.W = W.detach().transpose(0, 1).flatten(1).numpy()
+        self.R = R.detach().transpose(1, 2).flatten(2).numpy()
+        self.b = b.detach().flatten(1).numpy()
+        self.activate = Gates("ts", R.shape[-1], self.b)
+
+    def __call__(self, x: Array, s: Array) -> State:
+        S = s.shape[-1]
+        for d, (R, b) in enumerate(zip(self.R, self.b, strict=True)):
+            a = s @ R
+            a += b
+            if d == 0:
+                a += product(x, self.W)
+            self.activate(a)
+            h, t = a[:, :S], a[:, S:]
+            s = s + t * (h - s)
+        return (s,)
