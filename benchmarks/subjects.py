@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from charrnn import registry
+from charrnn.allocator import keep_freed_memory
 from charrnn.data import Split
 from charrnn.options import TrainingOptions
 from charrnn.training import Training
@@ -55,7 +56,11 @@ def split(batch_size: int = BATCH, seq_length: int = SEQUENCE, minibatches: int 
 
 
 def training(model: nn.Module, minibatches: Split) -> Callable[[], Any]:
-    """One iteration of the real training loop at each call."""
+    """One iteration of the real training loop at each call, in a process set up as ``charrnn train`` does it.
+
+    What is measured beside it in the same process has the good of that as well.
+    """
+    keep_freed_memory()
     options = TrainingOptions(max_epochs=1_000_000)
     run = Training(model, minibatches, None, options).run()
     return lambda: next(run)

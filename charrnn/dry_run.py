@@ -20,7 +20,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from charrnn.configuration import Configuration
 from charrnn.evaluation import summed_loss
 from charrnn.memory import size
+from charrnn.precision import arithmetic
 from charrnn.run import Report, Run
+from charrnn.vocabulary import Level
 
 TIMED = 5  # iterations, after one that is not counted
 PATIENCE = 10.0  # seconds, after which fewer will do
@@ -47,6 +49,7 @@ class DryRun:
     optimizer: int
     activations: int
     flops: int
+    level: Level
     characters_per_epoch: int
     iterations_per_epoch: int
     iterations: int
@@ -69,7 +72,10 @@ class DryRun:
             ("memory: optimizer", f"{size(self.optimizer)}, measured after a step"),
             ("memory: activations", f"{size(self.activations)}, measured: what one backward pass keeps"),
             ("work", f"{self.flops / 1e9:,.3f} GFLOP per iteration in matrix products, counted"),
-            ("characters", f"{self.characters_per_epoch:,} per epoch, in {self.iterations_per_epoch:,} iterations"),
+            (
+                "words" if self.level == "word" else "characters",
+                f"{self.characters_per_epoch:,} per epoch, in {self.iterations_per_epoch:,} iterations",
+            ),
             (
                 "time",
                 f"{1000 * self.seconds_per_iteration:,.1f} ms per iteration, the median of {self.timed}; "
@@ -109,6 +115,7 @@ def dry_run(configuration: Configuration, report: Report) -> DryRun:
         optimizer=optimizer,
         activations=activations,
         flops=flops,
+        level=run.options.level,
         characters_per_epoch=len(split) * split.batch_size * split.seq_length,
         iterations_per_epoch=len(split),
         iterations=planned,
@@ -166,4 +173,5 @@ def plain_operations() -> Iterator[None]:
 def one_objective(run: Run) -> Tensor:
     run.model.train()
     x, y = (part.to(run.training.device) for part in run.training.train.batch(0))
-    return summed_loss(run.model(x, None)[0], y)
+    with arithmetic(run.options.precision, run.training.device):
+        return summed_loss(run.model(x, None)[0], y)

@@ -12,6 +12,7 @@ from torch import nn
 
 from charrnn.errors import UserError
 from charrnn.options import TrainingOptions
+from charrnn.precision import weights_dtype
 
 ADVICE = "lower -rnn_size, -num_layers, -batch_size or -seq_length"
 COPIES = {"sgd": 2, "rmsprop": 3, "adam": 4}  # of the weights: themselves, their gradient, the optimizer's means
@@ -22,7 +23,7 @@ KEPT = 12
 
 def needed(model: nn.Module, input_size: int, options: TrainingOptions) -> tuple[int, int]:
     """Bytes for the weights with gradient and optimizer, and about as many for a minibatch's activations."""
-    itemsize = torch.empty(0, dtype=getattr(torch, options.precision)).element_size()
+    itemsize = torch.empty(0, dtype=weights_dtype(options.precision)).element_size()
     weights = sum(p.numel() for p in model.parameters()) * COPIES[options.optimizer]
     per_character = 4 * input_size + KEPT * options.num_layers * options.rnn_size
     return weights * itemsize, options.batch_size * options.seq_length * per_character * itemsize

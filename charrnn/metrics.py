@@ -33,7 +33,7 @@ class Metrics(Protocol):
 
 
 class MetricsFile:
-    """One JSON object a line for each iteration, as it was trained: the fields of Record, val_loss where there is one.
+    """One JSON object a line for each iteration, as it was trained: the fields of Record, with what a validation found.
 
     Every line is written whole, at once. Numbers that JSON has not are null. A disk that takes no more costs
     lines, about which ``report`` hears once, not the run.
@@ -120,6 +120,7 @@ class Events:
     def add(self, record: Record) -> None:
         numbers = {"loss/train": record.loss, "loss/validation": record.val_loss, "rate": record.learning_rate}
         numbers |= {"norm/gradient": record.grad_norm, "norm/parameters": record.param_norm}
+        numbers |= {f"validation/{name}": share for name, share in record.measures.items()}
         for name, number in numbers.items():
             if number is not None:
                 self.writer.add_scalar(name, number, record.iteration)
@@ -138,7 +139,7 @@ def as_dict(record: Record) -> dict[str, float | None]:
     """The record as JSON can have it."""
     numbers = {name: getattr(record, name) for name in FIELDS}
     if record.val_loss is not None:
-        numbers["val_loss"] = record.val_loss
+        numbers |= {"val_loss": record.val_loss, **record.measures}
     return {name: number if math.isfinite(number) else None for name, number in numbers.items()}
 
 

@@ -16,7 +16,7 @@ from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from charrnn.errors import UserError
-from charrnn.vocabulary import Encoding
+from charrnn.vocabulary import Encoding, Level
 
 FLOAT32 = 3.4e38  # about the largest number of single precision
 
@@ -42,14 +42,15 @@ class Interval:
         return f"in {'(' if self.open_low else '['}{low}, {high}{')' if self.open_high else ']'}"
 
 
-Names = Literal["", "file", "folder", "model"]
+Names = Literal["", "file", "folder", "model", "recipe"]
 
 
 @dataclass(frozen=True)
 class Option:
     """One setting, whether it comes from a flag, a TOML file, a checkpoint or a model's signature.
 
-    repeatable: the flag may be given several times, and the value is a tuple. names: what a text stands for.
+    repeatable: the flag may be given several times, and the value is a tuple. names: what a text stands for. zero: the
+    word for a number of 0.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Option:
     within: Interval = Interval()
     repeatable: bool = False
     names: Names = ""
+    zero: str = ""
 
     def convert(self, value: Any) -> Any:
         """The value in the setting's own type; of a repeatable setting, a tuple of such values.
@@ -95,7 +97,9 @@ class Option:
                 return value.lower() in ("1", "true")
             raise UserError(f"-{self.name} {shown(value)}: must be 0 or 1")
         wanted = {int: "a whole number", float: "a number", str: "text"}[self.type]
-        wrong = UserError(f"-{self.name} {shown(value)}: must be {wanted}")
+        wrong = UserError(f"-{self.name} {shown(value)}: must be {wanted}{f' or {self.zero}' if self.zero else ''}")
+        if self.zero and value == self.zero:
+            return 0
         if self.type is str:
             if not isinstance(value, str) or not _can_be_a_path(value):
                 raise wrong
@@ -150,9 +154,11 @@ def make_option(name: str, annotation: Any, default: Any, **rest: Any) -> Option
     return Option(name, annotation, default, optional=optional, choices=choices, repeatable=repeatable, **rest)
 
 
-def setting(default: Any, help: str, group: str, within: Interval | None = None, names: Names = "") -> Any:
+def setting(
+    default: Any, help: str, group: str, within: Interval | None = None, names: Names = "", zero: str = ""
+) -> Any:
     """A field of TrainingOptions, with all that a flag needs to know."""
-    metadata = {"help": help, "group": group, "within": within or Interval(), "names": names}
+    metadata = {"help": help, "group": group, "within": within or Interval(), "names": names, "zero": zero}
     return field(default=default, metadata=metadata)
 
 
@@ -183,10 +189,15 @@ class TrainingOptions:
         "data",
         names="folder",
     )
+    task: Literal["text", "addition"] = setting(
+        "text", "predict every character, or only the sums of charrnn prepare addition", "data"
+    )
     input: tuple[str, ...] = setting(
         (), "text file, or several or a pattern, joined in the order of their names", "data", names="file"
     )
-    encoding: Encoding = setting("utf-8", "one token per code point, or per byte", "data")
+    level: Level = setting("char", "one token per character, or per word between white space", "data")
+    unk: str = setting("", "level word: token that stands for words train.txt lacks; empty = they are an error", "data")
+    encoding: Encoding = setting("utf-8", "of the text; bytes = one token per byte", "data")
     train_frac: float = setting(0.95, "share of input.txt to train on", "data", Interval(0, 1, open_low=True))
     val_frac: float = setting(0.05, "share of input.txt to validate on; the rest is for testing", "data", FRACTION)
 
@@ -211,7 +222,10 @@ class TrainingOptions:
     plateau_patience: int = setting(
         2, "plateau: validations in a row without a new best after which it falls", "optimisation", FROM_ONE
     )
+    warm_up: float = setting(0.3, "onecycle: share of the run in which the rate rises", "optimisation", RATE)
     decay_rate: float = setting(0.95, "memory of rmsprop's mean square", "optimisation", RATE)
+    beta1: float = setting(0.9, "memory of adam's mean gradient", "optimisation", RATE)
+    beta2: float = setting(0.999, "memory of adam's mean square", "optimisation", RATE)
     seq_length: int = setting(50, "time steps to backpropagate through", "optimisation", FROM_ONE)
     batch_size: int = setting(50, "rows of text read side by side", "optimisation", FROM_ONE)
     max_epochs: float = setting(
@@ -239,15 +253,19 @@ class TrainingOptions:
         "stop", "what a broken loss leads to; rollback = back to the last save, at half the rate", "bookkeeping"
     )
     sample_length: int = setting(
-        200, "characters of sample shown at each validation; 0 = none", "bookkeeping", Interval(0, 10**6)
+        200, "characters or words of sample shown at each validation; 0 = none", "bookkeeping", Interval(0, 10**6)
     )
     checkpoint_dir: str = setting("cv", "folder for checkpoints", "bookkeeping", names="folder")
     savefile: str = setting("", "lm_SAVEFILE_epoch... names the checkpoints; empty = the model's name", "bookkeeping")
     log_dir: str = setting("", "folder for TensorBoard's events; empty = none", "bookkeeping", names="folder")
 
     gpuid: int = setting(0, "number of the GPU; -1 = CPU", "device", Interval(low=-1))
-    precision: Literal["float32", "float64"] = setting("float32", "of weights and arithmetic", "device")
-    threads: int = setting(0, "CPU threads; 0 = as many as are fastest, found by trying", "device", Interval(0, 1024))
+    precision: Literal["float32", "float64", "tf32", "bf16"] = setting(
+        "float32", "of weights and arithmetic; tf32, bf16 = float32 with shorter factors in products", "device"
+    )
+    threads: int = setting(
+        0, "CPU threads; auto = as many as are fastest, found by trying", "device", Interval(0, 1024), zero="auto"
+    )
     accurate_gpu_timing: bool = setting(False, "wait for the GPU at every iteration: exact times, slower", "device")
     opencl: bool = setting(False, "char-rnn's OpenCL switch: not available on PyTorch", "device")
 

@@ -13,18 +13,18 @@ from typing import Any
 
 import torch
 
-from charrnn import datasets, memory, registry
+from charrnn import datasets, memory, precision, registry, tasks
+from charrnn.allocator import keep_freed_memory
 from charrnn.checkpoint import NAME, Checkpoint
 from charrnn.configuration import Configuration
 from charrnn.data import Text, find_files, open_chosen
 from charrnn.device import choose_device
 from charrnn.errors import UserError
 from charrnn.metrics import Events, Metrics, MetricsFile
-from charrnn.sampling import sample
 from charrnn.summary import Summary, advice
 from charrnn.threads import find_fastest
 from charrnn.training import Diverged, Record, Training
-from charrnn.vocabulary import Vocabulary
+from charrnn.vocabulary import Vocabulary, Words
 
 Report = Callable[[str], None]
 ROLLBACKS = 3  # with -on_nan rollback: a run that breaks more often needs other settings
@@ -39,6 +39,8 @@ class Run:
     def __init__(self, configuration: Configuration, report: Report, keep: bool = True) -> None:
         options = configuration.options
         device = choose_device(options.gpuid, configuration.notes.append, options.precision)
+        precision.prepare(options.precision, device, configuration.notes.append)
+        keep_freed_memory()
         if options.threads:
             torch.set_num_threads(options.threads)
         # kept in the checkpoint: sums come out the same only with the same number of threads
@@ -54,15 +56,18 @@ class Run:
                 saved.check(**self.model_options)
         memory.check(registry.skeleton(options.model, 1, *size, **self.model_options), options, device)
 
-        self.text = self._open_text(report, keep)
+        self.text = self._open_text(report, keep, configuration.start or configuration.resume)
         self.vocabulary = self.text.vocabulary
-        splits = self.text.split(options.batch_size, options.seq_length, options.train_frac, options.val_frac)
+        self.counts = torch.tensor([self.text.counts.get(code, 0) for code in self.vocabulary.codes])
+        self.task = tasks.of(options)
+        splits = self.task.split(self.text, options)
+        self.options = options = tasks.with_seq_length(options, splits["train"])
 
         self.skeleton = registry.skeleton(options.model, len(self.vocabulary), *size, **self.model_options)
         torch.manual_seed(options.seed)
         with self.enough_memory():
             self.model = registry.create(options.model, len(self.vocabulary), *size, **self.model_options)
-            self.model.to(device, getattr(torch, options.precision))
+            self.model.to(device, precision.weights_dtype(options.precision))
             if configuration.start:
                 self._start_from(configuration.start)
             if not configuration.options.threads and device.type == "cpu":
@@ -84,17 +89,24 @@ class Run:
         """While it lasts, memory that runs out is a UserError with what this run needs."""
         return memory.explained(self.skeleton, len(self.vocabulary), self.options)
 
-    def _open_text(self, report: Report, keep: bool) -> Text:
+    def _open_text(self, report: Report, keep: bool, before: Checkpoint | None) -> Text:
+        known = self._known_words(before.vocabulary) if before else None
         folder = Path(self.options.data_dir)
         name = None if self.options.input else datasets.for_folder(folder)
         if not name or (folder / "input.txt").exists() or (folder / "train.txt").exists():
-            return open_chosen(self.options, report, keep=keep)
+            return open_chosen(self.options, report, known, keep)
         if keep:
             datasets.prepare(name, folder, report)
-            return open_chosen(self.options, report)
+            return open_chosen(self.options, report, known)
         with TemporaryDirectory(prefix="charrnn-", ignore_cleanup_errors=True) as passing:
             datasets.prepare(name, passing, report)
-            return open_chosen(replace(self.options, data_dir=passing), report, keep=False)
+            return open_chosen(replace(self.options, data_dir=passing), report, known, keep=False)
+
+    def _known_words(self, vocabulary: Vocabulary) -> Words | None:
+        """The words of a run that this one goes on from: no two texts have the same ones in the same order."""
+        if self.options.level == "char" or not isinstance(vocabulary, Words):
+            return None
+        return vocabulary.with_unk(self.options.unk) if self.options.unk else vocabulary
 
     @property
     def text_name(self) -> str:
@@ -102,7 +114,7 @@ class Run:
         return "the text of -input" if self.options.input else f"the text in {self.options.data_dir}"
 
     def _start_from(self, start: Checkpoint) -> None:
-        """Take over a checkpoint's weights; its vocabulary must be this text's, as in char-rnn."""
+        """Take over a checkpoint's weights; its characters must be this text's, as in char-rnn."""
         check_same(self.vocabulary, start.vocabulary, self.text_name, "the checkpoint")
         start.restore(self.model)
 
@@ -183,7 +195,7 @@ class Run:
             epoch=self.training.epoch,
             val_loss=self.training.val_losses.get(self.training.iteration),
             training=copied(self.training.state_dict())
-            | {"texts": self.text.fingerprint, "counts": self.text.counts, "kept": list(self.kept)},
+            | {"texts": self.text.fingerprint, "counts": self.counts, "kept": list(self.kept)},
         )
 
     def save(self) -> Path:
@@ -244,12 +256,12 @@ class Run:
         else:
             ended = f"nothing left to train, -max_epochs {options.max_epochs:g} is reached and a higher one goes on"
         val_loss = loss_in(best) if best else None
-        return Summary(ended, trained, seconds, self.folder / best if best else last, val_loss, self.advice())
+        kept = self.folder / best if best else last
+        return Summary(ended, trained, seconds, kept, val_loss, self.advice(), options.level)
 
     def sample(self) -> str:
-        """A few lines that the model writes now, begun with a newline where the vocabulary has one."""
-        prime = "" if self.vocabulary.unknown("\n") else "\n"
-        return "".join(sample(self.model, self.vocabulary, prime, self.options.sample_length, seed=self.options.seed))
+        """A few lines that the model writes now."""
+        return self.task.show(self.model, self.vocabulary, self.options, self.training.val)
 
 
 def loss_in(name: str) -> float:
@@ -261,6 +273,8 @@ def check_same(ours: Vocabulary, theirs: Vocabulary, our_name: str, their_name: 
     """Raises UserError, naming the characters, where two vocabularies differ."""
     if ours == theirs:
         return
+    if ours.level != theirs.level:
+        raise UserError(f"{our_name} is read as {ours.units}, {their_name} as {theirs.units}: change -level")
     if ours.encoding != theirs.encoding:
         raise UserError(f"{our_name} is read as {ours.encoding}, {their_name} as {theirs.encoding}: change -encoding")
     mine, other = set(ours.codes), set(theirs.codes)

@@ -6,11 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import pairwise
-from math import isfinite, log
+from math import isfinite
 from pathlib import Path
 from shlex import quote
 
 import numpy as np
+
+from charrnn.units import described
+from charrnn.vocabulary import Level
 
 RISE = 0.01  # of a loss: less is noise
 GAP = 0.05
@@ -22,7 +25,7 @@ class Summary:
     """The end of a run.
 
     ended: why, in words. best: the best checkpoint, None where there is none. val_loss: its validation loss in
-    nats per character, None where nothing was validated. iterations and seconds: of this process.
+    nats per character, or per word, None where nothing was validated. iterations and seconds: of this process.
     """
 
     ended: str
@@ -31,6 +34,7 @@ class Summary:
     best: Path | None
     val_loss: float | None
     advice: str
+    level: Level = "char"
 
     def lines(self) -> list[str]:
         """In words, with the command that samples from the best checkpoint last."""
@@ -38,8 +42,8 @@ class Summary:
         if self.advice:
             lines.append(self.advice)
         if self.best and self.val_loss is not None:
-            bpc = self.val_loss / log(2)
-            lines.append(f"best: {self.best}, validation loss {self.val_loss:.4f} ({bpc:.3f} bits per character)")
+            figure = described(self.val_loss, self.level)
+            lines.append(f"best: {self.best}, validation loss {self.val_loss:.4f} ({figure})")
         elif self.best:
             lines.append(f"saved to {self.best}; without a validation part there is no best")
         if self.best:

@@ -24,6 +24,7 @@ Part = tuple[tuple[str, ...], Callable[[list[Array]], Array]]
 Report = Callable[[str], None]
 
 INDISPENSABLE = ("model", "rnn_size", "num_layers", "dropout")
+OTHERWISE = {"task"}  # grid-lstm's own name for what it always reads, characters
 
 
 def ifog_to_ifgo(rows: Array) -> Array:
@@ -160,9 +161,11 @@ def _get(table: Any, key: str, kind: type) -> Any:
 
 
 def _settings(opt: t7.Table, report: Report) -> dict[str, Any]:
-    """Those of the program's options that we have, too: they have the same names and meanings."""
+    """Those of the program's options that we have, too: they have the same names and, but for one, meanings."""
     settings = {}
     for name, option in training_options().items():
+        if name in OTHERWISE:
+            continue
         value = opt.get(name.encode(), option.default)
         try:
             settings[name] = option.convert(value.decode("utf-8", "replace") if isinstance(value, bytes) else value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from charrnn import schedules
 from charrnn.errors import UserError
 from charrnn.evaluation import Minibatches, State, device_of, evaluate, evaluating, summed_loss
 from charrnn.options import TrainingOptions
+from charrnn.precision import arithmetic
 
 EXPLODED = 3  # times the first loss: char-rnn's own bound
 
@@ -28,9 +29,10 @@ class Record:
     """What one iteration did.
 
     loss: mean nats per character of the minibatch, before the update; penalty: the weight-decay term of
-    the objective, which is loss * T + penalty; norm_before and grad_norm: Euclidean norm of the whole
-    gradient before the norm clipping and after all clipping; param_norm: of the updated weights;
-    seconds: wall time of the iteration; val_loss: mean nats per character where a validation was due.
+    the objective, which is loss * T + penalty, with T the time steps that count; norm_before and grad_norm:
+    Euclidean norm of the whole gradient before the norm clipping and after all clipping; param_norm: of the
+    updated weights; seconds: wall time of the iteration; val_loss: mean nats per character where a validation
+    was due; measures: what else it measured, by name.
     """
 
     iteration: int
@@ -44,6 +46,7 @@ class Record:
     param_norm: float = math.nan
     seconds: float = math.nan
     val_loss: float | None = None
+    measures: dict[str, float] = field(default_factory=dict)
 
 
 class Training:
@@ -111,7 +114,8 @@ class Training:
             records = self._read() if due or last or self.stopping or len(self._pending) >= self.in_flight else []
             record.seconds = time.perf_counter() - started
             if due and self.val is not None:
-                record.val_loss = evaluate(self.model, self.val).loss
+                score = evaluate(self.model, self.val)
+                record.val_loss, record.measures = score.loss, score.measures
                 self.val_losses[self.iteration] = record.val_loss
                 self._weigh_validations()
             yield from records
@@ -120,14 +124,15 @@ class Training:
     def _step(self, rate: float) -> Tensor:
         """One minibatch: forward, backward, clip, update. Returns the record's five numbers on the device."""
         k = self.iteration % len(self.train)
-        if k == 0 and not self.train.carries:
+        if self.train.begins(k):
             self.state = None
         x, y = self.train.batch(k)
         x, y = x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
 
         self.optimizer.zero_grad()
-        logits, state = self.model(x, self.state)
-        objective = summed_loss(logits, y)
+        with arithmetic(self.options.precision, self.device):
+            logits, state = self.model(x, self.state)
+            objective = summed_loss(logits, y)
         objective.backward()
         # carry the state on: each row is one long stream of text, but gradients stop here
         self.state = tuple(s.detach() for s in state)
@@ -138,7 +143,7 @@ class Training:
             group["lr"] = rate
         self.optimizer.step()
         self.iteration += 1
-        loss = objective.detach() / y.shape[0]
+        loss = objective.detach() / self.train.predicted
         return torch.stack([loss, penalty, norm_before, grad_norm, norm(self.parameters)])
 
     def _add_weight_decay(self, like: Tensor) -> Tensor:
@@ -227,7 +232,7 @@ class Training:
 
     def _kinds_of_state(self) -> list[tuple[torch.Size, torch.dtype]]:
         """Shape and type of each tensor of the state that is carried, found out by a single time step."""
-        with evaluating(self.model):
+        with evaluating(self.model), arithmetic(self.options.precision, self.device):
             _, state = self.model(self.train.batch(0)[0][:1].to(self.device), None)
         return [(s.shape, s.dtype) for s in state]
 
@@ -257,7 +262,7 @@ def norm(tensors: Sequence[Tensor]) -> Tensor:
 def make_optimizer(parameters: list[nn.Parameter], options: TrainingOptions) -> torch.optim.Optimizer:
     """rmsprop is Torch7's, which torch's equals: the epsilon of 1e-8 outside the root, the mean square from 0."""
     if options.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=options.learning_rate)
+        return torch.optim.Adam(parameters, lr=options.learning_rate, betas=(options.beta1, options.beta2))
     if options.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=options.learning_rate)
     return torch.optim.RMSprop(parameters, lr=options.learning_rate, alpha=options.decay_rate, eps=1e-8)

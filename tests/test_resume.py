@@ -84,7 +84,7 @@ def data(folder: Path, kind: str) -> dict[str, Any]:
     return {"data_dir": str(folder)}
 
 
-@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize("precision", ["float32", "float64", "bf16"])
 @pytest.mark.parametrize("name", registry.models())
 def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path, name: str, precision: str) -> None:
     flags = FLAGS | data(tmp_path / "data", "fractions") | {"model": name, "precision": precision}

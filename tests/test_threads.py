@@ -14,7 +14,9 @@ from command import SMALL, charrnn, write_text
 
 from charrnn import load, registry, threads
 from charrnn.checkpoint import Checkpoint
+from charrnn.configuration import configure
 from charrnn.data import open_text
+from charrnn.errors import UserError
 from charrnn.options import TrainingOptions
 
 
@@ -54,6 +56,22 @@ def test_the_choice_is_recorded_and_does_not_change_the_first_loss(tmp_path: Pat
     assert losses[0] == losses[1] != []
     one, two = (dict(load(tmp_path / name)[0].named_parameters()) for name in ("chosen", "given"))
     assert all(torch.equal(p, two[name]) for name, p in one.items())
+
+
+@pytest.mark.parametrize(("given", "count"), [("auto", 0), (0, 0), ("0", 0), ("3", 3)])
+def test_auto_is_the_word_for_trying(tmp_path: Path, given: object, count: int) -> None:
+    assert configure({"threads": given}).options.threads == count
+    file = tmp_path / "settings.toml"
+    file.write_text(f"threads = {given!r}".replace("'", '"'))
+    assert configure({}, str(file)).options.threads == count
+
+
+def test_auto_is_what_the_help_says_and_what_a_wrong_word_is_answered_with(tmp_path: Path) -> None:
+    shown = " ".join(charrnn("train", "-h", cwd=tmp_path).stdout.decode().split())
+    assert "-threads auto|INT" in shown
+    assert "found by trying [auto]" in shown
+    with pytest.raises(UserError, match=r"^-threads many: must be a whole number or auto$"):
+        configure({"threads": "many"})
 
 
 def test_a_number_in_the_environment_is_the_most(tmp_path: Path) -> None:

@@ -193,6 +193,22 @@ def test_a_run_without_validation_keeps_its_end(tmp_path: Path) -> None:
     assert "nothing left to train" in "".join(run(tmp_path, "train", "-resume", "cv")[0])
 
 
+def test_the_warm_up_and_adams_memories_act_on_the_run_and_a_resumed_one_keeps_them(tmp_path: Path) -> None:
+    write_text(tmp_path / "data")
+    onecycle = ("-optimizer", "adam", "-lr_schedule", "onecycle", "-max_epochs", 1)
+    losses = []
+    for n, more in enumerate([(), ("-warm_up", 0.6), ("-beta1", 0.5), ("-beta2", 0.5)]):
+        train(tmp_path, *onecycle, *more, "-checkpoint_dir", f"cv_{n}")
+        lines = read(tmp_path / f"cv_{n}/lm_lstm_metrics.jsonl")
+        top = max(range(len(lines)), key=lambda i: lines[i]["learning_rate"])
+        assert top == pytest.approx((0.6 if more[:1] == ("-warm_up",) else 0.3) * len(lines) - 1, abs=1)
+        losses.append(lines[-1]["loss"])
+    assert len(set(losses)) == 4
+    for flag in ("-warm_up", "-beta1", "-beta2"):
+        errors = run(tmp_path, "train", "-resume", "cv_0", flag, 0.7, code=1)[1]
+        assert re.search(rf"{flag} 0.7 \(was 0\.\d+\)", " ".join(errors))
+
+
 def test_early_stopping_says_so(tmp_path: Path) -> None:
     write_text(tmp_path / "data")
     # a rate of 0 learns nothing: the second validation and the third are no better than the first

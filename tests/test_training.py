@@ -14,7 +14,7 @@ from charrnn import registry
 from charrnn.data import Split, open_text
 from charrnn.evaluation import evaluate, summed_loss
 from charrnn.options import TrainingOptions
-from charrnn.training import Diverged, Training
+from charrnn.training import Diverged, Training, make_optimizer
 
 OPTIONS = TrainingOptions(learning_rate=0.01, batch_size=4, seq_length=16, max_epochs=1, eval_val_every=10, dropout=0.3)
 
@@ -145,3 +145,19 @@ def test_a_broken_loss_ends_the_run(splits: dict[str, Split]) -> None:
         next(model.parameters()).fill_(math.nan)
     with pytest.raises(Diverged, match="not a number at iteration 2"):
         list(run)
+
+
+def test_adam_is_that_of_its_paper() -> None:
+    """Kingma and Ba, arXiv 1412.6980, algorithm 1, with memories other than its own."""
+    gradients = [0.5, -2.0, 0.25, 1.0]
+    p = nn.Parameter(torch.tensor([1.0], dtype=torch.float64))
+    optimizer = make_optimizer([p], with_options(optimizer="adam", learning_rate=0.1, beta1=0.6, beta2=0.7))
+    theta, m, v = 1.0, 0.0, 0.0
+    for t, gradient in enumerate(gradients, 1):
+        p.grad = torch.full_like(p, gradient)
+        optimizer.step()
+        m, v = 0.6 * m + 0.4 * gradient, 0.7 * v + 0.3 * gradient**2
+        theta -= 0.1 * (m / (1 - 0.6**t)) / (math.sqrt(v / (1 - 0.7**t)) + 1e-8)
+        assert p.item() == pytest.approx(theta, rel=1e-12)
+    defaults = make_optimizer([p], with_options(optimizer="adam")).defaults
+    assert defaults["betas"] == (0.9, 0.999)
