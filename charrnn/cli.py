@@ -26,6 +26,8 @@ COMMANDS = {
     "import": "Take over a checkpoint of the original char-rnn.",
     "prepare": "Make a named data set.",
     "models": "List the models that -model can name.",
+    "recipes": "List the settings that -config can name.",
+    "plot": "Draw the learning curves of runs.",
     "completion": "Print the script that completes commands, flags, models and files in your shell.",
 }
 HELP = {"help_option_names": ["-h", "-help", "--help"]}

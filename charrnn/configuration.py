@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from charrnn import registry
+from charrnn import recipes, registry
 from charrnn.errors import UserError
 from charrnn.options import TrainingOptions, check_fractions, nearest, training_options
 from charrnn.schedules import DEPENDS_ON
@@ -44,13 +44,14 @@ class Configuration:
     """The settings of a run.
 
     start: the checkpoint that -init_from named; resume: the one that -resume named; each read once.
-    notes: what the user should hear about the choice.
+    sources: where the value of each setting comes from. notes: what the user should hear about the choice.
     """
 
     options: TrainingOptions
     model_options: dict[str, Any]
     start: Checkpoint | None = None
     resume: Checkpoint | None = None
+    sources: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -73,7 +74,7 @@ def configure(flags: Mapping[str, Any], config: str | None = None, resume: str |
     checkpoint's, save harmless ones. Raises UserError for an unknown key, a value out of range, a setting
     that a resumed run cannot change, or a checkpoint that cannot be read.
     """
-    file = read_toml(Path(config)) if config else {}
+    file = read_toml(recipes.find(config)) if config else {}
     given = {name: value for name, value in flags.items() if value is not None}
     for source in (file, given):
         if source.keys() >= TEXT:
@@ -92,25 +93,29 @@ def configure(flags: Mapping[str, Any], config: str | None = None, resume: str |
             raise UserError(f"{where}there is no setting {name}{nearest(name, list(known))} for the model {model}")
     values = {name: known[name].convert(value) for name, value in chosen.items()}
     notes = []
+    sources = dict.fromkeys(known, "default") | dict.fromkeys(file, str(config)) | dict.fromkeys(given, "flag")
     if start:
         fixed = {name: getattr(start.options, name) for name in ARCHITECTURE}
         notes = [f"{n} is {v}, as in {values['init_from']}" for n, v in fixed.items() if values.get(n, v) != v]
+        inherited = fixed.keys() | (start.model_options.keys() - values.keys())
+        sources |= dict.fromkeys(inherited, f"checkpoint {values['init_from']}")
         values = start.model_options | values | fixed
     if going_on:
         saved = asdict(going_on.options) | going_on.model_options
         _refuse_changes(values, saved)
         if "data_dir" in values:
             saved["input"] = ()
+        sources |= dict.fromkeys(saved.keys() - values.keys(), f"checkpoint {resume}")
         values = saved | values
     options = TrainingOptions(**{name: values[name] for name in training_options() if name in values})
     own = {name: values.get(name, o.default) for name, o in known.items() if name not in training_options()}
     _check_together(options)
-    return Configuration(options, own, start, going_on, notes)
+    return Configuration(options, own, start, going_on, sources, notes)
 
 
 def model_of(flags: dict[str, str]) -> str:
     """The model that these flags lead to, before they are parsed for good: the model has flags of its own."""
-    chosen = (read_toml(Path(flags["config"])) if flags.get("config") else {}) | flags
+    chosen = (read_toml(recipes.find(flags["config"])) if flags.get("config") else {}) | flags
     return _model(chosen, _load(chosen.get("init_from")), _load(flags.get("resume"), newest=True))
 
 
@@ -139,7 +144,15 @@ def _load(path: Any, newest: bool = False) -> Checkpoint | None:
 def _check_together(options: TrainingOptions) -> None:
 
     check_fractions(options.train_frac, options.val_frac)
+    if options.task == "addition" and options.level == "word":
+        raise UserError("-task addition reads sums character by character: leave out -level word")
+    if options.unk and options.level == "char":
+        raise UserError(f"-unk {options.unk}: is a word, for -level word")
+    if options.unk and options.unk.split() != [options.unk]:
+        raise UserError(f"-unk {options.unk!r}: must be one word")
     if options.opencl:
         raise UserError("-opencl 1: PyTorch has no OpenCL; -gpuid 0 uses a CUDA or Apple GPU")
+    if options.task == "addition" and options.level == "word":
+        raise UserError("-task addition reads characters: leave out -level word")
     if "/" in options.savefile or "\0" in options.savefile:
         raise UserError(f"-savefile {options.savefile}: a name, not a path; -checkpoint_dir sets the folder")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 # flags of `charrnn train` that are not settings of the run
-RESERVED = ("config", "resume", "dry_run", "help", "h")
+RESERVED = ("config", "resume", "dry_run", "print_config", "help", "h")
 BUILT_IN = "built in"
 
 

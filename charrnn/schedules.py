@@ -15,8 +15,7 @@ from charrnn.options import TrainingOptions
 # what the rate depends on besides the settings of the optimizer: a resumed run cannot change it
 DEPENDS_ON = {"plateau": ("eval_val_every",), "cosine": ("max_epochs",), "onecycle": ("max_epochs",)}
 
-# torch.optim.lr_scheduler.OneCycleLR's own defaults (Smith and Topin 2018)
-WARM_UP = 0.3
+# of the peak, as in torch.optim.lr_scheduler.OneCycleLR (Smith and Topin 2018)
 FIRST = 1 / 25
 LAST = FIRST / 1e4
 
@@ -41,8 +40,8 @@ def learning_rate(
         case "cosine":
             return half_wave(peak, 0.0, iteration / iterations)
         case "onecycle":
-            top = WARM_UP * iterations - 1  # may be under 0: a run of so few iterations only falls
-            if iteration <= top:
+            top = options.warm_up * iterations - 1  # may be under 0: then the rate only falls
+            if iteration < top:
                 return half_wave(FIRST * peak, peak, iteration / top)
             return half_wave(peak, LAST * peak, (iteration - top) / (iterations - 1 - top))
     return peak

@@ -53,16 +53,28 @@ def test_cosine_is_torchs(iterations: int) -> None:
     assert rates("cosine", iterations) == pytest.approx(torchs("CosineAnnealingLR", iterations, T_max=iterations))
 
 
+@pytest.mark.parametrize("warm_up", [{}, {"warm_up": 0.11}, {"warm_up": 0.5}, {"warm_up": 0.97}], ids=str)
 @pytest.mark.parametrize("iterations", [10, 11, 99, 1000])
-def test_onecycle_is_torchs(iterations: int) -> None:
-    expected = torchs("OneCycleLR", iterations, max_lr=RATE, total_steps=iterations, cycle_momentum=False)
-    assert rates("onecycle", iterations) == pytest.approx(expected, rel=1e-9)
+def test_onecycle_is_torchs(iterations: int, warm_up: dict[str, float]) -> None:
+    share = warm_up.get("warm_up", 0.3)
+    expected = torchs(
+        "OneCycleLR", iterations, max_lr=RATE, total_steps=iterations, pct_start=share, cycle_momentum=False
+    )
+    assert rates("onecycle", iterations, **warm_up) == pytest.approx(expected, rel=1e-9)
     assert max(expected) > 20 * expected[0] > 1000 * expected[-1]
 
 
-@pytest.mark.parametrize("iterations", [1, 2, 3, 4, 5])
-def test_onecycle_of_very_few_iterations_is_a_rate_all_the_same(iterations: int) -> None:
-    assert all(0 < rate <= RATE for rate in rates("onecycle", iterations))
+def test_onecycle_without_a_rise_falls_from_the_peak() -> None:
+    found = rates("onecycle", 1000, warm_up=0.0)
+    assert found == sorted(found, reverse=True)
+    assert RATE * 0.9999 < found[0] <= RATE
+    assert found[-1] == pytest.approx(RATE / 25e4)
+
+
+@pytest.mark.parametrize("warm_up", [0.0, 0.1, 0.2, 0.3, 0.5, 0.999])
+@pytest.mark.parametrize("iterations", [1, 2, 3, 4, 5, 10])
+def test_onecycle_of_very_few_iterations_is_a_rate_all_the_same(iterations: int, warm_up: float) -> None:
+    assert all(0 < rate <= RATE for rate in rates("onecycle", iterations, warm_up=warm_up))
 
 
 @given(losses, st.integers(1, 4))

@@ -15,7 +15,7 @@ from charrnn.errors import UserError
 from charrnn.options import GROUPS, Option, nearest
 
 METAVARS = {int: "INT", float: "NUMBER", str: "TEXT", bool: "0|1"}
-NAMED = {"file": "FILE", "folder": "DIR", "model": "NAME"}
+NAMED = {"file": "FILE", "folder": "DIR", "model": "NAME", "recipe": "FILE"}
 
 
 class Kind(click.ParamType[Any]):
@@ -24,6 +24,8 @@ class Kind(click.ParamType[Any]):
     def __init__(self, option: Option) -> None:
         self.option = option
         self.name = "|".join(map(str, option.choices)) or NAMED.get(option.names, METAVARS[option.type])
+        if option.zero:
+            self.name = f"{option.zero}|{self.name}"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         try:
@@ -53,7 +55,7 @@ class Flag(click.Option):
     def get_help_record(self, ctx: click.Context) -> tuple[str, str]:
         option = self.option
         default = int(option.default) if option.type is bool and option.default is not None else option.default
-        shown = f"{default:g}" if isinstance(default, float) else str(default)
+        shown = f"{default:g}" if isinstance(default, float) else str(default or option.zero or default)
         note = f"  [{shown}]" if shown not in ("", "None", "()") else ""
         return f"-{option.name} {self.metavar}", option.help + note
 

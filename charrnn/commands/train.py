@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from charrnn import configuration, registry
-from charrnn.commands.flags import Command, Flag, given, one_by_one
+from charrnn import configuration, recipes, registry
+from charrnn.commands.flags import Command, Flag, exclude, given, one_by_one
 from charrnn.options import Option, training_options
 
 if TYPE_CHECKING:
@@ -19,12 +19,23 @@ if TYPE_CHECKING:
     from charrnn.run import Run
 
 CONFIG = Option(
-    "config", str, "", "TOML file with any of these settings; flags win over it", group="bookkeeping", names="file"
+    "config",
+    str,
+    "",
+    "TOML file with any of these settings, or a name that charrnn recipes lists; flags win over it",
+    group="bookkeeping",
+    names="recipe",
 )
 RESUME = Option("resume", str, "", "go on with the run of this checkpoint, exactly", group="bookkeeping", names="file")
 DRY_RUN = click.Option(
     ["-dry_run", "--dry_run"], is_flag=True, help="say what the run would take, and train and write nothing"
 )
+PRINT_CONFIG = click.Option(
+    ["-print_config", "--print_config"],
+    is_flag=True,
+    help="print every setting and where it comes from, as a file for -config, and train nothing",
+)
+EXCLUSIVE = (("dry_run", "print_config"),)
 SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
 HELP = """Train a model on a text.
 
@@ -53,8 +64,11 @@ class TrainCommand(Command):
         return super().get_params(ctx) + own
 
 
-def train(config: str | None, resume: str | None, dry_run: bool, **flags: Any) -> int:
+def train(config: str | None, resume: str | None, dry_run: bool, print_config: bool, **flags: Any) -> int:
+    exclude(*EXCLUSIVE)
     settings = configuration.configure(flags, config, resume)
+    if print_config:
+        return show_settings(settings)
     if dry_run:
         return try_out(settings)
 
@@ -68,11 +82,22 @@ def train(config: str | None, resume: str | None, dry_run: bool, **flags: Any) -
     options = run.options
     note(
         f"{options.model} with {run.parameters:,} parameters on {run.training.device}; "
-        f"{len(run.vocabulary)} characters, {len(run.training.train)} minibatches an epoch"
+        f"{len(run.vocabulary):,} {run.vocabulary.units}, {len(run.training.train)} minibatches an epoch"
     )
     with alone(run), run.enough_memory():
         val_losses = list(run.training.val_losses.values())
-        return follow(run, training_display(options.print_every, options.batch_size * options.seq_length, val_losses))
+        tokens = options.batch_size * options.seq_length
+        return follow(run, training_display(options.print_every, tokens, val_losses, options.level))
+
+
+def show_settings(settings: configuration.Configuration) -> int:
+    from charrnn.commands.flags import note
+
+    for line in settings.notes:
+        note(line)
+    values = {name: getattr(settings.options, name) for name in training_options()} | settings.model_options
+    print(recipes.as_toml(values, settings.sources), end="")
+    return 0
 
 
 def try_out(settings: configuration.Configuration) -> int:
@@ -89,8 +114,8 @@ def try_out(settings: configuration.Configuration) -> int:
 
 def follow(run: Run, display: TrainingDisplay) -> int:
     """Train to the end or to a signal, showing and keeping what comes of it. Returns the exit code."""
-    from charrnn.display import printable
     from charrnn.errors import UserError
+    from charrnn.terminal import printable
 
     run.report = display.note
     signals = stop_on_signals(run, display)
@@ -168,7 +193,7 @@ def stop_on_signals(run: Run, display: TrainingDisplay) -> list[int]:
 
 command = TrainCommand(
     "train",
-    [*map(Flag, training_options().values()), Flag(CONFIG), Flag(RESUME), DRY_RUN],
+    [*map(Flag, training_options().values()), Flag(CONFIG), Flag(RESUME), DRY_RUN, PRINT_CONFIG],
     callback=train,
     help=HELP,
 )

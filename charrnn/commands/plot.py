@@ -1,0 +1,58 @@
+"""charrnn plot"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from charrnn.commands.flags import Command, Flag, exclude, note, with_defaults
+from charrnn.options import FROM_ZERO, Option
+
+OPTIONS = [
+    Option("output", str, "val_curves.png", "picture to write: .png, .svg or .pdf", group="Curves", names="file"),
+    Option("x", str, "iterations", "what the curves run along", "Curves", choices=("iterations", "epochs", "minutes")),
+    Option("y", str, "nats", "unit of the loss", group="Curves", choices=("nats", "bpc")),
+    Option("smooth", int, 0, "iterations that a point of a training curve is the mean of; 0 = a hundredth of the run",
+           group="Curves", within=FROM_ZERO),
+    Option("label", str, (), "name of a curve, once for each run, in their order; without, what the runs differ in",
+           group="Curves", repeatable=True),
+]  # fmt: skip
+EXCLUSIVE = (("text", "output"),)
+HELP = """Draw the learning curves of runs.
+
+A RUN is a checkpoint, a file of metrics (lm_NAME_metrics.jsonl), or a folder, which stands for all runs that
+saved into it. Pictures need matplotlib: pip install 'char-rnn-torch[plot]'.
+"""
+
+
+def plot(runs: tuple[str, ...], text: bool, **flags: Any) -> None:
+    exclude(*EXCLUSIVE)
+
+    from charrnn import display, histories
+    from charrnn.plot import check_output, save
+    from charrnn.plot import text as as_text
+
+    chosen = with_defaults(OPTIONS, flags)
+    axes = {name: chosen[name] for name in ("x", "y", "smooth")}
+    if not text:
+        check_output(chosen["output"])
+    found = histories.labelled(histories.read([Path(run) for run in runs]), chosen["label"])
+    if text:
+        display.lines(as_text(found, min(display.width(), 100), 20, **axes))
+        return
+    save(found, chosen["output"], **axes)
+    note(f"wrote {chosen['output']}")
+
+
+command = Command(
+    "plot",
+    [
+        click.Argument(["runs"], nargs=-1, required=True, type=click.Path(), metavar="RUN..."),
+        *map(Flag, OPTIONS),
+        click.Option(["-text", "--text"], is_flag=True, help="draw in the terminal instead"),
+    ],
+    callback=plot,
+    help=HELP,
+)

@@ -1,0 +1,82 @@
+"""Recipes: settings with a name. TOML files that come with the program, and any run's settings as such a file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from charrnn.errors import UserError
+from charrnn.options import GROUPS, nearest, training_options
+
+
+def folder() -> Path:
+    """``recipes`` among the resources of an installed package, or at the top of a checkout."""
+    package = Path(__file__).resolve().parent
+    inside = package / "resources" / "recipes"
+    return inside if inside.is_dir() else package.parent / "recipes"
+
+
+def recipes() -> dict[str, Path]:
+    """Every recipe's file, by name."""
+    return {path.stem: path for path in sorted(folder().glob("*.toml"))}
+
+
+def summary(path: Path) -> str:
+    """What a recipe says it is: its first line, a comment."""
+    with path.open(encoding="utf-8") as lines:
+        return next(lines, "").lstrip("#").strip()
+
+
+def find(config: str) -> Path:
+    """The file that -config names: one of that path, or else the recipe of that name.
+
+    Raises UserError for a plain name that is neither; whether a path can be read shows when it is.
+    """
+    path = Path(config)
+    if os.path.exists(config) and not os.path.isdir(config):
+        return path
+    known = recipes()
+    if path.name == config and (recipe := known.get(config.removesuffix(".toml"))):
+        return recipe
+    if path.name == config and not path.suffix and not os.path.isdir(config):
+        hint = nearest(config, list(known))
+        raise UserError(f"-config {config}: there is no such file or recipe{hint}: charrnn recipes lists them")
+    return path
+
+
+def as_toml(values: Mapping[str, Any], sources: Mapping[str, str]) -> str:
+    """The settings as a TOML file that -config takes, each with its source in a comment.
+
+    values, sources: by the names of the flags, the training options' first. Of -data_dir and -input, which exclude
+    each other, the one without effect is a comment too. Raises UserError for a text that is not UTF-8.
+    """
+    idle = "data_dir" if values["input"] else "input"
+    lines = {name: f"{'# ' if name == idle else ''}{name} = {as_value(name, value)}" for name, value in values.items()}
+    width = min(48, max(map(len, lines.values())))
+    groups: dict[str, list[str]] = {}
+    for name, line in lines.items():
+        group = training_options()[name].group if name in training_options() else "model"
+        source = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in sources[name])
+        groups.setdefault(group, []).append(f"{line:{width}}  # {source}")
+    return "\n\n".join("\n".join([f"# {GROUPS[group]}", *found]) for group, found in groups.items()) + "\n"
+
+
+def as_value(name: str, value: Any) -> str:
+    """A setting's value in TOML, which has no null: the flags' own word for that is none."""
+    match value:
+        case None:
+            return '"none"'
+        case bool():
+            return str(value).lower()
+        case tuple() | list():
+            return f"[{', '.join(as_value(name, item) for item in value)}]"
+        case str():
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                raise UserError(f"-{name} {value!a}: TOML cannot hold a name that is not UTF-8") from None
+            return json.dumps(value, ensure_ascii=False).replace("\x7f", r"\u007f")
+    return repr(value)

@@ -1,0 +1,310 @@
+"""Recipes against what was published, and ``-print_config`` against what then trains."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
+
+import pytest
+from command import SMALL, charrnn, environment, one_line, write_text
+from recorded import Recording
+from test_completion import complete
+from test_train_command import QUICK, run
+
+from charrnn import recipes, registry
+from charrnn.checkpoint import Checkpoint
+from charrnn.configuration import configure
+from charrnn.options import GROUPS, TrainingOptions, training_options
+from charrnn.schedules import learning_rate
+
+CHECKOUT = Path(__file__).parent.parent
+ALL = sorted(path.stem for path in (CHECKOUT / "recipes").glob("*.toml"))
+
+# the named settings ptb_sota, enwik8_sota and text8_sota in rhn_train.py of the authors' program
+# (github.com/jzilly/RecurrentHighwayNetworks), by the names there
+ALIKE = {"init_scale": 0.04, "num_layers": 1, "depth": 10, "learning_rate": 0.2, "weight_decay": 1e-7,
+         "max_grad_norm": 10, "max_max_epoch": 500}  # fmt: skip
+WIKIPEDIA = ALIKE | {"init_bias": -4.0, "lr_decay": 1.03, "num_steps": 50, "hidden_size": 1500, "max_epoch": 5,
+                     "batch_size": 128, "drop_x": 0.10, "drop_i": 0.40, "drop_h": 0.10, "drop_o": 0.40,
+                     "tied": False}  # fmt: skip
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "rhn_ptb": ALIKE | {"dataset": "ptb", "init_bias": -2.0, "lr_decay": 1.02, "num_steps": 35, "hidden_size": 830,
+                "max_epoch": 20, "batch_size": 20, "drop_x": 0.25, "drop_i": 0.75, "drop_h": 0.25, "drop_o": 0.75,
+                "tied": True, "vocab_size": 10000},
+    "rhn_enwik8": WIKIPEDIA | {"dataset": "enwik8", "vocab_size": 205},
+    "rhn_text8": WIKIPEDIA | {"dataset": "text8", "vocab_size": 27},
+}  # fmt: skip
+# what the program printed as its "total variables"
+PARAMETERS = {"rhn_ptb": 23_482_400, "rhn_enwik8": 45_994_730, "rhn_text8": 45_152_256}
+
+
+def settings(name: str) -> dict[str, Any]:
+    found = configure({}, name)
+    return asdict(found.options) | found.model_options
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_rhn_recipes_have_the_published_values(name: str) -> None:
+    ours = settings(name)
+    read = {
+        "dataset": Path(ours["data_dir"]).name,
+        "init_scale": ours["init_scale"],
+        "init_bias": ours["init_bias"],
+        "num_layers": ours["num_layers"],
+        "depth": ours["depth"],
+        "learning_rate": ours["learning_rate"],
+        "lr_decay": 1 / ours["learning_rate_decay"],
+        "weight_decay": ours["weight_decay"],
+        "max_grad_norm": ours["max_grad_norm"],
+        "num_steps": ours["seq_length"],
+        "hidden_size": ours["rnn_size"],
+        "max_epoch": ours["learning_rate_decay_after"],
+        "max_max_epoch": ours["max_epochs"],
+        "batch_size": ours["batch_size"],
+        "drop_x": ours["drop_x"],
+        "drop_i": ours["drop_i"],
+        "drop_h": ours["drop_h"],
+        "drop_o": ours["drop_o"],
+        "tied": ours["tie_embeddings"],
+    }
+    published = {key: value for key, value in PUBLISHED[name].items() if key != "vocab_size"}
+    assert read.pop("lr_decay") == pytest.approx(published.pop("lr_decay"), rel=1e-15)
+    assert read == published
+    # the rest of the program: plain descent, its reader's tokens, all biases but one kind drawn, no other clipping
+    assert (ours["model"], ours["optimizer"], ours["lr_schedule"], ours["grad_clip"]) == (
+        "rhn",
+        "sgd",
+        "epoch_decay",
+        0,
+    )
+    assert (ours["other_bias"], ours["share_masks"], ours["precision"]) == ("random", True, "float32")
+    word = name == "rhn_ptb"
+    assert (ours["level"], ours["encoding"]) == (("word", "utf-8") if word else ("char", "bytes"))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_rhn_recipes_make_the_published_number_of_parameters(name: str) -> None:
+    found = configure({}, name)
+    options = found.options
+    size = (options.rnn_size, options.num_layers, options.dropout)
+    model = registry.skeleton("rhn", PUBLISHED[name]["vocab_size"], *size, **found.model_options)
+    assert model is not None
+    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
+
+
+def test_the_rates_are_the_recorded_ones(reference: Path) -> None:
+    recording = Recording(reference / "rhn_schedule.npz")
+    per_epoch = 3
+    for name in ("rhn_enwik8", "rhn_text8"):
+        options = configure({}, name).options
+        epochs = len(recording.given("lr"))
+        rates = [learning_rate(options, i, 10**9, per_epoch) for i in range(per_epoch * epochs)]
+        for k in range(per_epoch):
+            recording.compare("lr", rates[k::per_epoch])
+    options = configure({}, "rhn_ptb").options
+    for i in range(500):
+        assert learning_rate(options, i, 500, 1) == pytest.approx(0.2 / 1.02 ** max(i - 20 + 1, 0), rel=1e-12)
+
+
+@pytest.mark.parametrize("layers", [3, 6])
+@pytest.mark.parametrize("model", ["grid_lstm", "lstm"])
+@pytest.mark.parametrize("dropout", [0.0, 0.25])
+def test_the_hutter_recipes_are_those_of_grid_lstms_page(model: str, layers: int, dropout: float) -> None:
+    kind = "stacked_lstm" if model == "lstm" else model
+    ours = settings(f"{kind}_hutter_{layers}{'_dropout' if dropout else ''}")
+    # named on the page
+    page = {"model": model, "num_layers": layers, "dropout": dropout, "rnn_size": 1000, "optimizer": "rmsprop",
+            "learning_rate": 1e-3, "seq_length": 50, "batch_size": 50, "train_frac": 0.95,
+            "val_frac": 0.05}  # fmt: skip
+    # defaults of its train.lua
+    page |= {"learning_rate_decay": 0.97, "learning_rate_decay_after": 10, "decay_rate": 0.95, "grad_clip": 5,
+             "max_epochs": 50, "eval_val_every": 1000, "seed": 123}  # fmt: skip
+    page |= {"tie_weights": True} if model == "grid_lstm" else {}
+    assert {name: ours[name] for name in page} == page
+
+
+HUTTER = [f"{m}_hutter_{n}{d}" for m in ("grid_lstm", "stacked_lstm") for n in (3, 6) for d in ("", "_dropout")]
+SMALL_ONES = ["shakespeare_small", "grid_lstm_small", "rhn_small"]
+
+
+@pytest.mark.parametrize("name", [*PUBLISHED, *HUTTER, *SMALL_ONES])
+def test_there_are_recipes_for_all_that_was_published_and_for_a_minute(name: str) -> None:
+    comments = [line for line in recipes.find(name).read_text().split("\n") if line.startswith("#")]
+    kinds = [line.split(":")[0] for line in comments[1:]]
+    assert "# Numbers" in kinds, "where they are from"
+    assert kinds.count("# Published") + kinds.count("# Measured") == kinds.count("# Takes") == 1
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_recipe_is_whole(name: str) -> None:
+    path = recipes.find(name)
+    first = path.read_text(encoding="utf-8").partition("\n")[0]
+    assert first.startswith("# ") and recipes.summary(path) == first[2:]
+    found = configure({}, name)
+    given = tomllib.loads(path.read_text(encoding="utf-8"))
+    assert {key for key, source in found.sources.items() if source == name} == given.keys()
+    options = found.options
+    registry.check(options.model, options.rnn_size, options.num_layers, options.dropout, **found.model_options)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_printed_settings_of_a_recipe_are_the_recipe(name: str, tmp_path: Path) -> None:
+    printed, _ = run(tmp_path, "train", "-config", name, "-print_config")
+    (tmp_path / "mine.toml").write_text("\n".join(printed))
+    one, two = configure({}, name), configure({}, str(tmp_path / "mine.toml"))
+    assert (one.options, one.model_options) == (two.options, two.model_options)
+
+
+def test_a_recipe_has_its_name_in_every_folder_and_a_file_of_that_name_wins(tmp_path: Path) -> None:
+    def rnn_size(config: str) -> Any:
+        return tomllib.loads("\n".join(run(tmp_path, "train", "-config", config, "-print_config")[0]))["rnn_size"]
+
+    (tmp_path / "rhn_ptb").mkdir()  # a folder of checkpoints, say
+    assert rnn_size("rhn_ptb") == rnn_size("rhn_ptb.toml") == 830
+    assert rnn_size(str(CHECKOUT / "recipes/rhn_ptb.toml")) == 830
+    (tmp_path / "rhn_ptb.toml").write_text("rnn_size = 7")
+    (tmp_path / "rhn_text8").write_text("rnn_size = 8")
+    assert (rnn_size("rhn_ptb.toml"), rnn_size("rhn_text8"), rnn_size("rhn_ptb")) == (7, 8, 830)
+
+
+def test_what_is_neither_file_nor_recipe_is_named(tmp_path: Path) -> None:
+    said = one_line(charrnn("train", "-config", "rhn_enwik", cwd=tmp_path, code=1))
+    assert "rhn_enwik:" in said and "(did you mean rhn_enwik8?)" in said and "charrnn recipes" in said
+    assert "no/rhn_ptb.toml" in one_line(charrnn("train", "-config", "no/rhn_ptb.toml", cwd=tmp_path, code=1))
+    (tmp_path / "cv").mkdir()
+    assert "cv: Is a directory" in one_line(charrnn("train", "-config", "cv", cwd=tmp_path, code=1))
+
+
+def test_the_list_of_recipes(tmp_path: Path) -> None:
+    rows = [line.split("\t") for line in run(tmp_path, "recipes")[0]]
+    assert [name for name, _ in rows] == ALL
+    assert all(len(what) > 20 for _, what in rows)
+
+
+def test_completion_offers_recipes_and_settings_files(tmp_path: Path) -> None:
+    (tmp_path / "rhn_mine.toml").touch()
+    (tmp_path / "other.txt").touch()
+    names = [name for name in ALL if name.startswith("rhn_")]
+    expected = [f"plain,{name}" for name in (*names, "rhn_mine.toml")]
+    assert complete("charrnn train -config rhn_", tmp_path) == expected
+    assert complete("charrnn train -config sub/", tmp_path) == ["file,sub/"]
+
+
+def test_the_wheel_carries_the_recipes(tmp_path: Path) -> None:
+    """The installed files alone, run elsewhere: neither the checkout nor an editable install is seen."""
+    for name in ("charrnn", "models", "recipes"):
+        shutil.copytree(CHECKOUT / name, tmp_path / "source" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(CHECKOUT / name, tmp_path / "source")
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path / "wheels"]
+    subprocess.run([*build, tmp_path / "source"], check=True, capture_output=True, timeout=120)
+    (wheel,) = (tmp_path / "wheels").iterdir()
+    with ZipFile(wheel) as files:
+        files.extractall(tmp_path / "site")
+    shutil.rmtree(tmp_path / "source")
+    (tmp_path / "elsewhere").mkdir()
+    program = [sys.executable, "-m", "charrnn"]
+    env = environment(PYTHONPATH=str(tmp_path / "site"))
+    done = subprocess.run([*program, "recipes"], cwd=tmp_path / "elsewhere", env=env, capture_output=True, check=True)
+    assert [line.split("\t")[0] for line in done.stdout.decode().splitlines()] == ALL
+    where = [sys.executable, "-c", "import charrnn.recipes as r; print(r.folder())"]
+    found = subprocess.run(where, cwd=tmp_path / "elsewhere", env=env, capture_output=True, check=True)
+    assert found.stdout.decode().strip() == str(tmp_path / "site/charrnn/resources/recipes")
+
+
+def test_the_documentation_has_them_all() -> None:
+    text = (CHECKOUT / "docs/recipes.md").read_text(encoding="utf-8")
+    assert "`..._hutter_..._dropout`" in text
+    for name in ALL:
+        assert f"`{name.removesuffix('_dropout')}`" in text, name
+
+
+# From here on: -print_config.
+
+
+def printed(folder: Path, *args: object) -> tuple[dict[str, Any], dict[str, str]]:
+    """Every setting's value and source, from the lines themselves."""
+    lines, _ = run(folder, "train", *args, "-print_config")
+    rows = [line.removeprefix("# ").split("  # ") for line in lines if "  # " in line]
+    sources = {row[0].split(" = ")[0].strip(): row[-1] for row in rows}
+    values = tomllib.loads("\n".join(row[0] for row in rows))
+    headings = [line[2:] for line in lines if line.startswith("# ") and "  # " not in line]
+    assert headings == list(GROUPS.values())
+    return values, sources
+
+
+def test_every_setting_has_its_value_and_its_source(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(
+        'model = "rhn"\ndepth = 3\nrnn_size = 64\ndrop_x = "none"\ntie_embeddings = true'
+    )
+    values, sources = printed(tmp_path, "-config", "mine.toml", "-rnn_size", 32, "-share_masks", 0)
+    before = [name for name, option in training_options().items() if option.group in ("data", "model")]
+    after = [name for name, option in training_options().items() if option.group not in ("data", "model")]
+    assert list(sources) == [*before, *registry.describe("rhn"), *after]
+    told = {name: source for name, source in sources.items() if source != "default"}
+    assert told == {"model": "mine.toml", "depth": "mine.toml", "drop_x": "mine.toml", "tie_embeddings": "mine.toml",
+                    "rnn_size": "flag", "share_masks": "flag"}  # fmt: skip
+    expected = asdict(TrainingOptions(model="rhn", rnn_size=32)) | {"input": []}
+    own = {
+        name: "none" if option.default is None else option.default for name, option in registry.describe("rhn").items()
+    }
+    assert values == expected | own | {"depth": 3, "tie_embeddings": True, "share_masks": False}
+    assert not any(path.name != "mine.toml" for path in tmp_path.iterdir()), "nothing is trained, made or fetched"
+
+
+def test_strange_values_come_back_as_they_were(tmp_path: Path) -> None:
+    strange = 'a "b" \\ #c\t\x7f é 𝄞'
+    flags = {"savefile": strange, "input": ("x # y", strange), "learning_rate": 1e-7, "weight_decay": 1e20}
+    words = [word for name, value in flags.items() for item in (value if isinstance(value, tuple) else [value])
+             for word in (f"-{name}", item)]  # fmt: skip
+    output, _ = run(tmp_path, "train", *words, "-print_config")
+    (tmp_path / "mine.toml").write_text("\n".join(output), encoding="utf-8")
+    options = configure({}, str(tmp_path / "mine.toml")).options
+    assert {name: getattr(options, name) for name in flags} == flags
+    assert "# data_dir = " in "\n".join(output), "a folder that does not count is no setting"
+    _, said = run(tmp_path, "train", "-savefile", os.fsdecode(b"\xff"), "-print_config", code=1)
+    assert "-savefile '\\udcff': TOML cannot hold" in said[-1]
+
+
+def test_the_checkpoint_is_a_source(tmp_path: Path) -> None:
+    write_text(tmp_path / "data")
+    model = ("-model", "rhn", "-depth", 2, "-share_masks", 0)
+    run(tmp_path, "train", "-data_dir", "data", *QUICK, *model, "-max_epochs", 0.2, "-threads", 1)
+    saved = Checkpoint.load(tmp_path / "cv")
+    values, sources = printed(tmp_path, "-resume", "cv", "-max_epochs", 3)
+    assert (sources.pop("max_epochs"), values.pop("max_epochs")) == ("flag", 3)
+    assert set(sources.values()) == {"checkpoint cv"}
+    expected = asdict(saved.options) | saved.model_options
+    expected |= {"input": []} | {name: "none" for name, value in expected.items() if value is None}
+    assert values == {name: expected[name] for name in values} and len(values) == len(expected) - 1
+    values, sources = printed(tmp_path, "-data_dir", "data", "-init_from", "cv", "-depth", 2)
+    told = {name: source for name, source in sources.items() if source == "checkpoint cv"}
+    assert told.keys() == {"model", "rnn_size", "num_layers", *saved.model_options} - {"depth"}
+    assert (sources["depth"], sources["init_from"], sources["seed"]) == ("flag", "flag", "default")
+    assert (values["depth"], values["share_masks"], values["rnn_size"]) == (2, False, 16)
+
+
+def test_what_is_printed_trains_the_same(tmp_path: Path) -> None:
+    write_text(tmp_path / "data")
+    flags = ("-data_dir", "data", *SMALL, "-sample_length", 0, "-max_epochs", 0.3, "-threads", 1)
+    done = charrnn("train", *flags, "--print_config", cwd=tmp_path)
+    assert done.stderr == b"" and not (tmp_path / "cv").exists()
+    (tmp_path / "mine.toml").write_bytes(done.stdout)
+    run(tmp_path, "train", *flags)
+    run(tmp_path, "train", "-config", "mine.toml", "-checkpoint_dir", "cv2")
+    one, two = (tmp_path / name / "lm_lstm_metrics.jsonl" for name in ("cv", "cv2"))
+    losses = [[json.loads(line)["loss"] for line in path.read_text().splitlines()] for path in (one, two)]
+    assert losses[0] == losses[1] and len(losses[0]) > 5
+
+
+def test_two_ways_not_to_train_exclude_each_other(tmp_path: Path) -> None:
+    said = one_line(charrnn("train", "-dry_run", "-print_config", cwd=tmp_path, code=2))
+    assert "-dry_run and -print_config exclude each other" in said
