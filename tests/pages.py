@@ -1,0 +1,230 @@
+"""Documentation as something to test: the commands in its pages, parsed, and walk-throughs, run.
+
+In a page, a fenced block marked ``sh`` holds commands and one marked ``text`` what they print. Two comments, unseen by
+readers, say more:
+
+``<!-- run -->`` before an ``sh`` block: the block is a step of a walk-through. The steps of a page are run in their
+order, in one folder that is empty at first. ``<!-- run: exit 1 -->``: the step ends with that exit code.
+
+``<!-- output -->`` before a ``text`` block: what the step before it printed, stdout and stderr as on a terminal. A line
+``...`` stands for any lines and ``...`` inside a line for anything in it. ``<!-- output: about -->``: numbers may be
+others, as they are on another processor.
+
+A block in another language whose first line is a comment with nothing but a path (``# models/mine.py``) is that file,
+for the steps after it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from contextlib import chdir
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+import click
+from command import environment
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+from charrnn.cli import COMMANDS, cli
+from charrnn.commands.flags import Command, exclude, given
+
+ROOT = Path(__file__).parent.parent
+COMMENT = re.compile(r"<!--\s*(.*?)\s*-->")
+OWN_FILE = re.compile(r"# ([\w./-]+\.\w+)\n")
+NUMBER = re.compile(r"\d[\d,:]*(\.\d+)?(e[+-]\d+)?")
+SEPARATORS = frozenset("();<>|&")
+LOOP = re.compile(r"for (\w+) in (\S+).*?; do")
+# the commands that may stand before ours, and shell's own words
+BEFORE = re.compile(r"nohup|time|nice|exec|do|then|-n|\d+|\w+=.*|python3?|-m")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block. mark: the comment before it, or ''; line: where it begins, from 1."""
+
+    page: Path
+    line: int
+    language: str
+    text: str
+    mark: str
+
+    @property
+    def where(self) -> str:
+        return f"{self.page}, line {self.line}"
+
+    @property
+    def path(self) -> str:
+        """The file that the block is, or ''."""
+        found = OWN_FILE.match(self.text)
+        return found[1] if found and self.language not in ("sh", "console", "text") else ""
+
+
+def tokens(page: Path) -> list[Token]:
+    return MarkdownIt("commonmark").enable("table").parse(page.read_text(encoding="utf-8"))
+
+
+def blocks(page: Path) -> list[Block]:
+    """The fenced blocks of a page, in their order."""
+    found, mark = [], ""
+    for token in tokens(page):
+        if token.type == "fence":
+            line = token.map[0] + 1 if token.map else 0
+            found.append(Block(page, line, token.info.strip(), token.content, mark))
+        comment = COMMENT.search(token.content) if token.type == "html_block" else None
+        mark = comment[1] if comment else ""
+    return found
+
+
+def spans(page: Path) -> Iterator[str]:
+    """The code inside the sentences of a page."""
+    for token in tokens(page):
+        yield from (child.content for child in token.children or () if child.type == "code_inline")
+
+
+def headings(page: Path) -> set[str]:
+    """What a link to a section of the page may name, as GitHub makes it of the heading."""
+    found = set()
+    for heading, inline in zip(tokens(page), tokens(page)[1:], strict=False):
+        if heading.type == "heading_open":
+            words = "".join(child.content for child in inline.children or ())
+            found.add(re.sub(r"[^\w\- ]", "", words.lower()).replace(" ", "-"))
+    return found
+
+
+def links(page: Path) -> Iterator[str]:
+    for token in tokens(page):
+        for child in token.children or ():
+            target = child.attrGet("href") or child.attrGet("src")
+            if target:
+                yield str(target)
+
+
+def commands(shell: str) -> Iterator[list[str]]:
+    """The words of each ``charrnn`` command in lines for a shell, without those before and after it on its line."""
+    shell = re.sub(r"\\\n", " ", shell)
+    first = dict(LOOP.findall(shell))
+    shell = re.sub(r"\$\{?(\w+)\}?", lambda match: first.get(match[1], match[0]), shell)
+    shell = re.sub(r"(?<=\s)\d?(>{1,2}|<)(&\d|\s*[^\s|;&]+)", "", shell)  # what is read from and written to files
+    for line in shell.splitlines():
+        lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+        lexer.whitespace_split = True
+        words: list[str] = []
+        for word in [*lexer, ";"]:
+            if not SEPARATORS.issuperset(word):
+                words.append(word)
+                continue
+            start = next((i for i, word in enumerate(words) if not BEFORE.fullmatch(word)), len(words))
+            if words[start : start + 1] == ["charrnn"]:
+                yield words[start + 1 :]
+            words = []
+
+
+def check(words: list[str], folder: Path) -> None:
+    """Parse the words of a ``charrnn`` command in a folder, all but running it.
+
+    Raises click.ClickException or UserError for a command, flag, value, model or recipe that does not exist. Files of
+    the reader's own need not exist: checkpoints to begin with are left out, and settings that are not in the folder.
+    """
+    parent = click.Context(cli, info_name="charrnn", **cli.context_settings)
+    if words and words[0] in ("-version", "--version", "-h", "-help", "--help"):
+        assert not words[1:]
+        return
+    _, command, rest = cli.resolve_command(parent, words or ["?"])
+    assert isinstance(command, Command) and command.name in COMMANDS
+    with chdir(folder):
+        rest = without_own_files(command, rest, parent)
+        try:
+            context = command.make_context(command.name, rest, parent)
+        except click.exceptions.Exit:  # the help was asked for, and is printed
+            return
+        with context:
+            exclude(*getattr(import_module(f"charrnn.commands.{command.name}"), "EXCLUSIVE", ()))
+
+
+def without_own_files(command: Command, words: list[str], parent: click.Context) -> list[str]:
+    rest = list(words)
+    if command.name == "train":
+        for name, value in given(words, command.arity(click.Context(command, parent=parent))):
+            flag = name.lstrip("-")
+            settings = flag == "config" and "." in value and not value.startswith("recipes/")
+            if flag in ("resume", "init_from") or (settings and not Path(value).exists()):
+                i = rest.index(name)
+                del rest[i : i + 2]
+    return rest
+
+
+def write_files(page: Path, folder: Path) -> None:
+    """The files that a page shows, in the folder, the models of its package, and the recipes, as in a checkout."""
+    for block in blocks(page):
+        if block.path:
+            write_file(block, folder)
+    package = page.parent / "pyproject.toml"
+    project = tomllib.loads(package.read_text(encoding="utf-8")).get("project", {}) if package.exists() else {}
+    for model, module in project.get("entry-points", {}).get("charrnn.models", {}).items():
+        (folder / "models").mkdir(exist_ok=True)
+        shutil.copy(page.parent / f"{module}.py", folder / "models" / f"{model}.py")
+    if (ROOT / "recipes").is_dir():
+        (folder / "recipes").symlink_to(ROOT / "recipes")
+
+
+def write_file(block: Block, folder: Path) -> None:
+    path = folder / block.path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(block.text, encoding="utf-8")
+
+
+def walk(page: Path, folder: Path) -> int:
+    """Run the steps of a page in a folder. Returns how many there were. Raises AssertionError where one goes wrong."""
+    home = folder / "home"
+    home.mkdir()
+    shims = folder / "bin"
+    shims.mkdir()
+    for name, start in (("charrnn", "-m charrnn"), ("python", "")):
+        (shims / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {start} "$@"\n')
+        (shims / name).chmod(0o755)
+    env = environment(PATH=f"{shims}{os.pathsep}{os.environ['PATH']}", PYTHONUNBUFFERED="1")
+    steps, printed = 0, ""
+    for block in blocks(page):
+        if block.path:
+            write_file(block, home)
+        elif block.mark.startswith("run"):
+            assert block.language == "sh", f"{block.where}: only sh blocks can be run"
+            code = int(block.mark.partition("exit ")[2] or 0)
+            done = subprocess.run(
+                ["bash", "-c", f"set -eo pipefail\n{block.text}"],
+                cwd=home, env=env, text=True, encoding="utf-8", timeout=300,
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+            printed = done.stdout
+            steps += 1
+            assert done.returncode == code, f"{block.where}: exit code {done.returncode}, not {code}\n{printed}"
+        elif block.mark in ("output", "output: about"):
+            assert steps, f"{block.where}: an output before anything was run"
+            same = is_output(block.text, printed, about=block.mark == "output: about")
+            assert same, f"{block.where}: what was printed is\n{printed}"
+    return steps
+
+
+def is_output(shown: str, printed: str, about: bool = False) -> bool:
+    """Whether a page's output is what was printed, where ``...`` stands for any lines or any part of one.
+
+    about: any number stands for any other.
+    """
+    if about:
+        shown, printed = (NUMBER.sub("1", text) for text in (shown, printed))
+    pattern = ""
+    for line in shown.rstrip().splitlines():
+        if line.strip() == "...":
+            pattern += r"(?:.*\n)*?"
+        else:
+            pattern += ".*?".join(map(re.escape, line.rstrip().split("..."))) + r"[^\S\n]*\n"
+    return re.fullmatch(pattern, printed.rstrip() + "\n") is not None
