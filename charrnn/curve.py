@@ -10,9 +10,7 @@ from statistics import fmean
 Point = tuple[float, float]
 
 
-def draw(
-    series: Mapping[str, Iterable[Point]], width: int, height: int, unit: str = "", top: float = inf
-) -> list[str]:
+def draw(series: Mapping[str, Iterable[Point]], width: int, height: int, unit: str = "", top: float = inf) -> list[str]:
     """Lines of text of at most ``width`` characters, ``height`` of them for the curves and two for the axis.
 
     series: by the character that marks its points, (x, y) in any order; later ones are drawn over earlier ones.

@@ -367,7 +367,7 @@ def test_a_dumb_terminal_and_a_pipe_get_plain_lines(tmp_path: Path) -> None:
 
 def test_the_best_of_a_resumed_run_is_the_whole_runs() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=100, color_system=None)
-    display = LiveDisplay(console, 100, [1.25, 1.5])
+    display = LiveDisplay(console, 100, [1.25, 1.5], "char")
     display.show(Record(1, 2, 0.5, 0.002, 2.0, grad_norm=1.0, param_norm=2.0, seconds=0.1))
     display.close()
     assert "validation 1.5000" in console.file.getvalue() and "best 1.2500" in console.file.getvalue()

@@ -19,7 +19,7 @@ def create(
     n_layers: int,
     dropout: float,
     *,
-    gate_bias: Annotated[float, "initial bias of the gates: the lower, the longer a unit keeps its value"] = 0.0,
+    gate_bias: Annotated[float, "initial bias of the gates; lower = longer memory"] = 0.0,
 ) -> MGU:
     return MGU(input_size, rnn_size, n_layers, dropout, gate_bias)
 
