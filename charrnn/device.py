@@ -26,6 +26,7 @@ def choose_device(gpuid: int, report: Callable[[str], None], precision: str = "f
         report("no GPU here: computing on the CPU (-gpuid -1 says so without this line)")
         return torch.device("cpu")
     if torch.cuda.device_count():
+        torch.backends.cudnn.allow_tf32 = False  # or its recurrent layers would round float32's factors unasked
         return torch.device("cuda", gpuid)
     if precision == "float64":
         raise UserError("Apple's MPS has no float64: use -precision float32, or -gpuid -1 for the CPU")

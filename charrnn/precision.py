@@ -25,6 +25,7 @@ def prepare(precision: str, device: torch.device, report: Callable[[str], None])
         if device.type != "cuda":
             raise UserError("-precision tf32: only a CUDA GPU has it; use float32, or bf16 on a CPU that has that")
         torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = True
     if precision == "bf16" and device.type == "cpu" and not has_bf16():
         report("this CPU has no instructions for bf16: training will be slower than with -precision float32")
 

@@ -133,6 +133,11 @@ class Training:
         with arithmetic(self.options.precision, self.device):
             logits, state = self.model(x, self.state)
             objective = summed_loss(logits, y)
+        if not isinstance(state, tuple):  # a lone tensor would be taken for a tuple of its rows, and pass
+            raise UserError(
+                f"the model {self.options.model} returns its state as {type(state).__name__}: "
+                "its forward must return logits and a tuple of tensors, such as (h,)"
+            )
         objective.backward()
         # carry the state on: each row is one long stream of text, but gradients stop here
         self.state = tuple(s.detach() for s in state)
@@ -217,9 +222,7 @@ class Training:
         if not all(type(k) is int and type(loss) is float for k, loss in saved["val_losses"].items()):
             raise ValueError("the validation losses are not numbers")
         state = saved["state"]
-        if state is not None and [(s.shape, s.dtype) for s in state] != self._kinds_of_state():
-            raise ValueError("the carried state is not this model's")
-        self.state = None if state is None else tuple(s.to(self.device) for s in state)
+        self.state = None if state is None else self._fitting(state)
         self._restore_optimizer(saved["optimizer"])
         self.losses = saved["losses"].double().tolist()
         self.val_losses = dict(saved["val_losses"])
@@ -230,11 +233,16 @@ class Training:
         if self.device.type == "cuda" and "cuda" in saved["rng"]:
             torch.cuda.set_rng_state(saved["rng"]["cuda"], self.device)
 
-    def _kinds_of_state(self) -> list[tuple[torch.Size, torch.dtype]]:
-        """Shape and type of each tensor of the state that is carried, found out by a single time step."""
+    def _fitting(self, saved: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """A saved state as this model carries it on this device, which a single time step shows.
+
+        Its type may be another where -precision bf16 went on with a GPU's kernels or a CPU's. Raises ValueError.
+        """
         with evaluating(self.model), arithmetic(self.options.precision, self.device):
-            _, state = self.model(self.train.batch(0)[0][:1].to(self.device), None)
-        return [(s.shape, s.dtype) for s in state]
+            _, own = self.model(self.train.batch(0)[0][:1].to(self.device), None)
+        if [(s.shape, s.is_floating_point()) for s in saved] != [(s.shape, s.is_floating_point()) for s in own]:
+            raise ValueError("the carried state is not this model's")
+        return tuple(s.to(self.device, like.dtype) for s, like in zip(saved, own, strict=True))
 
     def _restore_optimizer(self, saved: dict[str, Any]) -> None:
         """What the optimizer remembers of each parameter. Its settings follow from the options, save the last rate."""

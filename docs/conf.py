@@ -19,6 +19,7 @@ html_title = f"charrnn {version}"
 html_static_path = ["_static"]
 html_css_files = ["style.css"]
 html_copy_source = False
+html_use_index = False  # nothing here is indexed
 html_show_sphinx = False
 pygments_style = "friendly"
 pygments_dark_style = "monokai"

@@ -88,6 +88,17 @@ def test_kernel_is_the_plain_loop(name: str, T: int, B: int, characters: bool) -
     assert all(torch.equal(now, then) for now, then in zip(inputs, before, strict=True))
 
 
+@pytest.mark.parametrize("name", KERNELS)
+def test_the_layout_of_the_input_does_not_matter(name: str) -> None:
+    """A transposed input: what is computed of it is written to a gradient in whatever layout that has."""
+    scan, plain, gates = KERNELS[name]
+    x, *rest = arguments(gates, 5, 3, characters=False)
+    x = x.detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_()
+    assert not x.is_contiguous()
+    got, wanted = (torch.autograd.grad(f(x, *rest).square().sum(), [x, *rest]) for f in (scan, plain))
+    assert_equal(got, wanted, atol=1e-11)
+
+
 @pytest.mark.parametrize("characters", [False, True])
 @pytest.mark.parametrize("name", KERNELS)
 def test_kernel_passes_gradcheck(name: str, characters: bool) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from charrnn import registry
 from charrnn.data import Split, open_text
+from charrnn.errors import UserError
 from charrnn.evaluation import evaluate, summed_loss
 from charrnn.options import TrainingOptions
 from charrnn.training import Diverged, Training, make_optimizer
@@ -145,6 +146,39 @@ def test_a_broken_loss_ends_the_run(splits: dict[str, Split]) -> None:
         next(model.parameters()).fill_(math.nan)
     with pytest.raises(Diverged, match="not a number at iteration 2"):
         list(run)
+
+
+class NoTuple(nn.Module):
+    """Returns its state as one tensor, (B, H), whose rows a careless trainer would carry as so many states."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = build()
+
+    def forward(self, x: torch.Tensor, state: object = None) -> tuple[torch.Tensor, torch.Tensor]:
+        logits, (h, c) = self.inner(x)
+        return logits, h[0]
+
+
+def test_a_state_that_is_no_tuple_is_refused(splits: dict[str, Split]) -> None:
+    with pytest.raises(UserError, match="returns its state as Tensor: its forward must return logits and a tuple"):
+        next(Training(NoTuple(), splits["train"], None, OPTIONS).run())
+
+
+def test_a_state_saved_in_another_type_is_carried_on_in_this_models(splits: dict[str, Split]) -> None:
+    """With -precision bf16 a GPU's layers and a CPU's kernels carry it in types of their own."""
+    first = Training(build(), splits["train"], None, OPTIONS)
+    next(first.run())
+    saved = first.state_dict()
+    saved["state"] = tuple(part.float() for part in saved["state"])
+    second = Training(build(), splits["train"], None, OPTIONS)
+    second.load_state_dict(saved)
+    assert second.state is not None
+    for part, like in zip(second.state, saved["state"], strict=True):
+        assert part.dtype == torch.float64 and torch.equal(part, like.double())
+    saved["state"] = tuple(part[..., :-1] for part in saved["state"])
+    with pytest.raises(ValueError, match="not this model's"):
+        second.load_state_dict(saved)
 
 
 def test_adam_is_that_of_its_paper() -> None:

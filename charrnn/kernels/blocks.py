@@ -56,7 +56,7 @@ class InputGradients:
 
     def __init__(self, x: Tensor, W: Tensor) -> None:
         self.given, self.weights = x, W
-        self.x = torch.empty_like(x) if x.is_floating_point() else None
+        self.x = x.new_empty(x.shape) if x.is_floating_point() else None  # written to by way of flat views
         self.W = W.new_zeros(W.shape if self.x is not None else W.t().shape)
         self.b = W.new_zeros(len(W))
 
