@@ -14,8 +14,8 @@ from pathlib import Path
 from random import Random
 
 from charrnn.errors import UserError
-from charrnn.files import replacing
 from charrnn.options import FROM_ONE, Interval, Option
+from charrnn.splits import in_the_way, write_splits
 
 Report = Callable[[str], None]
 OPTIONS = (
@@ -118,18 +118,15 @@ def prepare(
     """
     lines = problems(digit_length, examples, val_examples, seed)
     train, val = ("".join(f"{line}\n" for line in part).encode() for part in lines)
-    written = {folder / "train.txt": train, folder / "val.txt": val}
-    path = folder
+    if os.path.lexists(folder / "input.txt"):
+        raise in_the_way(folder / "input.txt", "addition")
     try:
-        for path in (*written, folder / "input.txt"):
-            if os.path.lexists(path) and (path not in written or path.read_bytes() != written[path]):
-                raise UserError(f"{path} is another text, and it stays as it is: move it away or choose another folder")
         folder.mkdir(parents=True, exist_ok=True)
-        for path, content in written.items():
-            with replacing(path) as file:
-                file.write(content)
+        written = write_splits(folder, "addition", [("train", train), ("val", val)])
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}; choose another folder") from error
-    report(
-        f"wrote {examples:,} problems of {digit_length} digits to {folder / 'train.txt'}, {val_examples:,} to val.txt"
-    )
+        raise UserError(f"{error.filename or folder}: {error.strerror or error}; choose another folder") from error
+    what = f"{examples:,} problems of {digit_length} digit{'s' if digit_length > 1 else ''}"
+    if written:
+        report(f"wrote {what} to {folder / 'train.txt'}, {val_examples:,} to val.txt")
+    else:
+        report(f"{folder} has these {what} already: nothing to do")

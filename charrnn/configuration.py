@@ -142,17 +142,14 @@ def _load(path: Any, newest: bool = False) -> Checkpoint | None:
 
 
 def _check_together(options: TrainingOptions) -> None:
-
     check_fractions(options.train_frac, options.val_frac)
     if options.task == "addition" and options.level == "word":
         raise UserError("-task addition reads sums character by character: leave out -level word")
     if options.unk and options.level == "char":
-        raise UserError(f"-unk {options.unk}: is a word, for -level word")
+        raise UserError(f"-unk {options.unk} stands for unknown words: add -level word, or leave it out")
     if options.unk and options.unk.split() != [options.unk]:
         raise UserError(f"-unk {options.unk!r}: must be one word")
     if options.opencl:
         raise UserError("-opencl 1: PyTorch has no OpenCL; -gpuid 0 uses a CUDA or Apple GPU")
-    if options.task == "addition" and options.level == "word":
-        raise UserError("-task addition reads characters: leave out -level word")
     if "/" in options.savefile or "\0" in options.savefile:
         raise UserError(f"-savefile {options.savefile}: a name, not a path; -checkpoint_dir sets the folder")

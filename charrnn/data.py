@@ -296,7 +296,7 @@ def find_texts(folder: Path) -> list[str]:
         )
     raise UserError(
         f"{f'there is no text in {folder}' if folder_is_there else f'there is no folder {folder}'}: put yours at "
-        f"{folder / 'input.txt'} (or train.txt and val.txt there), or run charrnn prepare tinyshakespeare"
+        f"{folder / 'input.txt'} (or train.txt and val.txt there), or have charrnn prepare make one that has a name"
     )
 
 

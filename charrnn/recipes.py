@@ -69,6 +69,8 @@ def as_value(name: str, value: Any) -> str:
     match value:
         case None:
             return '"none"'
+        case int() if not value and name in training_options() and training_options()[name].zero:
+            return f'"{training_options()[name].zero}"'
         case bool():
             return str(value).lower()
         case tuple() | list():

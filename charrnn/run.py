@@ -255,9 +255,14 @@ class Run:
             ended = f"done, {training.epoch:.2f} epochs"
         else:
             ended = f"nothing left to train, -max_epochs {options.max_epochs:g} is reached and a higher one goes on"
-        val_loss = loss_in(best) if best else None
+        val_loss = self._loss_of(best) if best else None
         kept = self.folder / best if best else last
         return Summary(ended, trained, seconds, kept, val_loss, self.advice(), options.level)
+
+    def _loss_of(self, name: str) -> float:
+        """The validation loss of a checkpoint, of which its name has but four decimals."""
+        rounded = loss_in(name)
+        return next((loss for loss in self.training.val_losses.values() if f"{loss:.4f}" == f"{rounded:.4f}"), rounded)
 
     def sample(self) -> str:
         """A few lines that the model writes now."""

@@ -128,7 +128,7 @@ class Scorer:
         x, y = map(torch.cat, zip(*(split.batch(k) for k in range(len(split))), strict=True))
         return self.rows(x, y)
 
-    def text(self, text: str) -> Scored:
+    def text(self, text: str, called: str = "the text") -> Scored:
         """Score any text. Raises UserError naming characters that the model does not know, and their line."""
         vocabulary = self.vocabulary
         if unknown := vocabulary.unknown(text):
@@ -136,12 +136,12 @@ class Scorer:
             if vocabulary.level == "word":
                 moves = f"name a word to stand for such ones with -unk, {moves}"
             raise UserError(
-                f"the text has {', '.join(unknown[:20])}{' ...' if len(unknown) > 20 else ''}, first in line "
+                f"{called} has {', '.join(unknown[:20])}{' ...' if len(unknown) > 20 else ''}, first in line "
                 f"{first_line_with_unknown(text, vocabulary)}, which the model's training text never had: {moves}"
             )
         tokens = torch.tensor(vocabulary.encode(text))
         if self.saved.options.task == "addition":
-            return self.problems(read("the text", tokens.numpy(), vocabulary).in_equal_parts())
+            return self.problems(read(called, tokens.numpy(), vocabulary).in_equal_parts())
         return self.stream(tokens)
 
     def problems(self, problems: Problems) -> Scored:

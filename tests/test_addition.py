@@ -176,11 +176,14 @@ def test_prepare_writes_what_train_reads_and_replaces_nothing(tmp_path: Path) ->
     folder = tmp_path / "data/addition"
     assert (folder / "train.txt").read_text().splitlines() == addition.problems(3, 90, 8, seed=4)[0]
     assert (folder / "val.txt").read_text().splitlines() == addition.problems(3, 90, 8, seed=4)[1]
-    charrnn("prepare", "addition", *flags, cwd=tmp_path)
-    before = (folder / "val.txt").read_bytes()
+    before = {name: (folder / name).stat() for name in ("train.txt", "val.txt")}
+    again = charrnn("prepare", "addition", *flags, cwd=tmp_path)
+    assert "nothing to do" in again.stderr.decode() + again.stdout.decode()
     other = charrnn("prepare", "addition", *flags[:6], cwd=tmp_path, code=1)
-    assert "train.txt is another text, and it stays as it is" in one_line(other)
-    assert (folder / "val.txt").read_bytes() == before
+    assert "train.txt is not addition's, and it stays as it is" in one_line(other)
+    for name, then in before.items():
+        now = (folder / name).stat()
+        assert (now.st_ino, now.st_mtime_ns) == (then.st_ino, then.st_mtime_ns)
 
 
 # the minibatches
@@ -345,7 +348,7 @@ def test_eval_in_words_and_of_a_text(adders: Path) -> None:
     assert found["sum_accuracy"] == pytest.approx(2 / 3) and found["digit_accuracy"] == pytest.approx(5 / 7)
     text.write_text("-12-34-46--\n-12-34-47--\n")
     wrong = called("eval", "none", "-text", text, "-gpuid", -1, cwd=adders, code=1)
-    assert "the text, line 2: 12 + 34 is 46, not 47" in wrong
+    assert "some.txt, line 2: 12 + 34 is 46, not 47" in wrong
     for flags in (("-dynamic", 0.1), ("-mc_samples", 2), ("-per_line",), ("-per_char",), ("-ensemble", "carry")):
         assert "scored as it is" in called("eval", "none", *flags, "-gpuid", -1, cwd=adders, code=1)
 

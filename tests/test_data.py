@@ -282,7 +282,7 @@ def test_a_missing_folder_says_what_to_put_where(tmp_path: Path) -> None:
             open_text(folder, "utf-8", pytest.fail)
         assert str(caught.value) == (
             f"{cause} {folder}: put yours at {folder / 'input.txt'} (or train.txt and val.txt there), "
-            "or run charrnn prepare tinyshakespeare"
+            "or have charrnn prepare make one that has a name"
         )
 
 

@@ -252,7 +252,7 @@ def test_every_setting_has_its_value_and_its_source(tmp_path: Path) -> None:
     told = {name: source for name, source in sources.items() if source != "default"}
     assert told == {"model": "mine.toml", "depth": "mine.toml", "drop_x": "mine.toml", "tie_embeddings": "mine.toml",
                     "rnn_size": "flag", "share_masks": "flag"}  # fmt: skip
-    expected = asdict(TrainingOptions(model="rhn", rnn_size=32)) | {"input": []}
+    expected = asdict(TrainingOptions(model="rhn", rnn_size=32)) | {"input": [], "threads": "auto"}
     own = {
         name: "none" if option.default is None else option.default for name, option in registry.describe("rhn").items()
     }

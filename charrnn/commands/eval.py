@@ -68,7 +68,7 @@ def evaluate(checkpoint: str, per_line: bool, per_char: bool, as_json: bool, **v
     options, level = scorer.saved.options, scorer.vocabulary.level
     if values["text"]:
         what = "stdin" if values["text"] == "-" else values["text"]
-        scored = scorer.text(read(values["text"], options.encoding))
+        scored = scorer.text(read(values["text"], options.encoding), what)
     else:
         what = values["split"]
         scored = scorer.split(what, values["data_dir"], values["batch_size"] or options.batch_size, note)
