@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ COMMANDS = {
     "plot": "Draw the learning curves of runs.",
     "completion": "Print the script that completes commands, flags, models and files in your shell.",
 }
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # a full disk, a limit, a broken one
 HELP = {"help_option_names": ["-h", "-help", "--help"]}
 
 
@@ -88,9 +90,21 @@ def run(args: Sequence[str] | None = None) -> int:
     except UserError as error:
         return complain(str(error), 1)
     except BrokenPipeError:
-        # whoever read our output has seen enough; without this Python complains again at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # whoever read our output has seen enough
+        give_up_output()
         return 0
+    except OSError as error:
+        # what a command reads and writes under a name is its own matter
+        if error.errno not in UNWRITABLE or error.filename is not None:
+            raise
+        give_up_output()
+        return complain(f"cannot write the output: {error.strerror}; send it elsewhere", 1)
+    except UnicodeEncodeError as error:
+        character = error.object[error.start]
+        if can_be_output(character):
+            raise
+        way_out = "PYTHONIOENCODING=utf-8:surrogateescape in the environment lets it pass"
+        return complain(f"the output is {sys.stdout.encoding}, which has no {character!a}: {way_out}", 1)
     except (KeyboardInterrupt, click.Abort):
         return 130
     except (MemoryError, RuntimeError) as error:
@@ -99,6 +113,19 @@ def run(args: Sequence[str] | None = None) -> int:
         if not ran_out(error):
             raise
         return complain("out of memory: a smaller text or -batch_size, or -gpuid -1 for the CPU, may do", 1)
+
+
+def can_be_output(text: str) -> bool:
+    try:
+        text.encode(sys.stdout.encoding or "utf-8", sys.stdout.errors or "strict")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def give_up_output() -> None:
+    """Send what is still to be written nowhere; without this Python tries again at exit, and complains again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def complain(message: str, code: int, command: str = "charrnn") -> int:

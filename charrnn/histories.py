@@ -18,6 +18,7 @@ from charrnn.checkpoint import find_newest
 from charrnn.configuration import HARMLESS
 from charrnn.errors import UserError
 from charrnn.inspection import inspect
+from charrnn.terminal import printable
 
 Axis = Literal["iterations", "epochs", "minutes"]
 Numbers = NDArray[np.float64]
@@ -185,17 +186,26 @@ def names(histories: Sequence[History]) -> list[str]:
         [f"{history.source.absolute().parent.name}/{history.name}" for history in histories],
     ]
     for words in candidates:
-        if all(words) and len(set(words)) == len(histories):
-            return words
-    return [str(history.source) for history in histories]
+        shown = [in_line(name) for name in words]
+        if all(shown) and len(set(shown)) == len(histories):
+            return shown
+    return [in_line(str(history.source)) for history in histories]
+
+
+def in_line(name: str) -> str:
+    """A name as it can stand in one line, of a picture or a terminal: it may come from a stranger's file."""
+    return " ".join(printable(name).split())
 
 
 def labelled(histories: Sequence[History], labels: Sequence[str]) -> list[History]:
-    """The histories under other names, if any are given. Raises UserError where there is not one for each."""
+    """The histories under other names, if any are given. Raises UserError where there is not one word for each."""
     if labels and len(labels) != len(histories):
         runs = ", ".join(history.name for history in histories)
         raise UserError(f"-label: {len(labels)} names for {len(histories)} runs: give one for each of {runs}")
-    return [replace(h, name=label) for h, label in zip(histories, labels, strict=True)] if labels else list(histories)
+    if not all(label.strip() for label in labels):
+        raise UserError("-label: a name is empty, and a curve without one is told from no other: give it a word")
+    given = [in_line(label) for label in labels]
+    return [replace(h, name=name) for h, name in zip(histories, given, strict=True)] if given else list(histories)
 
 
 def top(histories: Sequence[History], window: int = 0) -> float:

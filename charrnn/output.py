@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import json
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,6 +13,7 @@ from typing import IO, Any
 
 from charrnn.errors import UserError
 from charrnn.files import replacing
+from charrnn.interrupts import interruptible
 from charrnn.sampling import Written
 
 PATIENCE = 0.02  # seconds that text may wait for more: below what an eye sees, above what a write costs
@@ -66,19 +66,6 @@ def destination(path: str, shown: Callable[[str], str]) -> Iterator[Stream]:
                 yield Stream(file)
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror}; name another -output") from None
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Ctrl-C as an exception, for a process that it would end."""
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def write_plain(stream: Stream, prime: str, texts: int, written: Iterable[Written], stop: str = "") -> None:

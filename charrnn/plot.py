@@ -30,8 +30,10 @@ Style = tuple[str, Any, str]  # colour, dashes, marker
 FORMATS = ("png", "svg", "pdf")
 LABELS = {"iterations": "iteration", "epochs": "epoch", "minutes": "minutes of training, validations aside"}
 POINTS = 1000  # of a training curve: more cannot be told apart, and make a large file
-MARKED = 12  # points of a validation curve, at most
-VALIDATION: dict[str, Any] = {"lw": 1.8, "ms": 5, "mec": "white", "mew": 0.6}
+MARKED = 12  # points of a curve, at most
+TRAINING: dict[str, Any] = {"lw": 0.9}
+VALIDATION: dict[str, Any] = {"lw": 1.8}
+MARKS: dict[str, Any] = {"ms": 5, "mec": "white", "mew": 0.6}
 
 # colours that the colour-blind can tell apart (Okabe and Ito), and for all who see none of them dashes and markers.
 # There are as many of each as differ well; their numbers have no common factor, so it takes 280 runs to see one twice
@@ -85,7 +87,7 @@ class End:
 
 
 def picture(runs: Sequence[History], x: Axis, y: Unit, smooth: int) -> Figure:
-    """The picture: for each run a thin curve of the training loss and one with markers of the validation loss."""
+    """The picture: for each run a thin curve of the training loss, and a thick one of the validation loss, if any."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -114,17 +116,24 @@ def add(axes: Axes, history: History, style: Style, x: Axis, scale: float, smoot
     along = history.along(x)
     loss = history.smoothed(smooth)[0]
     known = np.isfinite(history.val_loss)
-    thin: dict[str, Any] = {"color": colour, "lw": 0.9}
     step = max(1, len(loss) // POINTS)
     shown = np.append(np.arange(0, len(loss) - 1, step), len(loss) - 1)
-    axes.plot(along[shown], scale * loss[shown], alpha=0.5 if known.any() else 1.0, zorder=2, **thin)
-    if not known.any():
+    look: dict[str, Any] = {"color": colour, "ls": dashes, "marker": marker}
+    if not known.any():  # the training curve is all there is to tell the run by
+        look |= TRAINING | MARKS
+        axes.plot(along[shown], scale * loss[shown], markevery=every(len(shown)), zorder=2, **look)
         last = np.flatnonzero(np.isfinite(loss))[-1]
-        return End(history.name, along[last], scale * loss[last], thin)
-    look = {"color": colour, "ls": dashes, "marker": marker} | VALIDATION
+        return End(history.name, along[last], scale * loss[last], look)
+    axes.plot(along[shown], scale * loss[shown], color=colour, alpha=0.5, zorder=2, **TRAINING)
+    look |= VALIDATION | MARKS
     places, losses = along[history.validated[known] - 1], scale * history.val_loss[known]
-    axes.plot(places, losses, markevery=-(-len(places) // MARKED), zorder=3, **look)
+    axes.plot(places, losses, markevery=every(len(places)), zorder=3, **look)
     return End(history.name, places[-1], losses[-1], look)
+
+
+def every(points: int) -> int:
+    """Which points of a curve have markers: so many at most that its dashes are seen between them."""
+    return -(-points // MARKED)
 
 
 def fit(axes: Axes, runs: Sequence[History], scale: float, smooth: int) -> None:
@@ -137,14 +146,14 @@ def fit(axes: Axes, runs: Sequence[History], scale: float, smooth: int) -> None:
 
 
 def add_legend(axes: Axes, runs: Sequence[History], smooth: int) -> None:
-    """What the two kinds of curves are; which run is which stands at their ends."""
+    """What the two kinds of curves are, above them all; which run is which stands at their ends."""
     from matplotlib.lines import Line2D
 
     grey: dict[str, Any] = {"color": "0.25"}
-    kinds = [Line2D([], [], lw=0.9, alpha=0.6, label=f"training, {spelled(runs, smooth)}", **grey)]
+    kinds = [Line2D([], [], alpha=0.6, label=f"training, {spelled(runs, smooth)}", **grey, **TRAINING)]
     if any(np.isfinite(run.val_loss).any() for run in runs):
-        kinds.insert(0, Line2D([], [], marker="o", label="validation", **grey, **VALIDATION))
-    axes.legend(handles=kinds, frameon=False, loc="upper right")
+        kinds.insert(0, Line2D([], [], marker="o", label="validation", **grey, **VALIDATION, **MARKS))
+    axes.legend(handles=kinds, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(kinds))
 
 
 def spelled(runs: Sequence[History], smooth: int) -> str:

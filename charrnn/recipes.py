@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 from collections.abc import Mapping
@@ -33,25 +34,30 @@ def summary(path: Path) -> str:
 def find(config: str) -> Path:
     """The file that -config names: one of that path, or else the recipe of that name.
 
-    Raises UserError for a plain name that is neither; whether a path can be read shows when it is.
+    Raises UserError for a plain name that is neither, and for a path to nothing that ends in a recipe's name; whether
+    any other path can be read shows when it is.
     """
     path = Path(config)
     if os.path.exists(config) and not os.path.isdir(config):
         return path
     known = recipes()
-    if path.name == config and (recipe := known.get(config.removesuffix(".toml"))):
+    name = path.name.removesuffix(".toml")
+    if path.name == config and (recipe := known.get(name)):
         return recipe
+    if name in known and not os.path.lexists(config):  # a path from the documentation, outside a checkout
+        raise UserError(f"-config {config}: there is no such file; -config {name}, without a folder, is the recipe")
     if path.name == config and not path.suffix and not os.path.isdir(config):
         hint = nearest(config, list(known))
         raise UserError(f"-config {config}: there is no such file or recipe{hint}: charrnn recipes lists them")
     return path
 
 
-def as_toml(values: Mapping[str, Any], sources: Mapping[str, str]) -> str:
+def as_toml(values: Mapping[str, Any], sources: Mapping[str, str], encoding: str = "utf-8") -> str:
     """The settings as a TOML file that -config takes, each with its source in a comment.
 
     values, sources: by the names of the flags, the training options' first. Of -data_dir and -input, which exclude
-    each other, the one without effect is a comment too. Raises UserError for a text that is not UTF-8.
+    each other, the one without effect is a comment too. encoding: of the output; TOML is UTF-8, so under any other
+    it is ASCII alone, with escapes. Raises UserError for a text that is not UTF-8.
     """
     idle = "data_dir" if values["input"] else "input"
     lines = {name: f"{'# ' if name == idle else ''}{name} = {as_value(name, value)}" for name, value in values.items()}
@@ -61,7 +67,14 @@ def as_toml(values: Mapping[str, Any], sources: Mapping[str, str]) -> str:
         group = training_options()[name].group if name in training_options() else "model"
         source = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in sources[name])
         groups.setdefault(group, []).append(f"{line:{width}}  # {source}")
-    return "\n\n".join("\n".join([f"# {GROUPS[group]}", *found]) for group, found in groups.items()) + "\n"
+    text = "\n\n".join("\n".join([f"# {GROUPS[group]}", *found]) for group, found in groups.items()) + "\n"
+    return text if codecs.lookup(encoding).name == "utf-8" else "".join(map(in_ascii, text))
+
+
+def in_ascii(character: str) -> str:
+    """The character, or its escape in a TOML string."""
+    number = ord(character)
+    return character if number < 0x80 else f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
 
 
 def as_value(name: str, value: Any) -> str:

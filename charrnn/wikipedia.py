@@ -18,6 +18,7 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 from charrnn.download import Progress, Report, Unavailable, discard, download
 from charrnn.errors import UserError
 from charrnn.files import locked
+from charrnn.interrupts import interruptible
 from charrnn.splits import in_the_way, split_path, write_splits
 
 CHUNK = 1 << 18  # bytes
@@ -70,8 +71,8 @@ TEXT8 = Archive(
 def prepare(archive: Archive, folder: Path, report: Report, progress: Progress) -> None:
     """Make the splits of an archive's text in a folder, from NAME.zip there or else from the web.
 
-    What a download has fetched until it breaks off stays in the folder for the next call; once the splits are there,
-    it is removed. A zip file that the user has put there stays. Raises UserError.
+    What a download has fetched until it breaks off, or Ctrl-C ends it, stays in the folder for the next call; once the
+    splits are there, it is removed. A zip file that the user has put there stays. Raises UserError.
     """
     found = folder / f"{archive.name}.zip"
     try:
@@ -125,7 +126,7 @@ def _unpack_found(archive: Archive, path: Path, report: Report, progress: Progre
 
 def _fetch(archive: Archive, folder: Path, report: Report, progress: Progress) -> None:
     path = folder / f"{archive.name}.zip.part"
-    with locked(path) as alone:
+    with interruptible(), locked(path) as alone:
         if not alone:
             raise UserError(f"another charrnn is fetching {archive.name} to {folder}: wait until it is done")
         try:
@@ -139,6 +140,13 @@ def _fetch(archive: Archive, folder: Path, report: Report, progress: Progress) -
                     f"or put {archive.name}.zip into {folder} yourself"
                 ) from None
             discard(path)
+        except KeyboardInterrupt:
+            if there := _size(path):
+                report(
+                    f"{archive.name}: interrupted; the {there / 1e6:,.1f} MB fetched so far are kept in {path.parent}, "
+                    "and the same command goes on from there"
+                )
+            raise
         finally:
             if not _size(path):
                 discard(path)

@@ -110,6 +110,30 @@ def test_a_closed_pipe_ends_quietly(trained: Path) -> None:
     assert done.stderr == b""
 
 
+@pytest.mark.parametrize(
+    "words", ["recipes", "models", "-h", "completion bash", "train -print_config", "sample cv -gpuid -1 -verbose 0"]
+)
+def test_an_output_that_takes_nothing_is_one_sentence(trained: Path, words: str) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "charrnn", *words.split()],
+            cwd=trained,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env=environment(),
+        )
+    assert done.stderr.decode() == "charrnn: cannot write the output: No space left on device; send it elsewhere\n"
+    assert done.returncode == 1
+
+
+def test_an_output_that_lacks_a_character_is_one_sentence(trained: Path) -> None:
+    words = ("plot", "cv", "-text", "-label", "山")
+    for encoding in ("ascii", "iso8859-1", "cp1252"):
+        said = one_line(charrnn(*words, cwd=trained, code=1, PYTHONIOENCODING=encoding))
+        assert said.startswith(rf"charrnn: the output is {encoding}, which has no '\u5c71': PYTHONIOENCODING=utf-8")
+    assert "山" in charrnn(*words, cwd=trained, PYTHONIOENCODING="utf-8:surrogateescape").stdout.decode()
+
+
 def test_the_python_face(trained: Path) -> None:
     model, vocabulary = package.load(checkpoints(trained)[-1])
     assert not model.training

@@ -222,7 +222,7 @@ def test_a_run_without_validations_and_one_with_gaps_are_drawn() -> None:
     axes = drawn([blind, gaps], "iterations", "nats", 1)
     assert [list(line.get_ydata()) for line in inside(axes)][2] == [2.0]
     assert {text.get_text() for text in axes.texts} == {"blind", "gaps"}
-    only = drawn([blind], "iterations", "nats", 1)
+    only = drawn([blind], "epochs", "nats", 1)
     assert [text.get_text() for text in only.get_legend().get_texts()] == ["training, each iteration"]
 
 
@@ -243,6 +243,31 @@ def test_curves_differ_without_colours_too() -> None:
     assert len({str(style[1:]) for style in styles[:40]}) == 40
     grey = [np.dot(colors.to_rgb(colour), (0.299, 0.587, 0.114)) for colour in plot.COLOURS]
     assert max(grey) < 0.75, "dark enough on white paper"
+
+
+def test_what_is_drawn_differs_without_colours_too() -> None:
+    blind = [history(np.linspace(3, 2, 1000 + i), name=f"{i}") for i in range(40)]
+    for runs in (blind, [replace(one, validated=np.arange(1, 900), val_loss=one.loss[:899]) for one in blind]):
+        curves = inside(drawn(runs, "iterations", "nats", 0))
+        named = [line for line in curves if line.get_marker() != "None"]
+        assert len(named) == 40
+        looks = {f"{line._dash_pattern if line.is_dashed() else '-'} {line.get_marker()}" for line in named}
+        assert len(looks) == 40
+        assert all(5 <= len(line.get_xdata()[:: line.get_markevery()]) <= 12 for line in named), "dashes show between"
+        others = [line for line in curves if line not in named]
+        assert all(line.get_linestyle() == "-" and line.get_linewidth() < 1 for line in others)
+        assert len(others) == (0 if runs is blind else 40)
+
+
+def test_no_curve_runs_through_the_legend() -> None:
+    flat = [history([3.53] * 200, name="flat"), FALLING, SHORT]
+    for runs in (flat, flat[:1]):
+        picture = plot.picture(runs, "iterations", "nats", 0)
+        picture.draw_without_rendering()
+        axes = picture.axes[0]
+        legend = axes.get_legend().get_window_extent()
+        assert legend.y0 >= axes.get_window_extent().y1
+        assert 0 <= legend.x0 < legend.x1 <= picture.bbox.x1 and legend.y1 <= picture.bbox.y1
 
 
 @given(st.lists(st.tuples(st.floats(-1, 2), st.floats(0.01, 0.3)), max_size=12))
@@ -313,6 +338,8 @@ def test_the_command(trained: Path, tmp_path: Path) -> None:
         (["cv", "-output", "a.gif"], "-output a.gif: a picture's name ends in .png, .svg or .pdf"),
         (["cv", "-output", "png"], "-output png"),
         (["cv", "cv8", "-label", "one"], "1 names for 3 runs"),
+        (["cv", "-label", ""], "-label: a name is empty"),
+        (["cv", "-label", " "], "-label: a name is empty"),
         (["nothing"], "nothing"),
         (["nothing.jsonl"], "nothing.jsonl"),
         (["data"], "data has no checkpoints"),
@@ -352,6 +379,18 @@ def test_text_of_one_run_and_of_several(trained: Path) -> None:
     assert output[1:4] == names
     marks = "".join(line.partition("|")[2] for line in output)
     assert {"a", "A", "b", "c", "C"} <= set(marks) and "B" not in marks, "one has no validations"
+
+
+def test_names_do_not_drive_the_terminal(trained: Path, tmp_path: Path) -> None:
+    evil = "\x1b[31mred\x07"
+    shutil.copy(trained / METRICS, tmp_path / f"lm_{evil}_metrics.jsonl")
+    output, _ = run(tmp_path, "plot", ".", "-text")
+    assert output[1] == r". training, o validation: \x1b[31mred\x07"
+    output, _ = run(trained, "plot", "cv", "-text", "-label", f"{evil}\n\tand 山")
+    assert output[1] == r". training, o validation: \x1b[31mred\x07 and 山"
+    assert histories.names([replace(history([1.0]), source=Path(evil))] * 2) == [r"\x1b[31mred\x07"] * 2
+    run(trained, "plot", "cv", "-label", evil, "-output", tmp_path / "a.svg")
+    ElementTree.parse(tmp_path / "a.svg")
 
 
 def test_text_has_its_points_where_they_belong() -> None:

@@ -178,7 +178,10 @@ def test_a_recipe_has_its_name_in_every_folder_and_a_file_of_that_name_wins(tmp_
 def test_what_is_neither_file_nor_recipe_is_named(tmp_path: Path) -> None:
     said = one_line(charrnn("train", "-config", "rhn_enwik", cwd=tmp_path, code=1))
     assert "rhn_enwik:" in said and "(did you mean rhn_enwik8?)" in said and "charrnn recipes" in said
-    assert "no/rhn_ptb.toml" in one_line(charrnn("train", "-config", "no/rhn_ptb.toml", cwd=tmp_path, code=1))
+    assert "no/mine.toml: No such file" in one_line(charrnn("train", "-config", "no/mine.toml", cwd=tmp_path, code=1))
+    for path in ("recipes/rhn_ptb.toml", "no/rhn_ptb"):  # as a page tells those who have the checkout
+        said = one_line(charrnn("train", "-config", path, cwd=tmp_path, code=1))
+        assert f"-config {path}: there is no such file; -config rhn_ptb, without a folder, is the recipe" in said
     (tmp_path / "cv").mkdir()
     assert "cv: Is a directory" in one_line(charrnn("train", "-config", "cv", cwd=tmp_path, code=1))
 
@@ -272,6 +275,16 @@ def test_strange_values_come_back_as_they_were(tmp_path: Path) -> None:
     assert "# data_dir = " in "\n".join(output), "a folder that does not count is no setting"
     _, said = run(tmp_path, "train", "-savefile", os.fsdecode(b"\xff"), "-print_config", code=1)
     assert "-savefile '\\udcff': TOML cannot hold" in said[-1]
+
+
+def test_an_output_that_is_not_utf8_still_is_toml(tmp_path: Path) -> None:
+    strange = 'dätä "𝄞"'
+    for encoding in ("ascii", "latin-1"):  # latin-1 has an ä, but a file with it is not TOML
+        words = ("train", "-data_dir", strange, "-print_config")
+        done = charrnn(*words, cwd=tmp_path, PYTHONIOENCODING=encoding)
+        assert done.stdout.isascii() and done.stderr == b""
+        assert tomllib.loads(done.stdout.decode())["data_dir"] == strange
+    assert strange.replace('"', '\\"') in "\n".join(run(tmp_path, *words)[0]), "where it can be it is readable"
 
 
 def test_the_checkpoint_is_a_source(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -96,7 +97,7 @@ def show_settings(settings: configuration.Configuration) -> int:
     for line in settings.notes:
         note(line)
     values = {name: getattr(settings.options, name) for name in training_options()} | settings.model_options
-    print(recipes.as_toml(values, settings.sources), end="")
+    print(recipes.as_toml(values, settings.sources, sys.stdout.encoding or "utf-8"), end="")
     return 0
 
 
