@@ -200,7 +200,7 @@ def find(path: Path) -> Path:
     if not scored:
         return find_newest(path)
     best = min(loss for loss, _ in scored)
-    return max((file for loss, file in scored if loss == best), key=_written)
+    return max((file for loss, file in scored if loss == best), key=written)
 
 
 def find_newest(path: Path) -> Path:
@@ -210,7 +210,7 @@ def find_newest(path: Path) -> Path:
     files = list(path.glob("lm_*.pt"))
     if not files:
         raise UserError(f"the folder {path} has no checkpoints (lm_....pt): charrnn train makes one")
-    return max(files, key=_written)
+    return max(files, key=written)
 
 
 def _existing(path: Path) -> Path:
@@ -226,7 +226,8 @@ def _is(kind: Callable[[Path], bool], path: Path) -> bool:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
 
 
-def _written(file: Path) -> int:
+def written(file: Path) -> int:
+    """When a checkpoint was written, in nanoseconds: what the newest is newest by."""
     return file.stat().st_mtime_ns
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from charrnn.checkpoint import find_newest
+from charrnn.checkpoint import find_newest, written
 from charrnn.configuration import HARMLESS
 from charrnn.errors import UserError
 from charrnn.inspection import inspect
@@ -87,7 +87,7 @@ def of_folder(folder: Path) -> list[History]:
     for path in folder.glob("lm_*.pt"):
         if match := OF_RUN.fullmatch(path.name):
             runs.setdefault(match[1], []).append(path)
-    newest = {name: max(files, key=lambda path: path.stat().st_mtime_ns) for name, files in runs.items()}
+    newest = {name: max(files, key=written) for name, files in runs.items()}
     metrics = {path.name[3:-14]: path for path in folder.glob(METRICS.format("*"))}
     found = metrics | newest
     return [of_file(found[name]) for name in sorted(found)] or [of_checkpoint(find_newest(folder))]

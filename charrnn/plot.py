@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import cycle
-from math import log
 from pathlib import Path
 from string import ascii_letters, ascii_lowercase
 from textwrap import fill
@@ -19,6 +18,7 @@ from charrnn import curve, histories
 from charrnn.errors import UserError
 from charrnn.files import replacing
 from charrnn.histories import Axis, History
+from charrnn.units import bits
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -93,7 +93,7 @@ def picture(runs: Sequence[History], x: Axis, y: Unit, smooth: int) -> Figure:
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
-    scale = 1 / log(2) if y == "bpc" else 1.0
+    scale = bits(1.0) if y == "bpc" else 1.0
     ends = [add(axes, run, style, x, scale, smooth) for run, style in zip(runs, styles(), strict=False)]
     fit(axes, runs, scale, smooth)
     axes.set_xlabel(LABELS[x])
@@ -215,7 +215,7 @@ def text(
     """The same curves as lines of text, with a letter for each run. Raises UserError for more runs than letters."""
     if len(runs) > len(ascii_lowercase):
         raise UserError(f"{len(runs)} runs are more than there are letters for: name fewer, or -output a picture")
-    scale = 1 / log(2) if y == "bpc" else 1.0
+    scale = bits(1.0) if y == "bpc" else 1.0
     marks = [(".", "o")] if len(runs) == 1 else list(zip(ascii_letters[:26], ascii_letters[26:], strict=True))
     series: dict[str, list[curve.Point]] = {}
     for history, (mark, _) in zip(runs, marks, strict=False):
