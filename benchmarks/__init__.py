@@ -1,1 +1,5 @@
-"""How fast charrnn is, measured beside what it competes with: ``python -m benchmarks``."""
+"""How fast charrnn is, and how near to what the machine can do: ``python -m benchmarks``."""
+
+from charrnn.spinning import keep_short
+
+keep_short()  # before torch is loaded, as `charrnn train` does

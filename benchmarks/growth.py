@@ -6,11 +6,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import log
 
-import torch
-
 from benchmarks.measure import Row, in_turn, processors
 from benchmarks.networks import plain
-from benchmarks.subjects import BATCH, NAMES, SEQUENCE, Subject, V, by_hand, split, training
+from benchmarks.subjects import (
+    BATCH,
+    NAMES,
+    SEQUENCE,
+    Subject,
+    V,
+    by_hand,
+    kernels_of,
+    split,
+    training,
+    with_kernels,
+)
 
 AXES = {
     "rnn_size": (64, 128, 256, 512, 1024),
@@ -29,18 +38,18 @@ class Sizes:
 
 
 def run(quick: bool) -> list[Row]:
-    torch.set_num_threads(processors())
     rows = []
     for name in ("lstm", "rnn") if quick else NAMES:
         for axis, values in AXES.items():
             measured = [measure(name, sizes, repeats=3) for sizes in along(axis, values[:3] if quick else values)]
-            exponent = slope([(log(value), log(ms)) for value, (ms, _) in zip(values, measured, strict=False)])
-            for value, (ms, its_ms) in zip(values, measured, strict=False):
+            exponent = slope([(log(value), log(ms)) for value, (_, ms, _) in zip(values, measured, strict=False)])
+            for value, (kernels, ms, its_ms) in zip(values, measured, strict=False):
                 rows.append(
                     {
                         "model": name,
                         "size": axis,
                         "value": value,
+                        "kernels": kernels,
                         "ms": ms,
                         "plain torch, ms": its_ms,
                         "times as fast": its_ms / ms,
@@ -56,15 +65,18 @@ def along(axis: str, values: tuple[int, ...]) -> Iterator[Sizes]:
         yield Sizes(**{axis: value})
 
 
-def measure(name: str, sizes: Sizes, repeats: int) -> tuple[float, float]:
-    """Milliseconds of an iteration, ours and the fastest plain network's."""
+def measure(name: str, sizes: Sizes, repeats: int) -> tuple[str, float, float]:
+    """The faster kernels, as -kernels auto finds them; milliseconds of an iteration, ours and the plain network's."""
     subject = Subject(name, sizes.rnn_size, sizes.num_layers)
     minibatches = split(sizes.batch_size, sizes.seq_length, minibatches=20)
     networks = plain(name, V, sizes.rnn_size, sizes.num_layers)
-    arms = {way: by_hand(network, minibatches) for way, network in networks.items()}
-    timings = in_turn({"charrnn": training(subject.model(), minibatches), **arms}, repeats, warm_up=1)
-    ours = timings.pop("charrnn")
-    return 1e3 * ours.median, 1e3 * min(timing.median for timing in timings.values())
+    threads = processors()
+    arms = {way: with_kernels("torch", threads, by_hand(network, minibatches)) for way, network in networks.items()}
+    for kernels in kernels_of(subject):
+        arms[kernels] = with_kernels(kernels, threads, training(subject.model(), minibatches))
+    ms = {name: 1e3 * timing.median for name, timing in in_turn(arms, repeats, warm_up=1).items()}
+    best = min(kernels_of(subject), key=lambda kernels: ms[kernels])
+    return best, ms[best], min(ms[way] for way in networks)
 
 
 def slope(points: list[tuple[float, float]]) -> float:

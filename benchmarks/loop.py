@@ -7,18 +7,17 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 from typing import Any
 
-import torch
-
 from benchmarks.measure import Row, in_turn, thread_counts
 from benchmarks.subjects import bare, split, subjects, training
 from charrnn.display import PlainDisplay
+from charrnn.kernels import choice
 
 
 def run(quick: bool) -> list[Row]:
     rows = []
     for subject in subjects(128):
         for threads in thread_counts():
-            torch.set_num_threads(threads)
+            choice.use("torch", threads)
             minibatches = split()
             arms = {
                 "loop": displayed(training(subject.model(), minibatches)),

@@ -52,15 +52,14 @@ def summary(seconds: list[float]) -> Timing:
     return Timing(median, low, high)
 
 
-def product_rate(threads: int, repeats: int = 15) -> float:
-    """FLOPs a second in float32 products with that many threads: the best median of 512, 1024 and 2048 square."""
-    torch.set_num_threads(threads)
-    rates = []
-    for size in (512, 1024, 2048):
-        a, b, out = (torch.randn(size, size) for _ in range(3))
-        timing = in_turn({"product": partial(torch.mm, a, b, out=out)}, repeats)["product"]
-        rates.append(2 * size**3 / timing.median)
-    return max(rates)
+PRODUCT = 1024  # rows and columns
+PRODUCT_FLOPS = 2 * PRODUCT**3
+
+
+def product() -> Callable[[], Any]:
+    """A large float32 product in torch, to be timed beside what the machine's rate is to be compared with."""
+    a, b, out = (torch.randn(PRODUCT, PRODUCT) for _ in range(3))
+    return partial(torch.mm, a, b, out=out)
 
 
 def processors() -> int:

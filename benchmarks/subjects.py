@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from charrnn import registry
 from charrnn.allocator import keep_freed_memory
 from charrnn.data import Split
+from charrnn.kernels import choice
 from charrnn.options import TrainingOptions
 from charrnn.training import Training
 
@@ -42,6 +43,7 @@ class Subject:
         return registry.create(self.name.partition(" ")[0], V, self.size, self.layers, 0.0, **self.options)
 
 
+COMPILED = ("gru", "rnn", "rhn")
 NAMES = ("lstm", "gru", "gru -reset_after 1", "rnn", "grid_lstm", "rhn")
 
 
@@ -64,6 +66,21 @@ def training(model: nn.Module, minibatches: Split) -> Callable[[], Any]:
     options = TrainingOptions(max_epochs=1_000_000)
     run = Training(model, minibatches, None, options).run()
     return lambda: next(run)
+
+
+def kernels_of(subject: Subject) -> tuple[choice.Kernels, ...]:
+    """The kinds of kernels that a model can be computed with here."""
+    return ("torch", "compiled") if subject.name in COMPILED and choice.available() else ("torch",)
+
+
+def with_kernels(kernels: choice.Kernels, threads: int, iteration: Callable[[], Any]) -> Callable[[], Any]:
+    """The iteration, computed with those kernels and threads."""
+
+    def call() -> Any:
+        choice.use(kernels, threads)
+        return iteration()
+
+    return call
 
 
 def by_hand(model: nn.Module, minibatches: Split) -> Callable[[], Any]:

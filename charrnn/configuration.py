@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 TEXT = {"data_dir", "input"}
 ARCHITECTURE = ("model", "rnn_size", "num_layers")
 
-# what a resumed run may change: none of it changes the weights that come out
+# what a resumed run may change: none of it changes the weights that come out, or, gpuid and kernels, but their rounding
 HARMLESS = {
     "data_dir",
     "max_epochs",
@@ -35,6 +35,7 @@ HARMLESS = {
     "early_stop",
     "input",
     "gpuid",
+    "kernels",
     "accurate_gpu_timing",
 }
 
@@ -105,6 +106,8 @@ def configure(flags: Mapping[str, Any], config: str | None = None, resume: str |
         _refuse_changes(values, saved)
         if "data_dir" in values:
             saved["input"] = ()
+        if saved["kernels"] == "auto":  # from before there was a choice
+            saved["kernels"] = "torch"
         sources |= dict.fromkeys(saved.keys() - values.keys(), f"checkpoint {resume}")
         values = saved | values
     options = TrainingOptions(**{name: values[name] for name in training_options() if name in values})
@@ -145,6 +148,8 @@ def _check_together(options: TrainingOptions) -> None:
     check_fractions(options.train_frac, options.val_frac)
     if options.task == "addition" and options.level == "word":
         raise UserError("-task addition reads sums character by character: leave out -level word")
+    if options.kernels == "compiled" and options.precision == "bf16":
+        raise UserError("-kernels compiled computes in float32 or float64: leave out -precision bf16")
     if options.unk and options.level == "char":
         raise UserError(f"-unk {options.unk} stands for unknown words: add -level word, or leave it out")
     if options.unk and options.unk.split() != [options.unk]:

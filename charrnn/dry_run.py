@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from charrnn.configuration import Configuration
 from charrnn.evaluation import summed_loss
+from charrnn.kernels import choice
 from charrnn.memory import size
 from charrnn.precision import arithmetic
 from charrnn.run import Report, Run
@@ -163,8 +164,8 @@ def matrix_products(run: Run) -> int:
 
 @contextmanager
 def plain_operations() -> Iterator[None]:
-    """Without the fused recurrent layers, in which no single product can be counted."""
-    with warnings.catch_warnings():
+    """Without the fused recurrent layers and compiled kernels, in which no single product can be counted."""
+    with choice.torch_alone(), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # about TF32 on GPUs of Intel, which the first switch also sets
         with torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False):
             yield

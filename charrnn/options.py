@@ -266,6 +266,9 @@ class TrainingOptions:
     threads: int = setting(
         0, "CPU threads; auto = as many as are fastest, found by trying", "device", Interval(0, 1024), zero="auto"
     )
+    kernels: Literal["auto", "torch", "compiled"] = setting(
+        "auto", "what computes gru, rnn and rhn on a CPU; auto = the faster, found by trying", "device"
+    )
     accurate_gpu_timing: bool = setting(False, "wait for the GPU at every iteration: exact times, slower", "device")
     opencl: bool = setting(False, "char-rnn's OpenCL switch: not available on PyTorch", "device")
 

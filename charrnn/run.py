@@ -22,7 +22,7 @@ from charrnn.device import choose_device
 from charrnn.errors import UserError
 from charrnn.metrics import Events, Metrics, MetricsFile
 from charrnn.summary import Summary, advice
-from charrnn.threads import find_fastest
+from charrnn.threads import settle
 from charrnn.training import Diverged, Record, Training
 from charrnn.vocabulary import Vocabulary, Words
 
@@ -43,8 +43,8 @@ class Run:
         keep_freed_memory()
         if options.threads:
             torch.set_num_threads(options.threads)
-        # kept in the checkpoint: sums come out the same only with the same number of threads
-        options = replace(options, threads=torch.get_num_threads())
+        # kept in the checkpoint: sums come out the same only with the same kernels and number of threads
+        options = replace(options, threads=torch.get_num_threads(), kernels="torch")
         self.options = options = replace(options, input=tuple(map(str, find_files(options.input))))
         self.model_options = configuration.model_options
         self.report = report
@@ -70,9 +70,10 @@ class Run:
             self.model.to(device, precision.weights_dtype(options.precision))
             if configuration.start:
                 self._start_from(configuration.start)
-            if not configuration.options.threads and device.type == "cpu":
-                options = replace(options, threads=find_fastest(self.model, splits["train"], options))
-                self.options = options
+            if device.type == "cpu":
+                asked = configuration.options
+                options = replace(options, threads=asked.threads, kernels=asked.kernels)
+                self.options = options = settle(self.model, splits["train"], options, report)
             self.training = Training(self.model, splits["train"], splits.get("val"), options)
         self.kept: list[str] = []
         self.saved_at = time.monotonic()

@@ -1,42 +1,93 @@
-"""The number of CPU threads that trains a model fastest, found by trying."""
+"""The kernels and the number of CPU threads that train a model fastest, found by trying."""
 
 from __future__ import annotations
 
 import copy
 import statistics
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import nn
 
+from charrnn.errors import UserError
 from charrnn.evaluation import Minibatches
+from charrnn.kernels import choice
 from charrnn.options import TrainingOptions
 from charrnn.training import Diverged, Training
 
 TRIALS = 5  # timed iterations at each number
 PATIENCE = 1.0  # seconds: an iteration longer than this is timed once
+Report = Callable[[str], None]
 
 
-def find_fastest(model: nn.Module, train: Minibatches, options: TrainingOptions) -> int:
-    """How many threads to train with, and have torch use them.
+def settle(model: nn.Module, train: Minibatches, options: TrainingOptions, report: Report) -> TrainingOptions:
+    """Have this process compute on the CPU with the options' kernels and threads, and return those options.
 
-    A few iterations on a copy of the model are timed with 1, 2, 4, ... threads, up to as many as torch uses now (the
-    machine's cores, or $OMP_NUM_THREADS). More threads are not always faster: in small products they mostly wait for
-    each other. The model and torch's random numbers stay as they were.
+    What they leave open is found by trying: a few iterations on a copy of the model are timed with each of the kernels
+    and with 1, 2, 4, ... threads, up to as many as torch uses now (the machine's cores, or $OMP_NUM_THREADS). More
+    threads are not always faster: in small products they mostly wait for each other. The model and torch's random
+    numbers stay as they were.
+
+    Raises UserError where the options name the compiled kernels and these cannot run.
     """
     state = torch.get_rng_state()
+    # a trial is not validated, and what depends on that is left out
+    tried = replace(options, lr_schedule="constant", early_stop=0)
+    seconds = dict(_trials(model, train, tried, report))
+    kernels, threads = min(seconds, key=lambda pair: seconds[pair])
+    choice.use(kernels, threads)
+    torch.set_rng_state(state)
+    return replace(options, kernels=kernels, threads=threads)
+
+
+def _trials(
+    model: nn.Module, train: Minibatches, options: TrainingOptions, report: Report
+) -> Iterator[tuple[tuple[choice.Kernels, int], float]]:
+    """Kernels and threads, and the seconds of an iteration with them; a lone pair is not timed."""
     most = torch.get_num_threads()
     counts = sorted({most, *(2**n for n in range(most.bit_length()) if 2**n <= most)})
-    seconds = {count: _time(model, train, options, count) for count in counts} if most > 1 else {1: 0.0}
-    fastest = min(seconds, key=lambda count: seconds[count])
-    torch.set_num_threads(fastest)
-    torch.set_rng_state(state)
-    return fastest
+    counts = [options.threads] if options.threads else counts
+    either = options.kernels == "auto" and options.precision != "bf16" and choice.available()
+    timed = either or len(counts) > 1
+    choice.asked()
+    if options.kernels != "compiled":
+        for count in counts:
+            yield ("torch", count), _time(model, train, options, "torch", count) if timed else 0
+    if options.kernels == "compiled" or (either and choice.asked()):
+        if problem := _compile(model, train, options, report):
+            if options.kernels == "compiled":
+                raise UserError(f"-kernels compiled: {problem}; -kernels torch does without")
+            report(f"computing with torch alone: {problem}")
+            return
+        for count in counts:
+            yield ("compiled", count), _time(model, train, options, "compiled", count) if timed else 0
 
 
-def _time(model: nn.Module, train: Minibatches, options: TrainingOptions, threads: int) -> float:
+def _compile(model: nn.Module, train: Minibatches, options: TrainingOptions, report: Report) -> str:
+    """One iteration on a copy of the model, so that its kernels are compiled. What went wrong, or ''."""
+    if not choice.available():
+        return f"the compiled kernels need {', '.join(choice.NEEDED)}: pip install 'char-rnn-torch[fast]'"
+    try:
+        from charrnn.kernels.compiled import kept
+
+        if not kept.filled():
+            report("compiling the kernels, which takes some seconds and is kept for the next time")
+        choice.use("compiled", 1)
+        next(Training(copy.deepcopy(model), train, None, options).run(), None)
+    except (UserError, Diverged):  # not the kernels' doing: the run itself will say so
+        pass
+    except Exception as error:  # numba fails in as many ways as there are machines
+        return f"the compiled kernels do not run here ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+    return ""
+
+
+def _time(
+    model: nn.Module, train: Minibatches, options: TrainingOptions, kernels: choice.Kernels, threads: int
+) -> float:
     """Seconds an iteration takes: the median of a few, after one that warms up."""
-    torch.set_num_threads(threads)
+    choice.use(kernels, threads)
     run = Training(copy.deepcopy(model), train, None, options).run()
     took = []
     for _ in range(TRIALS + 1):

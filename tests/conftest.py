@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # what one test compiles the others find, in whatever home they run
+    os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"charrnn-tests-{os.getuid()}"))
     # small tests gain nothing from a second thread, and workers side by side lose by it
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     # a script's background jobs and nohup ignore these, and so would every process that a test sends one to
@@ -32,3 +36,20 @@ def pytest_configure(config: pytest.Config) -> None:
 def reference(pytestconfig: pytest.Config) -> Path:
     """The folder of recorded values of the original programs."""
     return Path(pytestconfig.getoption("--reference"))
+
+
+@pytest.fixture(params=["torch", "compiled"])
+def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Compute with these kernels, and with two threads if they are the compiled ones."""
+    import torch
+
+    from charrnn.kernels import choice
+
+    before = torch.get_num_threads()
+    if request.param == "compiled":
+        if not choice.available():
+            pytest.skip("the extra [fast] is not installed")
+        choice.use("compiled", 2)
+        torch.set_num_threads(before)
+    yield request.param
+    choice.use("torch", before)

@@ -14,6 +14,7 @@ import pytest
 import charrnn
 from charrnn import registry
 from charrnn.cli import COMMANDS
+from charrnn.kernels import choice
 
 PACKAGE = Path(charrnn.__file__).parent
 MODULES = {".".join(p.relative_to(PACKAGE.parent).with_suffix("").parts): p for p in PACKAGE.rglob("*.py")}
@@ -45,6 +46,8 @@ FORBIDDEN = {
     "charrnn.wikipedia": ["click", "rich", "torch", "numpy", "charrnn.display", "charrnn.datasets"],
     "charrnn.penn_treebank": ["click", "rich", "torch", "numpy", "charrnn.display", "charrnn.datasets"],
 }
+
+FAST = ("numba", "scipy", "threadpoolctl")  # the extra [fast]: what only the compiled kernels may need
 
 
 def imported(path: Path, everywhere: bool) -> Iterator[str]:
@@ -98,10 +101,13 @@ def test_only_the_command_line_knows_click_and_only_the_display_knows_rich() -> 
 def test_kernels_import_torch_and_numpy_alone_and_models_torch_and_kernels() -> None:
     allowed = (*sys.stdlib_module_names, "torch")
     hot = (*allowed, "numpy")
+    assert set(choice.NEEDED) == set(FAST)
     for name, path in MODULES.items():
         if is_under(name, "charrnn.kernels"):
+            extra = FAST if is_under(name, "charrnn.kernels.compiled") or name == "charrnn.kernels.choice" else ()
             for other in imported(path, everywhere=True):
-                assert other.partition(".")[0] in hot or is_under(other, "charrnn.kernels"), (name, other)
+                top = other.partition(".")[0]
+                assert top in (*hot, *extra) or is_under(other, "charrnn.kernels"), (name, other)
     for file in registry.models().values():
         if file.origin == registry.BUILT_IN:
             for other in imported(file.path, everywhere=True):
@@ -119,3 +125,11 @@ def test_the_short_help_is_the_first_line_of_the_commands_own(command: str) -> N
     words = "import importlib, sys; print(importlib.import_module(f'charrnn.commands.{sys.argv[1]}').command.help)"
     done = subprocess.run([sys.executable, "-c", words, command], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[0].startswith(COMMANDS[command].rstrip("."))
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if not is_under(name, "charrnn.kernels.compiled")])
+def test_the_extra_fast_is_asked_for_late_and_in_one_place(module: str) -> None:
+    top = {other.partition(".")[0] for other in imported(MODULES[module], everywhere=False)}
+    assert not top & set(FAST)
+    if module != "charrnn.kernels.choice":
+        assert not {other.partition(".")[0] for other in imported(MODULES[module], everywhere=True)} & set(FAST)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from charrnn import registry
 from charrnn.configuration import configure
-from charrnn.kernels import blocks, gru, rnn
+from charrnn.kernels import blocks, choice, gru, rnn
 from charrnn.run import Run
 from charrnn.testing import Case
 
@@ -46,8 +46,8 @@ KERNELS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], int]] = {
     "rnn": (rnn.scan, plain_rnn, 1),
     "gru": (gru.scan, plain_gru, 3),
 }
-# one step; one block; blocks with a shorter last one; blocks of one step; one row
-SIZES = [(1, 2), (6, 3), (7, 200), (3, 600), (1100, 1)]
+# one step; one block; blocks with a shorter last one; blocks of one step; one row; rows in parts of unlike size
+SIZES = [(1, 2), (6, 3), (7, 200), (3, 600), (1100, 1), (40, 77)]
 
 
 def arguments(gates: int, T: int, B: int, characters: bool, dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -72,7 +72,7 @@ def assert_equal(actual: Any, expected: Any, atol: float = 1e-12) -> None:
 @pytest.mark.parametrize("characters", [False, True])
 @pytest.mark.parametrize(("T", "B"), SIZES)
 @pytest.mark.parametrize("name", KERNELS)
-def test_kernel_is_the_plain_loop(name: str, T: int, B: int, characters: bool) -> None:
+def test_kernel_is_the_plain_loop(name: str, T: int, B: int, characters: bool, kernels: str) -> None:
     scan, plain, gates = KERNELS[name]
     x, *rest = inputs = arguments(gates, T, B, characters)
     before = [tensor.detach().clone() for tensor in inputs]
@@ -89,7 +89,7 @@ def test_kernel_is_the_plain_loop(name: str, T: int, B: int, characters: bool) -
 
 
 @pytest.mark.parametrize("name", KERNELS)
-def test_the_layout_of_the_input_does_not_matter(name: str) -> None:
+def test_the_layout_of_the_input_does_not_matter(name: str, kernels: str) -> None:
     """A transposed input: what is computed of it is written to a gradient in whatever layout that has."""
     scan, plain, gates = KERNELS[name]
     x, *rest = arguments(gates, 5, 3, characters=False)
@@ -101,13 +101,13 @@ def test_the_layout_of_the_input_does_not_matter(name: str) -> None:
 
 @pytest.mark.parametrize("characters", [False, True])
 @pytest.mark.parametrize("name", KERNELS)
-def test_kernel_passes_gradcheck(name: str, characters: bool) -> None:
+def test_kernel_passes_gradcheck(name: str, characters: bool, kernels: str) -> None:
     scan, _, gates = KERNELS[name]
     assert torch.autograd.gradcheck(scan, arguments(gates, 4, 2, characters))
 
 
 @pytest.mark.parametrize("name", KERNELS)
-def test_blocks_do_not_show(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_do_not_show(name: str, monkeypatch: pytest.MonkeyPatch, kernels: str) -> None:
     scan, _, gates = KERNELS[name]
     inputs = arguments(gates, 9, 2, False)
     results = []
@@ -120,7 +120,7 @@ def test_blocks_do_not_show(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", KERNELS)
-def test_kernel_in_single_precision(name: str) -> None:
+def test_kernel_in_single_precision(name: str, kernels: str) -> None:
     scan, plain, gates = KERNELS[name]
     x, *rest = inputs = arguments(gates, 30, 3, True, torch.float32)
     expected = plain(vectors(x), *(tensor.double() for tensor in rest))
@@ -132,7 +132,7 @@ def test_kernel_in_single_precision(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", KERNELS)
-def test_kernel_is_not_differentiated_twice(name: str) -> None:
+def test_kernel_is_not_differentiated_twice(name: str, kernels: str) -> None:
     scan, _, gates = KERNELS[name]
     x, *rest = arguments(gates, 3, 2, True)
     first = torch.autograd.grad(scan(x, *rest).square().sum(), rest, create_graph=True)
@@ -148,7 +148,7 @@ def test_tanh_by_way_of_the_sigmoid(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("name", KERNELS)
-def test_a_model_is_the_same_without_its_kernel(name: str) -> None:
+def test_a_model_is_the_same_without_its_kernel(name: str, kernels: str) -> None:
     model = Case(name, 3).build()
     x = torch.arange(21).view(7, 3) % 5
     results = []
@@ -170,7 +170,7 @@ class Replay(nn.Module):
 
 
 @pytest.mark.parametrize("name", KERNELS)
-def test_dropout_acts_between_layers_and_before_the_decoder(name: str) -> None:
+def test_dropout_acts_between_layers_and_before_the_decoder(name: str, kernels: str) -> None:
     _, plain, _ = KERNELS[name]
     model = Case(name, 3).build()
     x, masks = torch.arange(12).view(4, 3) % 7, torch.randint(2, (3, 4, 3, 5)).double() * 2
@@ -209,15 +209,16 @@ def train(folder: Path, threads: int, **flags: Any) -> dict[str, Tensor]:
         for _ in run.records():
             pass
     finally:
-        torch.set_num_threads(before)
+        choice.use("torch", before)
     return run.model.state_dict()
 
 
+@pytest.mark.parametrize("chosen", ["torch", "compiled"])
 @pytest.mark.parametrize("name", registry.models())
-def test_training_with_threads_is_training_without(name: str, tmp_path: Path) -> None:
-    alone = train(tmp_path / "one", 1, model=name)
-    together = train(tmp_path / "two", 2, model=name)
-    again = train(tmp_path / "again", 2, model=name)
+def test_training_with_threads_is_training_without(name: str, chosen: str, tmp_path: Path) -> None:
+    alone = train(tmp_path / "one", 1, model=name, kernels="torch")
+    together = train(tmp_path / "two", 2, model=name, kernels=chosen)
+    again = train(tmp_path / "again", 2, model=name, kernels=chosen)
     for key, weights in alone.items():
         assert_equal(together[key], weights, atol=1e-9)
         assert torch.equal(together[key], again[key])

@@ -157,11 +157,23 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         folder = Path(metafunc.config.getoption("--reference"))
         files = sorted([*folder.glob("char_rnn_*.npz"), *folder.glob("grid_lstm_*.npz")])
         metafunc.parametrize("path", files, ids=lambda path: path.stem)
+    if "kernel_path" in metafunc.fixturenames:
+        folder = Path(metafunc.config.getoption("--reference"))
+        files = sorted([*folder.glob("char_rnn_gru*.npz"), *folder.glob("char_rnn_rnn*.npz")])
+        metafunc.parametrize("kernel_path", files, ids=lambda path: path.stem)
 
 
 @pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS.keys())
 def test_equals_the_original(path: Path, check: Callable[[Case], None]) -> None:
     check(Case(path))
+
+
+@pytest.mark.parametrize("kernels", ["compiled"], indirect=True)
+@pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS.keys())
+def test_the_compiled_kernels_equal_the_original(
+    kernel_path: Path, check: Callable[[Case], None], kernels: str
+) -> None:
+    check(Case(kernel_path))
 
 
 def test_every_array_is_compared_or_left_out_with_a_reason(path: Path) -> None:

@@ -31,6 +31,7 @@ FLAGS: dict[str, Any] = {
     "eval_val_every": 7,
     "gpuid": -1,
     "threads": 1,
+    "kernels": "torch",
 }
 
 

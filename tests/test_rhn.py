@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from charrnn import registry
 from charrnn.data import Split, Text
 from charrnn.evaluation import evaluate, evaluate_tokens, summed_loss
-from charrnn.kernels import highway
+from charrnn.kernels import blocks, highway
 from charrnn.monte_carlo import SMALLEST, monte_carlo, sample_losses
 from charrnn.options import TrainingOptions
 from charrnn.training import Training
@@ -337,7 +337,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS.keys())
-def test_equals_the_original(path: Path, check: Callable[[Case], None]) -> None:
+def test_equals_the_original(path: Path, check: Callable[[Case], None], kernels: str) -> None:
     check(Case(path))
 
 
@@ -445,7 +445,7 @@ def random_state(model: nn.Module, B: int) -> Tensor:
 
 @torch.no_grad()
 @pytest.mark.parametrize("use_kernel", [True, False])
-def test_equals_the_paper_step_by_step(model: nn.Module, use_kernel: bool) -> None:
+def test_equals_the_paper_step_by_step(model: nn.Module, use_kernel: bool, kernels: str) -> None:
     x, state = text(6, 3, len(model.embedding)), random_state(model, 3)
     masks = model.draw_masks(x, torch.Generator().manual_seed(1))
     model.use_kernel = use_kernel
@@ -459,7 +459,7 @@ def test_equals_the_paper_step_by_step(model: nn.Module, use_kernel: bool) -> No
 
 
 @torch.no_grad()
-def test_three_chunks_with_carried_state_equal_one_pass(model: nn.Module) -> None:
+def test_three_chunks_with_carried_state_equal_one_pass(model: nn.Module, kernels: str) -> None:
     x, state = text(11, 3, len(model.embedding)), (random_state(model, 3),)
     model.eval()
     whole, final = model(x, state)
@@ -482,7 +482,7 @@ def test_step_equals_forward(model: nn.Module) -> None:
     torch.testing.assert_close(state, final, rtol=0, atol=1e-13)
 
 
-def test_finite_differences() -> None:
+def test_finite_differences(kernels: str) -> None:
     model = make(4, 3, 2, depth=2, **DROPS)
     x, names = text(4, 2, 4), [name for name, _ in model.named_parameters()]
     masks = model.draw_masks(x, torch.Generator().manual_seed(2))
@@ -509,6 +509,7 @@ SHAPES = {
     "one row": (5, 1, 4, 6, 3),
     "depth one": (5, 3, 6, 4, 1),
     "one of each": (1, 1, 1, 1, 1),
+    "rows in parts": (30, 77, 4, 6, 2),
 }
 
 
@@ -517,9 +518,10 @@ SHAPES = {
 @pytest.mark.parametrize("M", [1, 2])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_kernel_equals_the_loop(
-    shape: tuple[int, ...], M: int, masked: bool, block: int, monkeypatch: pytest.MonkeyPatch
+    shape: tuple[int, ...], M: int, masked: bool, block: int, kernels: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(highway, "BLOCK", block)
+    for module in (highway, blocks):
+        monkeypatch.setattr(module, "BLOCK", block)
     inputs, n = arguments(M, *shape, masked)
     expected = rhn.loop(*inputs, n)
     upstream = torch.randn(expected.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
@@ -535,12 +537,12 @@ def test_kernel_equals_the_loop(
 
 
 @pytest.mark.parametrize("M", [1, 2])
-def test_kernel_passes_gradcheck(M: int) -> None:
+def test_kernel_passes_gradcheck(M: int, kernels: str) -> None:
     inputs, n = arguments(M, 3, 2, 2, 3, 2, masked=True)
     assert torch.autograd.gradcheck(lambda *tensors: highway.scan(*tensors, n), inputs)
 
 
-def test_gradcheck_sees_a_wrong_gradient() -> None:
+def test_gradcheck_sees_a_wrong_gradient(kernels: str) -> None:
     inputs, n = arguments(1, 3, 2, 2, 3, 2, masked=True)
 
     def wrong(x: Tensor, *rest: Tensor) -> Tensor:
@@ -550,7 +552,7 @@ def test_gradcheck_sees_a_wrong_gradient() -> None:
         torch.autograd.gradcheck(wrong, inputs)
 
 
-def test_kernel_gradients_are_not_differentiated_again() -> None:
+def test_kernel_gradients_are_not_differentiated_again(kernels: str) -> None:
     inputs, n = arguments(1, 2, 2, 2, 2, 2, masked=True)
     gradients = torch.autograd.grad(highway.scan(*inputs, n).square().sum(), inputs, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):

@@ -1,4 +1,4 @@
-"""The thread count is chosen by trying, and trying leaves no trace."""
+"""Kernels and threads are chosen by trying, and trying leaves no trace."""
 
 from __future__ import annotations
 
@@ -6,42 +6,113 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from command import SMALL, charrnn, write_text
 
-from charrnn import load, registry, threads
+from charrnn import load, registry, spinning, threads
 from charrnn.checkpoint import Checkpoint
 from charrnn.configuration import configure
 from charrnn.data import open_text
 from charrnn.errors import UserError
+from charrnn.kernels import choice
 from charrnn.options import TrainingOptions
 
+Pair = tuple[str, int]
 
-@pytest.mark.parametrize("fastest", [1, 2, 4])
-def test_the_fastest_count_is_chosen_and_the_model_stays(
-    tmp_path: Path, fastest: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+
+@pytest.fixture
+def trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Pair, list[Pair]]]:
+    """What is settled on, and what was tried, where ``fastest`` is the fastest and the machine has 5 processors."""
     split = open_text(write_text(tmp_path), report=lambda line: None).split(4, 16, 0.9, 0.1)["train"]
     model = registry.create("lstm", 40, 8, 2, 0.3)
+    tried: list[Pair] = []
+
+    def settle(fastest: Pair, has_kernels: bool = True, installed: bool = True, **options: Any) -> Any:
+        def seconds(model: object, split: object, options: object, kernels: str, count: int) -> float:
+            tried.append((kernels, count))
+            return abs(count - fastest[1]) + 10 * (kernels != fastest[0])
+
+        used: list[Pair] = []
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
+        monkeypatch.setattr(choice, "use", lambda kernels, count: used.append((kernels, count)))
+        monkeypatch.setattr(choice, "asked", lambda: has_kernels)
+        monkeypatch.setattr(choice, "available", lambda: installed)
+        monkeypatch.setattr(threads, "_time", seconds)
+        monkeypatch.setattr(threads, "_compile", lambda *arguments: "")
+        settled = threads.settle(model, split, TrainingOptions(**options), lambda line: None)
+        monkeypatch.undo()
+        assert used[-1] == (settled.kernels, settled.threads)
+        return used[-1], tried
+
+    return settle
+
+
+COUNTS = [1, 2, 4, 5]
+OPTIONS = TrainingOptions(batch_size=4, seq_length=16, threads=1)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("kernels", ["torch", "compiled"])
+def test_the_fastest_is_chosen(trial: Any, kernels: str, count: int) -> None:
+    settled, tried = trial((kernels, count))
+    assert settled == (kernels, count)
+    assert tried == [("torch", n) for n in COUNTS] + [("compiled", n) for n in COUNTS]
+
+
+@pytest.mark.parametrize("lack", [{"has_kernels": False}, {"installed": False}, {"precision": "bf16"}])
+def test_compiled_kernels_are_tried_where_there_are_any(trial: Any, lack: dict[str, Any]) -> None:
+    settled, tried = trial(("compiled", 2), **lack)
+    assert settled == ("torch", 2)
+    assert tried == [("torch", n) for n in COUNTS]
+
+
+def test_what_is_given_is_not_tried(trial: Any) -> None:
+    assert trial(("compiled", 2), kernels="torch", threads=3) == (("torch", 3), [])
+    assert trial(("torch", 2), kernels="compiled", threads=3) == (("compiled", 3), [])
+    assert trial(("torch", 2), threads=3, installed=False) == (("torch", 3), [])
+    assert trial(("torch", 3), threads=3) == (("torch", 3), [("torch", 3), ("compiled", 3)])
+
+
+@pytest.mark.parametrize("own", [{"lr_schedule": "plateau"}, {"early_stop": 2}])
+def test_what_needs_validations_is_no_matter(tmp_path: Path, own: dict[str, Any]) -> None:
+    split = open_text(write_text(tmp_path), report=lambda line: None).split(4, 16, 0.9, 0.1)["train"]
+    model = registry.create("lstm", 40, 8, 1, 0.0)
+    options = TrainingOptions(batch_size=4, seq_length=16, kernels="auto", threads=1, **own)
+    settled = threads.settle(model, split, options, lambda line: None)
+    assert settled == replace(options, kernels="torch")
+
+
+def test_kernels_that_another_model_has_are_not_this_ones(tmp_path: Path) -> None:
+    split = open_text(write_text(tmp_path), report=lambda line: None).split(4, 16, 0.9, 0.1)["train"]
+    registry.create("gru", 40, 8, 1, 0.0)(torch.zeros(2, 3, dtype=torch.int64), None)
+    tried: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threads, "_compile", lambda *arguments: tried.append("compiled") or "")
+        threads.settle(registry.create("lstm", 40, 8, 1, 0.0), split, OPTIONS, lambda line: None)
+        assert tried == []
+        threads.settle(registry.create("gru", 40, 8, 1, 0.0), split, OPTIONS, lambda line: None)
+    assert tried == (["compiled"] if choice.available() else [])
+    choice.use("torch", torch.get_num_threads())
+
+
+def test_the_model_stays(tmp_path: Path) -> None:
+    split = open_text(write_text(tmp_path), report=lambda line: None).split(4, 16, 0.9, 0.1)["train"]
+    model = registry.create("gru", 40, 8, 2, 0.3)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    tried: list[int] = []
-    chosen: list[int] = []
-
-    def seconds(model: object, split: object, options: object, count: int) -> float:
-        tried.append(count)
-        return abs(count - fastest)
-
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
-    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
-    monkeypatch.setattr(threads, "_time", seconds)
-    assert threads.find_fastest(model, split, TrainingOptions()) == fastest == chosen[-1]
-    assert tried == [1, 2, 4, 5]
-    monkeypatch.undo()
-    threads._time(model, split, TrainingOptions(batch_size=4, seq_length=16), torch.get_num_threads())
+    state, count = torch.get_rng_state(), torch.get_num_threads()
+    try:
+        settled = threads.settle(model, split, TrainingOptions(batch_size=4, seq_length=16), lambda line: None)
+    finally:
+        choice.use("torch", count)
+    assert settled.threads > 0 and settled.kernels in ("torch", "compiled")
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_the_choice_is_recorded_and_does_not_change_the_first_loss(tmp_path: Path) -> None:
@@ -79,3 +150,19 @@ def test_a_number_in_the_environment_is_the_most(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "charrnn", "train", "-data_dir", "data", *map(str, SMALL), "-max_epochs", "0.1"]
     subprocess.run(words, cwd=tmp_path, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert Checkpoint.load(tmp_path / "cv").options.threads == 1
+
+
+@pytest.mark.parametrize("own", [{}, {"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "7"}])
+def test_threads_wait_briefly_save_where_the_user_says_otherwise(own: dict[str, str]) -> None:
+    environment = dict(own)
+    spinning.keep_short(environment)
+    assert environment == (own or {"GOMP_SPINCOUNT": spinning.TURNS})
+
+
+def test_that_is_said_before_torch_is_loaded(tmp_path: Path) -> None:
+    words = (
+        "import sys; from charrnn import cli, spinning; "
+        "spinning.keep_short = lambda: print('torch' in sys.modules); sys.exit(cli.run(['train', '-h']))"
+    )
+    done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[0] == "False"

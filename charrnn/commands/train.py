@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from charrnn import configuration, recipes, registry
+from charrnn import configuration, recipes, registry, spinning
 from charrnn.commands.flags import Command, Flag, exclude, given, one_by_one
 from charrnn.options import Option, training_options
 
@@ -49,6 +49,7 @@ class TrainCommand(Command):
     """Finds out the model first and adds the flags that the model declares, then parses once."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        spinning.keep_short()  # here, since the model's file loads torch
         args = one_by_one(args, "input")
         flags = {name.lstrip("-"): value for name, value in given(args, self.arity(ctx))}
         if ctx.resilient_parsing:  # to complete a command line no model is loaded

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from charrnn.kernels import choice
 from charrnn.kernels.blocks import asks_for_gradients, tanh_
 
 # rows of T * B that share a product for the weight gradients: long enough for a fast product, and short
@@ -38,6 +39,10 @@ def scan(x: Tensor, s: Tensor, W: Tensor, R: Tensor, b: Tensor, n: Tensor | None
     Differentiable once, in all but the masks. Where no gradient is asked for, only the result is kept. Under autocast
     as without it: in its own type.
     """
+    if choice.compiled(s):
+        from charrnn.kernels.compiled import highway as compiled
+
+        return compiled.scan(x, s, W, R, b, n)
     with torch.autocast(x.device.type, enabled=False):
         if asks_for_gradients(x, s, W, R, b):
             y: Tensor = _Scan.apply(x, s, W, R, b, n)  # type: ignore[no-untyped-call]

@@ -13,11 +13,16 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from charrnn.kernels import choice
 from charrnn.kernels.blocks import Input, InputGradients, asks_for_gradients, blocks, tanh_
 
 
 def scan(x: Tensor, h: Tensor, W: Tensor, R: Tensor, b: Tensor) -> Tensor:
     """The states (T, B, H), one after each step. Differentiable once. Under autocast as without it: in its own type."""
+    if choice.compiled(h):
+        from charrnn.kernels.compiled import rnn as compiled
+
+        return compiled.scan(x, h, W, R, b)
     with torch.autocast(x.device.type, enabled=False):
         if asks_for_gradients(x, h, W, R, b):
             y: Tensor = _Scan.apply(x, h, W, R, b)  # type: ignore[no-untyped-call]

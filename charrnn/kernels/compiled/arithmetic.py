@@ -1,0 +1,88 @@
+"""The functions that gates are made of, in a form that compiles to vector instructions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import factorial, log
+from typing import Any
+
+import numba
+import numpy as np
+from numba import types
+from numba.extending import intrinsic, overload
+
+from charrnn.kernels.compiled import kept
+
+# A division by zero gives infinity, as in numpy: to look for one would take the vectors away. contract: a * b + c may
+# round once. No other liberties: what is not a number has to stay so, or a run that diverges would not show it.
+OPTIONS: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract"}}
+KEEP = kept.prepare()
+
+one, two = np.float32(1), np.float32(2)  # which leave a float64 beside them a float64
+
+
+def compile(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile it when it is first called with arguments of some types, or take what an earlier process compiled."""
+    compiled: Callable[..., Any] = numba.njit(nogil=True, cache=KEEP, **OPTIONS)(function)
+    return compiled
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def from_bits(context: Any, bits: Any) -> Any:
+    """The floating point number that has the bits of this integer."""
+    floating = {types.int32: types.float32, types.int64: types.float64}[bits]
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], context.get_value_type(floating))
+
+    return floating(bits), generate
+
+
+def exp(x: Any) -> Any:
+    """e to the power of x, a float32 or float64: within an epsilon or two, and as far out as a sigmoid can tell."""
+    raise NotImplementedError
+
+
+# of a number's type: the integers of its size, the bits of the mantissa, the bias of the exponent, the least and the
+# largest x, the degree of the series, and the binary digits that are taken of ln 2 at first
+FORMATS: dict[Any, tuple[Any, ...]] = {
+    types.float32: (np.float32, np.int32, 23, 127, -87, 88, 7, 12),
+    types.float64: (np.float64, np.int64, 52, 1023, -708, 709, 13, 32),
+}
+
+
+@overload(exp, jit_options=OPTIONS)  # type: ignore[untyped-decorator]
+def _exp(x: Any) -> Callable[[Any], Any]:
+    # x = n ln 2 + r, with a Taylor series for r in +-(ln 2) / 2, and n put where a number's exponent is
+    float_, int_, mantissa, bias, lowest, highest, degree, digits = FORMATS[x]
+    # the first part of ln 2 has so few binary digits that its products with n are exact
+    ln2 = float_(round(log(2) * 2**digits) / 2**digits)
+    ln2_rest = float_(log(2) - float(ln2))
+    per_ln2, half = float_(1 / log(2)), float_(0.5)
+    low, high = float_(lowest), float_(highest)
+    first, *others = (float_(1 / factorial(k)) for k in range(degree, -1, -1))
+    coefficients = tuple(others)
+
+    def implementation(x: Any) -> Any:
+        if x < low:
+            x = low
+        if x > high:
+            x = high
+        n = np.floor(x * per_ln2 + half)
+        r = x - n * ln2 - n * ln2_rest
+        series = first
+        for coefficient in coefficients:
+            series = series * r + coefficient
+        return series * from_bits(int_((int_(n) + bias) << mantissa))
+
+    return implementation
+
+
+@compile
+def sigmoid(a: Any) -> Any:
+    return one / (one + exp(-a))
+
+
+@compile
+def tanh(a: Any) -> Any:
+    return one - two / (one + exp(a + a))

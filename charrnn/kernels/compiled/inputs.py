@@ -1,0 +1,62 @@
+"""What a layer's gates take from its input, a block of time steps at a time, and the gradients of that."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from charrnn.kernels.compiled.arithmetic import compile
+from charrnn.kernels.compiled.parts import Array
+from charrnn.kernels.compiled.products import add, add_product, copy
+
+
+@compile
+def enter(x: Array, row: int, step: int, W: Array, gates: Array) -> None:
+    """Fill gates (K, b, G) with what K time steps of x, from ``step``, have in b rows, from ``row``.
+
+    x: vectors (T, B, I), or characters (T, B), which stand for one-hot vectors; W (I, G).
+    """
+    K, b, G = gates.shape
+    if x.ndim == 2:
+        for k in range(K):
+            for i in range(b):
+                character = x[step + k, row + i]
+                copy(W[character], gates[k, i])
+    else:
+        np.dot(block_of(x, row, step, K, b), W, gates.reshape(K * b, G))
+
+
+@compile
+def leave(x: Array, row: int, step: int, W: Array, d_gates: Array, dx: Array, dW: Array, db: Array) -> None:
+    """The gradients of what entered so, from those of the gates (K, b, G): added to dW and db (G,), written to dx.
+
+    For vectors W and dW are (G, I), and dx is (T, B, I). For characters dW is (I, G), and there is no dx.
+    """
+    K, b, G = d_gates.shape
+    rows = d_gates.reshape(K * b, G)
+    if x.ndim == 2:
+        for k in range(K):
+            for i in range(b):
+                character = x[step + k, row + i]
+                add(d_gates[k, i], dW[character])
+    else:
+        add_product(rows, block_of(x, row, step, K, b), dW)
+        d_block = np.dot(rows, W).reshape(K, b, -1)
+        for k in range(K):
+            dx[step + k, row : row + b] = d_block[k]
+    add_rows(rows, db)
+
+
+@compile
+def block_of(x: Array, row: int, step: int, K: int, b: int) -> Array:
+    """Those K time steps and b rows of vectors x (T, B, I), one under another: (K * b, I)."""
+    block = np.empty((K, b, x.shape[2]), x.dtype)
+    for k in range(K):
+        block[k] = x[step + k, row : row + b]
+    return block.reshape(K * b, -1)
+
+
+@compile
+def add_rows(rows: Array, sums: Array) -> None:
+    """Add all rows (N, G) to the sums (G,)."""
+    for i in range(len(rows)):
+        add(rows[i], sums)

@@ -1,0 +1,280 @@
+"""What is special about the compiled kernels: their arithmetic, their parts, and where compiled code is kept."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from command import SMALL, charrnn, one_line, write_text
+from torch import Tensor
+
+from charrnn import load
+from charrnn.checkpoint import Checkpoint
+from charrnn.configuration import configure
+from charrnn.errors import UserError
+from charrnn.kernels import choice, gru, highway, rnn
+from charrnn.training import Diverged
+
+pytest.importorskip("numba")
+from charrnn.kernels.compiled import arithmetic, inputs, kept, parts, products
+
+COMPILED = ("-kernels", "compiled", "-threads", 2)
+RNN = tuple(word for word in SMALL if word not in ("-kernels", "torch"))
+
+
+@pytest.fixture(autouse=True)
+def torch_afterwards() -> object:
+    before = torch.get_num_threads()
+    yield
+    choice.use("torch", before)
+
+
+@arithmetic.compile
+def all_sigmoids(a: parts.Array, out: parts.Array) -> None:
+    for i in range(len(a)):
+        out[i] = arithmetic.sigmoid(a[i])
+
+
+@arithmetic.compile
+def all_tanhs(a: parts.Array, out: parts.Array) -> None:
+    for i in range(len(a)):
+        out[i] = arithmetic.tanh(a[i])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_gates_are_right_to_an_epsilon_or_two(dtype: type) -> None:
+    a = np.concatenate([np.linspace(-30, 30, 100_001), [0, 1e-9, -1e-9, 88, -88, 1e4, -1e4, np.inf, -np.inf]]).astype(
+        dtype
+    )
+    exact = a.astype(np.longdouble)
+    with np.errstate(over="ignore"):
+        expected = {all_sigmoids: 1 / (1 + np.exp(-exact)), all_tanhs: np.tanh(exact)}
+    for function, values in expected.items():
+        out = np.empty_like(a)
+        function(a, out)
+        assert np.abs(out - values).max() <= 2 * np.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_what_is_not_a_number_stays_so(dtype: type) -> None:
+    a = np.array([np.nan, 1.0] * 20, dtype)
+    for function in (all_sigmoids, all_tanhs):
+        out = np.empty_like(a)
+        function(a, out)
+        assert np.isnan(out[::2]).all() and np.isfinite(out[1::2]).all()
+
+
+def test_exp_is_for_compiled_code_alone() -> None:
+    with pytest.raises(NotImplementedError):
+        arithmetic.exp(1.0)
+
+
+@pytest.mark.parametrize(
+    ("T", "B", "sizes"),
+    [
+        (50, 50, [25, 25]),
+        (50, 49, [49]),
+        (50, 77, [38, 39]),
+        (50, 100, [25] * 4),
+        (50, 150, [37, 38, 37, 38]),
+        (50, 1, [1]),
+        (1, 50, [50]),
+        (1, 2500, [625] * 4),
+        (1000, 50, [25, 25]),
+    ],
+)
+def test_parts_are_even_and_cover_all_rows(T: int, B: int, sizes: list[int]) -> None:
+    found = parts.parts(T, B)
+    assert [part.stop - part.start for part in found] == sizes
+    assert [row for part in found for row in range(B)[part]] == list(range(B))
+
+
+@pytest.mark.parametrize(("G", "H", "rows"), [(6, 4, 3), (256, 128, 25), (2048, 512, 25), (30, 7, 5000), (97, 512, 50)])
+def test_panels_are_the_matrix_and_small(G: int, H: int, rows: int) -> None:
+    R, h, d = (torch.randn(shape, dtype=torch.float64) for shape in ((G, H), (rows, H), (rows, G + 2)))
+    cut, turned = products.panels(R, rows), products.transposed_panels(R, rows)
+    assert cut.shape[1] * rows * H <= products.SMALL or len(cut) == 1
+    sums, dh = np.ones((rows, G + 2)), np.empty((rows, H))
+    products.add_states(h.numpy(), turned, sums, 2)
+    products.through(d.numpy(), 2, cut, dh)
+    torch.testing.assert_close(torch.from_numpy(sums)[:, 2:], 1 + h @ R.T, rtol=1e-12, atol=1e-12)
+    assert (sums[:, :2] == 1).all()
+    torch.testing.assert_close(torch.from_numpy(dh), d[:, 2:] @ R, rtol=1e-12, atol=1e-11)
+
+
+def test_a_characters_gradient_is_its_rows() -> None:
+    x, W = np.array([[0, 2], [2, 2]]), np.random.default_rng(0).random((3, 4))
+    gates = np.empty((2, 1, 4))
+    inputs.enter(x, 1, 0, W, gates)
+    assert (gates == W[2]).all()
+    dW, db = np.zeros((3, 4)), np.zeros(4)
+    inputs.leave(x, 1, 0, W, gates, np.empty((0, 0, 0)), dW, db)
+    np.testing.assert_allclose(dW, np.stack([0 * W[0], 0 * W[0], 2 * W[2]]))
+    np.testing.assert_allclose(db, 2 * W[2])
+
+
+def layers(name: str, T: int, B: int) -> tuple[object, list[Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return (torch.randn(shape, generator=generator) / 3).requires_grad_()
+
+    if name == "rhn":
+        return highway.scan, [draw(1, T, B, 5), draw(B, 8), draw(2, 5, 8), draw(3, 2, 8, 8), draw(3, 2, 1, 8)]
+    gates = {"gru": 3, "rnn": 1}[name]
+    scan = {"gru": gru.scan, "rnn": rnn.scan}[name]
+    return scan, [draw(T, B, 5), draw(B, 8), draw(gates * 8, 5), draw(gates * 8, 8), draw(gates * 8)]
+
+
+@pytest.mark.parametrize("name", ["gru", "rnn", "rhn"])
+def test_the_same_bits_whatever_the_number_of_threads(name: str) -> None:
+    scan, arguments = layers(name, 30, 110)
+    results = []
+    for threads in (1, 2, 3, 8):
+        choice.use("compiled", threads)
+        y = scan(*arguments)
+        results.append([y, *torch.autograd.grad(y.square().sum(), arguments)])
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("name", ["gru", "rnn", "rhn"])
+def test_a_broken_weight_shows(name: str) -> None:
+    """A number that is none goes on to the result and to the gradients, as torch has it."""
+    scan, arguments = layers(name, 4, 3)
+    choice.use("compiled", 1)
+    with torch.no_grad():
+        arguments[3].view(-1)[0] = torch.nan
+    y = scan(*arguments)
+    assert y.isnan().any()
+    assert all(g.isnan().any() for g in torch.autograd.grad(y.sum(), arguments))
+
+
+def test_a_diverging_run_is_noticed(tmp_path: Path) -> None:
+    from charrnn.run import Run
+
+    flags = {"model": "rnn", "rnn_size": 8, "batch_size": 4, "seq_length": 8, "learning_rate": 1e30, "grad_clip": 0}
+    write_text(tmp_path / "data")
+    where = {"data_dir": str(tmp_path / "data"), "checkpoint_dir": str(tmp_path / "cv"), "gpuid": -1}
+    run = Run(configure(flags | where | {"kernels": "compiled", "threads": 1}), lambda line: None)
+    with pytest.raises(Diverged):
+        list(run.records())
+
+
+@pytest.mark.parametrize("name", ["gru", "rhn"])
+def test_a_run_resumes_bit_for_bit(name: str, tmp_path: Path) -> None:
+    """In fresh processes; the rows are enough for two parts."""
+    write_text(tmp_path / "data")
+    words = ("-data_dir", "data", *RNN, "-batch_size", 50, "-model", name, "-sample_length", 0)
+    whole = charrnn("train", *words, *COMPILED, "-max_epochs", 3, "-checkpoint_dir", "whole", cwd=tmp_path)
+    charrnn("train", *words, *COMPILED, "-max_epochs", 1, "-checkpoint_dir", "halves", cwd=tmp_path)
+    charrnn("train", "-resume", "halves", "-max_epochs", 3, cwd=tmp_path)
+    assert b"Error" not in whole.stderr
+    saved = [
+        Checkpoint.load(max((tmp_path / folder).glob("*.pt"), key=os.path.getmtime)) for folder in ("whole", "halves")
+    ]
+    assert [s.options.kernels for s in saved] == ["compiled"] * 2
+    assert saved[0].epoch == saved[1].epoch == 3
+    for key, weights in saved[0].weights.items():
+        assert torch.equal(weights, saved[1].weights[key]), key
+    model, _ = load(tmp_path / "whole")
+    assert model is not None
+
+
+HIDE = """
+import sys
+for name in {names!r}:
+    sys.modules[name] = None
+from charrnn.__main__ import main
+sys.argv[1:] = {words!r}
+main()
+"""
+
+
+def without(names: list[str], *words: object, cwd: Path) -> tuple[int, str]:
+    """charrnn in a process where these libraries are not installed: exit code and stderr."""
+    import subprocess
+    import sys
+
+    code = HIDE.format(names=names, words=[str(word) for word in words])
+    done = subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True)
+    return done.returncode, done.stderr
+
+
+def test_without_the_extra_everything_but_these_kernels_works(tmp_path: Path) -> None:
+    write_text(tmp_path / "data")
+    words = ("train", "-data_dir", "data", *RNN, "-model", "rnn", "-max_epochs", 0.1, "-sample_length", 0)
+    assert without(["numba"], *words, cwd=tmp_path)[0] == 0
+    assert Checkpoint.load(tmp_path / "cv").options.kernels == "torch"
+    code, err = without(["scipy"], *words, "-kernels", "compiled", cwd=tmp_path)
+    assert code == 1
+    assert err == (
+        "charrnn: -kernels compiled: the compiled kernels need numba, scipy, threadpoolctl: "
+        "pip install 'char-rnn-torch[fast]'; -kernels torch does without\n"
+    )
+
+
+def test_a_run_with_them_goes_on_without_if_told_so(tmp_path: Path) -> None:
+    write_text(tmp_path / "data")
+    words = ("-data_dir", "data", *RNN, "-model", "rnn", "-max_epochs", 0.5, "-sample_length", 0)
+    charrnn("train", *words, *COMPILED, cwd=tmp_path)
+    code, err = without(["numba"], "train", "-resume", "cv", "-max_epochs", 1, cwd=tmp_path)
+    assert code == 1 and "pip install 'char-rnn-torch[fast]'; -kernels torch does without" in err
+    charrnn("train", "-resume", "cv", "-max_epochs", 1, "-kernels", "torch", cwd=tmp_path)
+
+
+def test_bf16_is_not_theirs() -> None:
+    with pytest.raises(UserError, match="-kernels compiled computes in float32 or float64: leave out -precision bf16"):
+        configure({"kernels": "compiled", "precision": "bf16"})
+
+
+def test_a_checkpoint_from_before_the_choice_goes_on_with_torch(tmp_path: Path) -> None:
+    write_text(tmp_path / "data")
+    words = ("-data_dir", "data", *RNN, "-model", "rnn", "-max_epochs", 0.5, "-sample_length", 0, "-threads", 1)
+    charrnn("train", *words, "-kernels", "torch", cwd=tmp_path)
+    path = next((tmp_path / "cv").glob("*epoch*.pt"))
+    content = torch.load(path, weights_only=True)
+    del content["options"]["kernels"]
+    torch.save(content, path)
+    assert configure({}, resume=str(path)).options.kernels == "torch"
+
+
+def test_damaged_compiled_code_is_no_traceback(tmp_path: Path) -> None:
+    write_text(tmp_path / "data")
+    words = ("train", "-data_dir", "data", *RNN, "-model", "rnn", "-max_epochs", 0.1, "-sample_length", 0)
+    own = {"NUMBA_CACHE_DIR": str(tmp_path / "kept")}
+    first = charrnn(*words, *COMPILED, cwd=tmp_path, **own)
+    assert "compiling the kernels, which takes some seconds and is kept for the next time" in first.stderr.decode()
+    files = [path for path in (tmp_path / "kept").rglob("*") if path.is_file()]
+    assert any(path.suffix == ".nbc" for path in files)
+    assert "compiling" not in charrnn(*words, *COMPILED, cwd=tmp_path, **own).stderr.decode()
+    for path in files:
+        path.write_bytes(b"\x80junk")
+    assert one_line(charrnn(*words, *COMPILED, cwd=tmp_path, code=1, **own)).startswith(
+        "charrnn: -kernels compiled: the compiled kernels do not run here ("
+    )
+    done = charrnn(*words, cwd=tmp_path, **own).stderr.decode()
+    assert "computing with torch alone: the compiled kernels do not run here (" in done
+
+
+def test_the_folder_changes_with_the_sources(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    before = kept.folder()
+    assert before.is_relative_to(tmp_path) and not kept.filled()
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in Path(kept.__file__).parent.glob("*.py"):
+        (copy / path.name).write_bytes(path.read_bytes())
+    monkeypatch.setattr(kept, "__file__", str(copy / "kept.py"))
+    assert kept.folder() == before
+    (copy / "arithmetic.py").write_text("another", encoding="utf-8")
+    assert kept.folder() != before
+
+
+def test_a_home_that_cannot_be_written_to(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file"))
+    assert not kept.prepare() and not kept.filled()
