@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from math import log
 
-from benchmarks.measure import Row, in_turn, processors
+from benchmarks.apart import Process
+from benchmarks.measure import Row, in_turn, processors, told
 from benchmarks.networks import plain
-from benchmarks.subjects import (
-    BATCH,
-    NAMES,
-    SEQUENCE,
-    Subject,
-    V,
-    by_hand,
-    kernels_of,
-    split,
-    training,
-    with_kernels,
-)
+from benchmarks.subjects import BATCH, NAMES, SEQUENCE, Sizes, Subject, V, kernels_of, ours, plainly
 
+REPEATS = 5
 AXES = {
     "rnn_size": (64, 128, 256, 512, 1024),
     "seq_length": (25, 50, 100, 200, 400),
@@ -29,54 +19,48 @@ AXES = {
 }
 
 
-@dataclass(frozen=True)
-class Sizes:
-    rnn_size: int = 128
-    num_layers: int = 2
-    batch_size: int = BATCH
-    seq_length: int = SEQUENCE
-
-
 def run(quick: bool) -> list[Row]:
     rows = []
-    for name in ("lstm", "rnn") if quick else NAMES:
-        for axis, values in AXES.items():
-            measured = [measure(name, sizes, repeats=3) for sizes in along(axis, values[:3] if quick else values)]
-            exponent = slope([(log(value), log(ms)) for value, (_, ms, _) in zip(values, measured, strict=False)])
-            for value, (kernels, ms, its_ms) in zip(values, measured, strict=False):
-                rows.append(
-                    {
-                        "model": name,
-                        "size": axis,
-                        "value": value,
-                        "kernels": kernels,
-                        "ms": ms,
-                        "plain torch, ms": its_ms,
-                        "times as fast": its_ms / ms,
-                        "exponent": exponent,
-                    }
-                )
+    with Process(as_charrnn=True) as charrnn, Process(as_charrnn=False) as torch:
+        for name in ("lstm", "rnn") if quick else NAMES:
+            for axis, values in AXES.items():
+                values = values[:3] if quick else values
+                measured = [measure(*one(name, axis, value), charrnn, torch) for value in values]
+                exponent = slope([(log(value), log(ms)) for value, (_, ms, _) in zip(values, measured, strict=True)])
+                for value, (kernels, ms, its_ms) in zip(values, measured, strict=True):
+                    rows.append(
+                        {
+                            "model": name,
+                            "size": axis,
+                            "value": value,
+                            "kernels": kernels,
+                            "ms": ms,
+                            "plain torch, ms": its_ms,
+                            "times as fast": its_ms / ms,
+                            "exponent": exponent,
+                        }
+                    )
     return rows
 
 
-def along(axis: str, values: tuple[int, ...]) -> Iterator[Sizes]:
+def one(name: str, axis: str, value: int) -> tuple[Subject, Sizes]:
     """The default sizes, one of them changed."""
-    for value in values:
-        yield Sizes(**{axis: value})
+    size = {"rnn_size": 128, "num_layers": 2, "batch_size": BATCH, "seq_length": SEQUENCE} | {axis: value}
+    return Subject(name, size["rnn_size"], size["num_layers"]), Sizes(size["batch_size"], size["seq_length"])
 
 
-def measure(name: str, sizes: Sizes, repeats: int) -> tuple[str, float, float]:
+def measure(subject: Subject, sizes: Sizes, charrnn: Process, torch: Process) -> tuple[str, float, float]:
     """The faster kernels, as -kernels auto finds them; milliseconds of an iteration, ours and the plain network's."""
-    subject = Subject(name, sizes.rnn_size, sizes.num_layers)
-    minibatches = split(sizes.batch_size, sizes.seq_length, minibatches=20)
-    networks = plain(name, V, sizes.rnn_size, sizes.num_layers)
-    threads = processors()
-    arms = {way: with_kernels("torch", threads, by_hand(network, minibatches)) for way, network in networks.items()}
-    for kernels in kernels_of(subject):
-        arms[kernels] = with_kernels(kernels, threads, training(subject.model(), minibatches))
-    ms = {name: 1e3 * timing.median for name, timing in in_turn(arms, repeats, warm_up=1).items()}
+    threads, ways = processors(), plain(subject.name, V, subject.size, subject.layers)
+    arms: dict[str, Callable[[], float]] = {
+        kernels: charrnn.arm(ours, subject, kernels, threads, sizes) for kernels in kernels_of(subject)
+    }
+    arms |= {way: torch.arm(plainly, subject, way, threads, sizes) for way in ways}
+    ms = {name: 1e3 * timing.median for name, timing in in_turn(arms, REPEATS, warm_up=1, clock=told).items()}
+    charrnn.forget()
+    torch.forget()
     best = min(kernels_of(subject), key=lambda kernels: ms[kernels])
-    return best, ms[best], min(ms[way] for way in networks)
+    return best, ms[best], min(ms[way] for way in ways)
 
 
 def slope(points: list[tuple[float, float]]) -> float:

@@ -40,7 +40,7 @@ def run(quick: bool) -> list[Row]:
 
 def displayed(iteration: Callable[[], Any]) -> Callable[[], None]:
     """The iteration, and its printed line."""
-    display = PlainDisplay(1)
+    display = PlainDisplay(1, "char")
 
     def call() -> None:
         with redirect_stdout(io.StringIO()):

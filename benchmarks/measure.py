@@ -32,14 +32,29 @@ class Timing:
         return (self.high - self.low) / self.median
 
 
-def in_turn(arms: Mapping[str, Callable[[], Any]], repeats: int, warm_up: int = 2) -> dict[str, Timing]:
+def wall(call: Callable[[], Any]) -> float:
+    """The seconds that a call takes."""
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def told(call: Callable[[], float]) -> float:
+    """The seconds that a call says it took."""
+    return call()
+
+
+def in_turn(
+    arms: Mapping[str, Callable[[], Any]],
+    repeats: int,
+    warm_up: int = 2,
+    clock: Callable[[Callable[[], Any]], float] = wall,
+) -> dict[str, Timing]:
     """Time each arm ``repeats`` times, one after the other in every round, the first rounds not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     for round_ in range(warm_up + repeats):
         for name, call in arms.items():
-            started = time.perf_counter()
-            call()
-            took = time.perf_counter() - started
+            took = clock(call)
             if round_ >= warm_up:
                 seconds[name].append(took)
     return {name: summary(took) for name, took in seconds.items()}

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.measure import product
+from benchmarks.networks import plain
 from charrnn import registry
 from charrnn.allocator import keep_freed_memory
 from charrnn.data import Split
@@ -58,10 +60,7 @@ def split(batch_size: int = BATCH, seq_length: int = SEQUENCE, minibatches: int 
 
 
 def training(model: nn.Module, minibatches: Split) -> Callable[[], Any]:
-    """One iteration of the real training loop at each call, in a process set up as ``charrnn train`` does it.
-
-    What is measured beside it in the same process has the good of that as well.
-    """
+    """One iteration of the real training loop at each call, in a process set up as ``charrnn train`` does it."""
     keep_freed_memory()
     options = TrainingOptions(max_epochs=1_000_000)
     run = Training(model, minibatches, None, options).run()
@@ -71,6 +70,33 @@ def training(model: nn.Module, minibatches: Split) -> Callable[[], Any]:
 def kernels_of(subject: Subject) -> tuple[choice.Kernels, ...]:
     """The kinds of kernels that a model can be computed with here."""
     return ("torch", "compiled") if subject.name in COMPILED and choice.available() else ("torch",)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    batch_size: int = BATCH
+    seq_length: int = SEQUENCE
+
+    def split(self) -> Split:
+        return split(self.batch_size, self.seq_length, minibatches=20)
+
+
+# To be made in a process of its own: what it takes there can be sent, and what comes of it cannot
+
+
+def ours(subject: Subject, kernels: choice.Kernels, threads: int, sizes: Sizes) -> Callable[[], Any]:
+    """charrnn's training, with those kernels and threads."""
+    return with_kernels(kernels, threads, training(subject.model(), sizes.split()))
+
+
+def plainly(subject: Subject, way: str, threads: int, sizes: Sizes) -> Callable[[], Any]:
+    """The same network, written plainly in that way, trained by a loop as one writes it by hand."""
+    network = plain(subject.name, V, subject.size, subject.layers)[way]
+    return with_kernels("torch", threads, by_hand(network, sizes.split()))
+
+
+def large_product(threads: int) -> Callable[[], Any]:
+    return with_kernels("torch", threads, product())
 
 
 def with_kernels(kernels: choice.Kernels, threads: int, iteration: Callable[[], Any]) -> Callable[[], Any]:

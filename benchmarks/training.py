@@ -1,47 +1,43 @@
 """Training: milliseconds of an iteration, beside the same network written plainly in torch, and how much of the
-machine's rate of large matrix products, measured in turn with it, is used."""
+machine's rate of large matrix products, measured in turn with it, is used. charrnn and the plain loop each run in a
+process of their own, the latter as torch is by itself."""
 
 from __future__ import annotations
 
-from benchmarks.measure import PRODUCT_FLOPS, Row, Timing, in_turn, product, thread_counts
+from collections.abc import Callable
+
+from benchmarks.apart import Process
+from benchmarks.measure import PRODUCT_FLOPS, Row, Timing, in_turn, thread_counts, told
 from benchmarks.networks import flops, plain
-from benchmarks.subjects import (
-    BATCH,
-    SEQUENCE,
-    Subject,
-    V,
-    by_hand,
-    kernels_of,
-    split,
-    subjects,
-    training,
-    with_kernels,
-)
+from benchmarks.subjects import BATCH, SEQUENCE, Sizes, Subject, V, kernels_of, large_product, ours, plainly, subjects
 
 
 def run(quick: bool) -> list[Row]:
     measured = subjects(128) + ([] if quick else [Subject("grid_lstm", 128, 6), *subjects(512)])
     rows: list[Row] = []
-    for subject in measured:
-        rows += compare(subject, repeats=5 if quick else 9 if subject.size > 128 else 21)
+    with Process(as_charrnn=True) as charrnn, Process(as_charrnn=False) as torch:
+        for subject in measured:
+            rows += compare(subject, charrnn, torch, repeats=5 if quick else 9 if subject.size > 128 else 21)
     return rows
 
 
-def compare(subject: Subject, repeats: int) -> list[Row]:
+def compare(subject: Subject, charrnn: Process, torch: Process, repeats: int) -> list[Row]:
     """One row for each number of threads and kind of kernels; the ratios are those of the best over the threads."""
-    minibatches = split()
     work = 3 * BATCH * SEQUENCE * flops(subject.name, V, subject.size, subject.layers)
+    ways = plain(subject.name, V, subject.size, subject.layers)
     measured: dict[int, dict[str, Timing]] = {}
     theirs: dict[int, tuple[str, Timing]] = {}
     for threads in thread_counts():
-        ways = plain(subject.name, V, subject.size, subject.layers)
-        arms = {kernels: training(subject.model(), minibatches) for kernels in kernels_of(subject)}
-        arms = {kernels: with_kernels(kernels, threads, arm) for kernels, arm in arms.items()}
-        others = {name: by_hand(network, minibatches) for name, network in ways.items()} | {"product": product()}
-        others = {name: with_kernels("torch", threads, arm) for name, arm in others.items()}
-        measured[threads] = timings = in_turn(arms | others, repeats)
-        theirs[threads] = min(((name, timings[name]) for name in ways), key=lambda item: item[1].median)
-    plainly = min(timing.median for _, timing in theirs.values())
+        arms: dict[str, Callable[[], float]] = {
+            kernels: charrnn.arm(ours, subject, kernels, threads, Sizes()) for kernels in kernels_of(subject)
+        }
+        arms |= {way: torch.arm(plainly, subject, way, threads, Sizes()) for way in ways}
+        arms["product"] = charrnn.arm(large_product, threads)
+        measured[threads] = timings = in_turn(arms, repeats, clock=told)
+        theirs[threads] = min(((way, timings[way]) for way in ways), key=lambda item: item[1].median)
+        charrnn.forget()
+        torch.forget()
+    fastest = min(timing.median for _, timing in theirs.values())
     return [
         {
             "model": str(subject),
@@ -54,7 +50,7 @@ def compare(subject: Subject, repeats: int) -> list[Row]:
             "beside": theirs[threads][0],
             "its ms": 1e3 * theirs[threads][1].median,
             "its spread": theirs[threads][1].spread,
-            "times as fast, best of each": plainly / min(of[kernels].median for of in measured.values()),
+            "times as fast, best of each": fastest / min(of[kernels].median for of in measured.values()),
         }
         for kernels in kernels_of(subject)
         for threads, timings in measured.items()
