@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -16,7 +20,9 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import charrnn
-from benchmarks import growth, measure, networks, picture, startup, subjects
+from benchmarks import apart, growth, loop, measure, networks, picture, startup, subjects
+from charrnn import spinning
+from charrnn.kernels import choice
 
 SIZE, LAYERS = 6, 2
 ROOT = Path(charrnn.__file__).parent.parent
@@ -145,3 +151,42 @@ def test_the_command_prints_and_writes_its_figures(tmp_path: Path) -> None:
     assert [row["command"] for row in figures["startup"]][1] == "charrnn --help"
     assert figures["machine"]["torch"] == torch.__version__
     assert b"charrnn --help" in done.stdout
+
+
+def test_a_process_of_its_own_makes_runs_and_forgets(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in spinning.OWN:
+        monkeypatch.delenv(name, raising=False)
+    before = dict(os.environ)
+    with apart.Process(as_charrnn=True) as ours, apart.Process(as_charrnn=False) as theirs:
+        assert os.environ == before
+        for process, turns in ((ours, spinning.TURNS), (theirs, None)):
+            process.arm(expect, "GOMP_SPINCOUNT", turns)()
+            with pytest.raises(AssertionError):
+                process.arm(expect, "GOMP_SPINCOUNT", "another")()
+        assert 0.01 <= ours.arm(partial, time.sleep, 0.01)() < 0.1
+        assert 0.2 <= ours.arm(partial, time.sleep, 0.2)() < 0.3
+        ours.forget()
+        ours.arm(expect, "PATH", os.environ["PATH"])()
+
+
+def expect(name: str, value: str | None) -> partial[None]:
+    return partial(check, name, value)
+
+
+def check(name: str, value: str | None) -> None:
+    assert os.environ.get(name) == value
+
+
+def test_what_is_sent_to_a_process_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    subject, sizes = subjects.Subject("gru", SIZE, LAYERS), subjects.Sizes(4, 5)
+    before = torch.get_num_threads()
+    for kernels in subjects.kernels_of(subject):
+        assert subjects.ours(subject, kernels, 1, sizes)().loss == pytest.approx(math.log(subjects.V), abs=0.1)
+    assert subjects.plainly(subject, "loop, look-up", 1, sizes)() == pytest.approx(math.log(subjects.V), abs=0.1)
+    assert subjects.large_product(1)().shape == (measure.PRODUCT, measure.PRODUCT)
+    choice.use("torch", before)
+
+
+def test_the_loop_shows_what_it_does() -> None:
+    model = subjects.Subject("rnn", SIZE, 1).model()
+    loop.displayed(subjects.training(model, subjects.split(4, 5, 6)))()

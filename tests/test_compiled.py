@@ -73,23 +73,23 @@ def test_exp_is_for_compiled_code_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("T", "B", "sizes"),
+    ("B", "sizes"),
     [
-        (50, 50, [25, 25]),
-        (50, 49, [49]),
-        (50, 77, [38, 39]),
-        (50, 100, [25] * 4),
-        (50, 150, [37, 38, 37, 38]),
-        (50, 1, [1]),
-        (1, 50, [50]),
-        (1, 2500, [625] * 4),
-        (1000, 50, [25, 25]),
+        (1, [1]),
+        (7, [7]),
+        (8, [4, 4]),
+        (25, [12, 13]),
+        (47, [23, 24]),
+        (50, [12, 13, 12, 13]),
+        (100, [12, 13] * 4),
+        (400, [50] * 8),
     ],
 )
-def test_parts_are_even_and_cover_all_rows(T: int, B: int, sizes: list[int]) -> None:
-    found = parts.parts(T, B)
+def test_parts_are_even_and_cover_all_rows(B: int, sizes: list[int]) -> None:
+    found = parts.parts(B)
     assert [part.stop - part.start for part in found] == sizes
     assert [row for part in found for row in range(B)[part]] == list(range(B))
+    assert parts.largest(found) == max(sizes)
 
 
 @pytest.mark.parametrize(("G", "H", "rows"), [(6, 4, 3), (256, 128, 25), (2048, 512, 25), (30, 7, 5000), (97, 512, 50)])

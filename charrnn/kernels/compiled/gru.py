@@ -19,6 +19,7 @@ from charrnn.kernels.compiled.parts import (
     block_steps,
     empty,
     in_parallel,
+    largest,
     parts,
     total,
     transposed,
@@ -134,10 +135,10 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, h: Tensor, W: Tensor, R: Tensor, b: Tensor) -> Tensor:
         (T, B), H = x.shape[:2], R.shape[1]
-        y, rows = empty(h, T, B, H), parts(T, B)
+        y, rows = empty(h, T, B, H), parts(B)
         sizes = [part.stop - part.start for part in rows]
         kept = [(empty(h, T + 1, n, H), empty(h, T, n, 3 * H), empty(h, T, n, H)) for n in sizes]
-        recurrent = (transposed_panels(part, rows[0].stop) for part in R.split((2 * H, H)))
+        recurrent = (transposed_panels(part, largest(rows)) for part in R.split((2 * H, H)))
         given: tuple[Any, ...] = array(x), array(h), transposed(W), *recurrent, array(b), y
         in_parallel(
             partial(forward, part.start, block_steps(T, n), *given, *own)
@@ -155,7 +156,7 @@ class _Scan(torch.autograd.Function):
         states, gates, resets = kept[0::3], kept[1::3], kept[2::3]
         of_input, dh = InputGradients(x, W, len(states)), empty(R, B, H)
         dR = [(zeros(R, 2 * H, H), zeros(R, H, H)) for _ in states]
-        recurrent = (panels(part, ctx.rows[0].stop) for part in R.split((2 * H, H)))
+        recurrent = (panels(part, largest(ctx.rows)) for part in R.split((2 * H, H)))
         given: tuple[Any, ...] = array(x), of_input.given, *recurrent, array(dy)
         in_parallel(
             partial(

@@ -19,6 +19,7 @@ from charrnn.kernels.compiled.parts import (
     block_steps,
     empty,
     in_parallel,
+    largest,
     parts,
     total,
     transposed,
@@ -151,11 +152,11 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, s: Tensor, W: Tensor, R: Tensor, b: Tensor, n: Tensor | None) -> Tensor:
         (T, B), (D, _, S, _) = x.shape[1:3], R.shape
-        y, rows = empty(s, T, B, S), parts(T, B)
+        y, rows = empty(s, T, B, S), parts(B)
         sizes = [part.stop - part.start for part in rows]
         kept = [tuple(empty(s, D, T, size, S) for _ in range(3)) for size in sizes]
         n = s.new_empty(0, B, S) if n is None else n
-        recurrent = acting_from_the_right(R, rows[0].stop, transposed_panels)
+        recurrent = acting_from_the_right(R, largest(rows), transposed_panels)
         given: tuple[Any, ...] = array(x), array(s), array(W), recurrent, array(b), array(n), y
         in_parallel(
             partial(forward, part.start, block_steps(T, size), *given, *own)
@@ -174,7 +175,7 @@ class _Scan(torch.autograd.Function):
         given: tuple[Any, ...] = (
             array(x),
             transposed(W),
-            acting_from_the_right(R, ctx.rows[0].stop, panels),
+            acting_from_the_right(R, largest(ctx.rows), panels),
             array(n),
             array(dy),
         )

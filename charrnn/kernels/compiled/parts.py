@@ -15,17 +15,24 @@ from torch import Tensor
 from charrnn.kernels import blocks, choice
 
 Array = NDArray[Any]
-ROWS = 25  # of a part, at least: with fewer the products are slower by more than waiting for one another costs
+ROWS = 12  # of a part, about: with fewer, products slow down by more than a further thread gives
+MOST = 8  # parts: each has gradients of the weights of its own
 
 
-def parts(T: int, B: int) -> list[slice]:
+def parts(B: int) -> list[slice]:
     """The B rows in parts: the same ones whatever the number of threads, so that the sums are the same.
 
-    As many as a power of 2, with ROWS rows or more in each, and with blocks.BLOCK or more where there is one time step.
+    As many as a power of 2, for even shares, and MOST at most: with ROWS rows or more in each, but two wherever they
+    have four each.
     """
-    count = 1 << max(1, B // max(ROWS, blocks.BLOCK // T)).bit_length() - 1
+    count = 1 << max(1, min(B // ROWS, MOST), min(B // 4, 2)).bit_length() - 1
     bounds = [B * n // count for n in range(count + 1)]
     return [slice(*pair) for pair in pairwise(bounds)]
+
+
+def largest(rows: list[slice]) -> int:
+    """The number of rows of the largest part."""
+    return max(part.stop - part.start for part in rows)
 
 
 def block_steps(T: int, rows: int) -> int:

@@ -23,7 +23,7 @@ def panels(R: Tensor, rows: int) -> Array:
     One panel where others would be narrower than NARROW.
     """
     G, H = R.shape
-    widths = [width for width in range(NARROW, G) if G % width == 0 and rows * H * width <= SMALL]
+    widths = [width for width in range(NARROW, G + 1) if G % width == 0 and rows * H * width <= SMALL]
     return array(R).reshape(-1, max(widths, default=G), H)
 
 

@@ -19,6 +19,7 @@ from charrnn.kernels.compiled.parts import (
     block_steps,
     empty,
     in_parallel,
+    largest,
     parts,
     total,
     transposed,
@@ -90,9 +91,9 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, h: Tensor, W: Tensor, R: Tensor, b: Tensor) -> Tensor:
         T, B, H = *x.shape[:2], len(R)
-        y, rows = empty(h, T, B, H), parts(T, B)
+        y, rows = empty(h, T, B, H), parts(B)
         states = [empty(h, T + 1, part.stop - part.start, H) for part in rows]
-        given: tuple[Any, ...] = array(x), array(h), transposed(W), transposed_panels(R, rows[0].stop), array(b), y
+        given: tuple[Any, ...] = array(x), array(h), transposed(W), transposed_panels(R, largest(rows)), array(b), y
         in_parallel(
             partial(forward, part.start, block_steps(T, own.shape[1]), *given, own)
             for part, own in zip(rows, states, strict=True)
@@ -108,7 +109,7 @@ class _Scan(torch.autograd.Function):
         T, B, H = dy.shape
         of_input, dh = InputGradients(x, W, len(states)), empty(R, B, H)
         dR = [zeros(R, H, H) for _ in states]
-        given: tuple[Any, ...] = array(x), of_input.given, panels(R, ctx.rows[0].stop), array(dy)
+        given: tuple[Any, ...] = array(x), of_input.given, panels(R, largest(ctx.rows)), array(dy)
         in_parallel(
             partial(
                 backward, part.start, block_steps(T, part.stop - part.start), *given, array(own),
