@@ -32,7 +32,7 @@ def parts(B: int) -> list[slice]:
 
 def largest(rows: list[slice]) -> int:
     """The number of rows of the largest part."""
-    return max(part.stop - part.start for part in rows)
+    return max(int(part.stop - part.start) for part in rows)
 
 
 def block_steps(T: int, rows: int) -> int:
