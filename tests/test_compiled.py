@@ -142,6 +142,26 @@ def test_the_same_bits_whatever_the_number_of_threads(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["gru", "rnn", "rhn"])
+def test_what_does_not_fit_is_refused(name: str) -> None:
+    """Compiled code would read on behind the end of an array."""
+    scan, arguments = layers(name, 4, 3)
+    choice.use("compiled", 1)
+    scan(*arguments)
+    for at in range(1, len(arguments)):
+        for shorter in (arguments[at][:-1], arguments[at][..., :-1]):
+            with pytest.raises((ValueError, RuntimeError)):
+                scan(*arguments[:at], shorter, *arguments[at + 1 :])
+    if name == "rhn":
+        for n in (torch.ones(3, 3, 8), torch.ones(1, 2, 8), torch.ones(0, 3, 8)):
+            with pytest.raises(ValueError):
+                scan(*arguments, n)
+    else:
+        for character in (-1, 5):
+            with pytest.raises(IndexError, match="where there are 5"):
+                scan(torch.tensor([[0, 1, character]]), *arguments[1:])
+
+
+@pytest.mark.parametrize("name", ["gru", "rnn", "rhn"])
 def test_a_broken_weight_shows(name: str) -> None:
     """A number that is none goes on to the result and to the gradients, as torch has it."""
     scan, arguments = layers(name, 4, 3)

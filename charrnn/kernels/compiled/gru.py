@@ -17,6 +17,7 @@ from charrnn.kernels.compiled.parts import (
     InputGradients,
     array,
     block_steps,
+    check,
     empty,
     in_parallel,
     largest,
@@ -127,6 +128,9 @@ def reset_backward(gates: Array, h: Array, d_reset: Array, dh: Array, d_gates: A
 
 def scan(x: Tensor, h: Tensor, W: Tensor, R: Tensor, b: Tensor) -> Tensor:
     """What charrnn.kernels.gru.scan gives for the same. Differentiable once."""
+    (T, B), H, I = x.shape[:2], h.shape[-1], W.shape[-1]
+    layer = ((h, (B, H)), (W, (3 * H, I)), (R, (3 * H, H)), (b, (3 * H,)))
+    check(x, I, *layer, *([(x, (T, B, I))] if x.is_floating_point() else []))
     y: Tensor = _Scan.apply(x, h, W, R, b)  # type: ignore[no-untyped-call]
     return y
 

@@ -64,6 +64,18 @@ def _workers(count: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, thread_name_prefix="charrnn-kernel")
 
 
+def check(x: Tensor, inputs: int, *shapes: tuple[Tensor, tuple[int, ...]]) -> None:
+    """Raises IndexError or ValueError for characters x or tensors that do not fit: compiled code does not look where an
+    array ends."""
+    if not x.is_floating_point() and x.numel():
+        least, most = torch.aminmax(x)
+        if least < 0 or most >= inputs:
+            raise IndexError(f"characters from {least} to {most}, where there are {inputs}")
+    for tensor, shape in shapes:
+        if tensor.shape != shape:
+            raise ValueError(f"a tensor of shape {tuple(tensor.shape)}, where {shape} fits")
+
+
 def array(tensor: Tensor) -> Array:
     """The tensor as an array, in the same memory if it lies there row by row."""
     return tensor.detach().contiguous().numpy()

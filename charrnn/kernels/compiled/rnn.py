@@ -17,6 +17,7 @@ from charrnn.kernels.compiled.parts import (
     InputGradients,
     array,
     block_steps,
+    check,
     empty,
     in_parallel,
     largest,
@@ -83,6 +84,9 @@ def cell_backward(h: Array, dh: Array, dy: Array, d_sum: Array) -> None:
 
 def scan(x: Tensor, h: Tensor, W: Tensor, R: Tensor, b: Tensor) -> Tensor:
     """What charrnn.kernels.rnn.scan gives for the same. Differentiable once."""
+    (T, B), H, I = x.shape[:2], h.shape[-1], W.shape[-1]
+    layer = ((h, (B, H)), (W, (H, I)), (R, (H, H)), (b, (H,)))
+    check(x, I, *layer, *([(x, (T, B, I))] if x.is_floating_point() else []))
     y: Tensor = _Scan.apply(x, h, W, R, b)  # type: ignore[no-untyped-call]
     return y
 
