@@ -27,6 +27,7 @@ class Process:
     def __init__(self, as_charrnn: bool) -> None:
         self.here, there = get_context("spawn").Pipe()
         self.process = get_context("spawn").Process(target=serve, args=(there,), daemon=True)
+        self.made = 0
         with environment(as_charrnn):
             self.process.start()
 
@@ -53,8 +54,6 @@ class Process:
         """Let go of all iterations made so far."""
         self.made = 0
         self._ask(None)
-
-    made = 0
 
     def _ask(self, order: Any) -> Any:
         self.here.send(order)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -32,13 +33,17 @@ def settle(model: nn.Module, train: Minibatches, options: TrainingOptions, repor
 
     Raises UserError where the options name the compiled kernels and these cannot run.
     """
-    state = torch.get_rng_state()
+    state, most = torch.get_rng_state(), torch.get_num_threads()
     # a trial is not validated, and what depends on that is left out
     tried = replace(options, lr_schedule="constant", early_stop=0)
-    seconds = dict(_trials(model, train, tried, report))
-    kernels, threads = min(seconds, key=lambda pair: seconds[pair])
-    choice.use(kernels, threads)
-    torch.set_rng_state(state)
+    kernels: choice.Kernels = "torch"
+    threads = most
+    try:
+        seconds = dict(_trials(model, train, tried, report))
+        kernels, threads = min(seconds, key=lambda pair: seconds[pair])
+    finally:  # also after an error nothing of the trial stays
+        choice.use(kernels, threads)
+        torch.set_rng_state(state)
     return replace(options, kernels=kernels, threads=threads)
 
 
@@ -55,31 +60,52 @@ def _trials(
     if options.kernels != "compiled":
         for count in counts:
             yield ("torch", count), _time(model, train, options, "torch", count) if timed else 0
-    if options.kernels == "compiled" or (either and choice.asked()):
-        if problem := _compile(model, train, options, report):
-            if options.kernels == "compiled":
-                raise UserError(f"-kernels compiled: {problem}; -kernels torch does without")
-            report(f"computing with torch alone: {problem}")
+        if not (either and choice.asked()):
             return
-        for count in counts:
-            yield ("compiled", count), _time(model, train, options, "compiled", count) if timed else 0
+    else:
+        # first without them: what fails now is not their doing
+        sound = _iterate(model, train, options, "torch")
+        choice.use("torch", most)
+        has_some = choice.asked()
+        if not has_some:
+            report(f"-kernels compiled: this {options.model} has none, and is computed with torch")
+        if not has_some or not sound:
+            yield from _trials(model, train, replace(options, kernels="torch"), report)
+            return
+    if problem := _compile(model, train, options, report):
+        if options.kernels == "compiled":
+            raise UserError(f"-kernels compiled: {problem}; -kernels torch does without")
+        report(f"computing with torch alone: {problem}")
+        return
+    for count in counts:
+        yield ("compiled", count), _time(model, train, options, "compiled", count) if timed else 0
+
+
+def _iterate(model: nn.Module, train: Minibatches, options: TrainingOptions, kernels: choice.Kernels) -> bool:
+    """One iteration on a copy of the model, on one thread. Whether it could be done without the loss breaking."""
+    choice.use(kernels, 1)
+    try:
+        return next(Training(copy.deepcopy(model), train, None, options).run(), None) is not None
+    except Diverged:  # the run itself will say so
+        return False
 
 
 def _compile(model: nn.Module, train: Minibatches, options: TrainingOptions, report: Report) -> str:
-    """One iteration on a copy of the model, so that its kernels are compiled. What went wrong, or ''."""
+    """One iteration with the compiled kernels, so that they are there. What went wrong, or ''."""
     if not choice.available():
         return f"the compiled kernels need {', '.join(choice.NEEDED)}: pip install 'char-rnn-torch[fast]'"
+    where = ""
     try:
         from charrnn.kernels.compiled import kept
 
+        where = f"; if that stays so, delete {kept.folder()}"
         if not kept.filled():
-            report("compiling the kernels, which takes some seconds and is kept for the next time")
-        choice.use("compiled", 1)
-        next(Training(copy.deepcopy(model), train, None, options).run(), None)
-    except (UserError, Diverged):  # not the kernels' doing: the run itself will say so
-        pass
+            report("compiling the kernels, which takes some seconds")
+        if not _iterate(model, train, options, "compiled"):
+            return "the loss breaks in its first iteration"
     except Exception as error:  # numba fails in as many ways as there are machines
-        return f"the compiled kernels do not run here ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        return f"the compiled kernels do not run here ({said}){where}"
     return ""
 
 
@@ -100,4 +126,4 @@ def _time(
         took.append(time.perf_counter() - started)
         if took[-1] > PATIENCE and len(took) > 1:
             break
-    return statistics.median(took[1:] or took or [0.0])
+    return statistics.median(took[1:] or took or [math.inf])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +22,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     # what one test compiles the others find, in whatever home they run
-    os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"charrnn-tests-{os.getuid()}"))
+    os.environ.setdefault("NUMBA_CACHE_DIR", str(Path.home() / ".cache" / "charrnn-tests"))
     # small tests gain nothing from a second thread, and workers side by side lose by it
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     # a script's background jobs and nohup ignore these, and so would every process that a test sends one to

@@ -163,8 +163,8 @@ def test_a_process_of_its_own_makes_runs_and_forgets(monkeypatch: pytest.MonkeyP
             process.arm(expect, "GOMP_SPINCOUNT", turns)()
             with pytest.raises(AssertionError):
                 process.arm(expect, "GOMP_SPINCOUNT", "another")()
-        assert 0.01 <= ours.arm(partial, time.sleep, 0.01)() < 0.1
-        assert 0.2 <= ours.arm(partial, time.sleep, 0.2)() < 0.3
+        assert ours.arm(partial, time.sleep, 0.01)() >= 0.01
+        assert ours.arm(partial, time.sleep, 0.2)() >= 0.2
         ours.forget()
         ours.arm(expect, "PATH", os.environ["PATH"])()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,15 +12,20 @@ import torch
 from command import SMALL, charrnn, one_line, write_text
 from torch import Tensor
 
-from charrnn import load
+from charrnn import load, registry, threads
 from charrnn.checkpoint import Checkpoint
 from charrnn.configuration import configure
+from charrnn.data import Split
 from charrnn.errors import UserError
 from charrnn.kernels import choice, gru, highway, rnn
+from charrnn.options import TrainingOptions
 from charrnn.training import Diverged
 
 pytest.importorskip("numba")
 from charrnn.kernels.compiled import arithmetic, inputs, kept, parts, products
+from charrnn.kernels.compiled import gru as compiled_gru
+from charrnn.kernels.compiled import highway as compiled_highway
+from charrnn.kernels.compiled import rnn as compiled_rnn
 
 COMPILED = ("-kernels", "compiled", "-threads", 2)
 RNN = tuple(word for word in SMALL if word not in ("-kernels", "torch"))
@@ -133,8 +139,8 @@ def layers(name: str, T: int, B: int) -> tuple[object, list[Tensor]]:
 def test_the_same_bits_whatever_the_number_of_threads(name: str) -> None:
     scan, arguments = layers(name, 30, 110)
     results = []
-    for threads in (1, 2, 3, 8):
-        choice.use("compiled", threads)
+    for count in (1, 2, 3, 8):
+        choice.use("compiled", count)
         y = scan(*arguments)
         results.append([y, *torch.autograd.grad(y.square().sum(), arguments)])
     for other in results[1:]:
@@ -267,7 +273,7 @@ def test_damaged_compiled_code_is_no_traceback(tmp_path: Path) -> None:
     words = ("train", "-data_dir", "data", *RNN, "-model", "rnn", "-max_epochs", 0.1, "-sample_length", 0)
     own = {"NUMBA_CACHE_DIR": str(tmp_path / "kept")}
     first = charrnn(*words, *COMPILED, cwd=tmp_path, **own)
-    assert "compiling the kernels, which takes some seconds and is kept for the next time" in first.stderr.decode()
+    assert "compiling the kernels, which takes some seconds" in first.stderr.decode()
     files = [path for path in (tmp_path / "kept").rglob("*") if path.is_file()]
     assert any(path.suffix == ".nbc" for path in files)
     assert "compiling" not in charrnn(*words, *COMPILED, cwd=tmp_path, **own).stderr.decode()
@@ -297,4 +303,83 @@ def test_the_folder_changes_with_the_sources(monkeypatch: pytest.MonkeyPatch, tm
 def test_a_home_that_cannot_be_written_to(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file"))
-    assert not kept.prepare() and not kept.filled()
+    with kept.here() as writable:
+        assert not writable
+    assert not kept.filled()
+
+
+def test_numba_keeps_the_functions_of_others_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import numba
+
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    before = numba.config.CACHE_DIR
+    with kept.here() as writable:
+        assert writable and str(kept.folder()) == numba.config.CACHE_DIR
+    assert before == numba.config.CACHE_DIR
+
+
+def settle(name: str, **options: Any) -> TrainingOptions:
+    """What is settled on for a small model of that name, of random characters."""
+    split = Split(np.random.default_rng(0).integers(0, 7, 6000, dtype=np.uint8), 600, 0, 100, 10, 6, carries=True)
+    chosen = TrainingOptions(model=name, batch_size=10, seq_length=6, threads=1, **options)
+    with torch.random.fork_rng(devices=[]):
+        model = registry.create(name, 7, 8, 1, 0.0)
+    return threads.settle(model, split, chosen, lambda line: None)
+
+
+def test_kernels_that_give_no_numbers_are_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled_gru, "scan", lambda x, h, W, R, b: (h + R.sum() * torch.nan).expand(len(x), -1, -1))
+    assert settle("gru").kernels == "torch"
+    with pytest.raises(UserError, match="the loss breaks in its first iteration; -kernels torch does without"):
+        settle("gru", kernels="compiled")
+
+
+def test_a_refused_run_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: object) -> Tensor:
+        raise NotImplementedError("no such instruction")
+
+    monkeypatch.setattr(compiled_gru, "scan", broken)
+    state, count = torch.get_rng_state(), torch.get_num_threads()
+    with pytest.raises(UserError, match=r"do not run here \(NotImplementedError: no such instruction\)"):
+        settle("gru", kernels="compiled")
+    assert choice.threads() == 0 and torch.get_num_threads() == count
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_an_error_of_the_model_is_not_the_kernels_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gru, "scan", lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        settle("gru", kernels="compiled")
+
+
+def test_a_model_without_kernels_is_said_to_have_none() -> None:
+    assert settle("lstm", kernels="compiled").kernels == "torch"
+
+
+@pytest.mark.parametrize("name", ["gru", "rnn", "rhn"])
+def test_other_types_and_evaluation_are_left_to_torch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without gradients to compute there is no need to keep what they take."""
+    scan, arguments = layers(name, 4, 3)
+    choice.use("compiled", 1)
+    for module in (compiled_gru, compiled_rnn, compiled_highway):
+        monkeypatch.setattr(module, "scan", lambda *arguments: 1 / 0)
+    with torch.no_grad():
+        assert scan(*arguments).shape == (4, 3, 8)
+    assert scan(*(a.detach().bfloat16().requires_grad_() for a in arguments)).dtype == torch.bfloat16
+    with pytest.raises(ZeroDivisionError):
+        scan(*arguments)
+
+
+def test_the_limit_on_other_libraries_ends_with_their_use() -> None:
+    from threadpoolctl import threadpool_info
+
+    def blas() -> list[int]:
+        return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+
+    choice.use("compiled", 1)
+    choice.use("torch", 1)
+    before = blas()
+    choice.use("compiled", 2)
+    assert set(blas()) == {1}
+    choice.use("torch", 1)
+    assert blas() == before

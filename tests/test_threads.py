@@ -45,6 +45,7 @@ def trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tupl
         monkeypatch.setattr(choice, "available", lambda: installed)
         monkeypatch.setattr(threads, "_time", seconds)
         monkeypatch.setattr(threads, "_compile", lambda *arguments: "")
+        monkeypatch.setattr(threads, "_iterate", lambda *arguments: True)
         settled = threads.settle(model, split, TrainingOptions(**options), lambda line: None)
         monkeypatch.undo()
         assert used[-1] == (settled.kernels, settled.threads)
@@ -77,6 +78,10 @@ def test_what_is_given_is_not_tried(trial: Any) -> None:
     assert trial(("torch", 2), kernels="compiled", threads=3) == (("compiled", 3), [])
     assert trial(("torch", 2), threads=3, installed=False) == (("torch", 3), [])
     assert trial(("torch", 3), threads=3) == (("torch", 3), [("torch", 3), ("compiled", 3)])
+
+
+def test_kernels_that_a_model_has_not_are_not_recorded(trial: Any) -> None:
+    assert trial(("compiled", 2), has_kernels=False, kernels="compiled", threads=3) == (("torch", 3), [])
 
 
 @pytest.mark.parametrize("own", [{"lr_schedule": "plateau"}, {"early_stop": 2}])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ Kernels = Literal["torch", "compiled"]
 NEEDED = ("numba", "scipy", "threadpoolctl")  # the extra [fast]
 
 _threads = 0  # of the compiled kernels; 0: they are not in use
-_limited = False
+_limits: Any = None  # on the threads of OpenBLAS, while the compiled kernels are in use
 _asked = False
 
 
@@ -25,14 +25,16 @@ def available() -> bool:
 
 def use(kernels: Kernels, threads: int) -> None:
     """From now on compute with those kernels, and with that many threads, as torch for what stands around them."""
-    global _threads, _limited
+    global _threads, _limits
     torch.set_num_threads(threads)
-    if kernels == "compiled" and not _limited:
+    if kernels == "compiled" and _limits is None:
         import scipy.linalg.cython_blas  # noqa: F401  the library of the kernels' products: loaded, or it has no limit
         from threadpoolctl import threadpool_limits
 
-        threadpool_limits(1, "blas")  # each of the kernels' threads computes its products alone
-        _limited = True
+        _limits = threadpool_limits(1, "blas")  # each of the kernels' threads computes its products alone
+    if kernels == "torch" and _limits is not None:
+        _limits.restore_original_limits()
+        _limits = None
     _threads = threads if kernels == "compiled" else 0
 
 
@@ -56,7 +58,8 @@ def compiled(x: Tensor) -> bool:
     """Whether a compiled kernel is to compute on tensors like x."""
     global _asked
     _asked = True
-    return bool(_threads) and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+    fits = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+    return bool(_threads) and fits and not torch.is_autocast_enabled("cpu")
 
 
 def asked() -> bool:

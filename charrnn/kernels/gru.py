@@ -21,7 +21,7 @@ from charrnn.kernels.blocks import Input, InputGradients, asks_for_gradients, bl
 
 def scan(x: Tensor, h: Tensor, W: Tensor, R: Tensor, b: Tensor) -> Tensor:
     """The states (T, B, H), one after each step. Differentiable once. Under autocast as without it: in its own type."""
-    if choice.compiled(h):
+    if asks_for_gradients(x, h, W, R, b) and choice.compiled(h):
         from charrnn.kernels.compiled import gru as compiled
 
         return compiled.scan(x, h, W, R, b)

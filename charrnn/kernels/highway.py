@@ -39,7 +39,7 @@ def scan(x: Tensor, s: Tensor, W: Tensor, R: Tensor, b: Tensor, n: Tensor | None
     Differentiable once, in all but the masks. Where no gradient is asked for, only the result is kept. Under autocast
     as without it: in its own type.
     """
-    if choice.compiled(s):
+    if asks_for_gradients(x, s, W, R, b) and choice.compiled(s):
         from charrnn.kernels.compiled import highway as compiled
 
         return compiled.scan(x, s, W, R, b, n)

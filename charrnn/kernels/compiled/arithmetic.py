@@ -16,14 +16,14 @@ from charrnn.kernels.compiled import kept
 # A division by zero gives infinity, as in numpy: to look for one would take the vectors away. contract: a * b + c may
 # round once. No other liberties: what is not a number has to stay so, or a run that diverges would not show it.
 OPTIONS: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract"}}
-KEEP = kept.prepare()
 
 one, two = np.float32(1), np.float32(2)  # which leave a float64 beside them a float64
 
 
 def compile(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile it when it is first called with arguments of some types, or take what an earlier process compiled."""
-    compiled: Callable[..., Any] = numba.njit(nogil=True, cache=KEEP, **OPTIONS)(function)
+    with kept.here() as keep:
+        compiled: Callable[..., Any] = numba.njit(nogil=True, cache=keep, **OPTIONS)(function)
     return compiled
 
 
@@ -68,7 +68,7 @@ def _exp(x: Any) -> Callable[[Any], Any]:
             x = low
         if x > high:
             x = high
-        n = np.floor(x * per_ln2 + half)
+        n = np.floor((x if x == x else half) * per_ln2 + half)  # what is not a number has no integer
         r = x - n * ln2 - n * ln2_rest
         series = first
         for coefficient in coefficients:

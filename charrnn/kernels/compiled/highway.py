@@ -145,9 +145,9 @@ def acting_from_the_right(R: Tensor, rows: int, cut: Callable[[Tensor, int], Arr
 
 def scan(x: Tensor, s: Tensor, W: Tensor, R: Tensor, b: Tensor, n: Tensor | None) -> Tensor:
     """What charrnn.kernels.highway.scan gives for the same. Differentiable once."""
-    (M, _, B, I), S, D = x.shape, s.shape[-1], len(R)
+    (M, T, B, I), S, D = x.shape, s.shape[-1], len(R)
     layer = ((s, (B, S)), (W, (2, I, S)), (R, (D, 2, S, S)), (b, (D, 2, 1, S)))
-    check(x, I, *layer, *([] if n is None else [(n, (len(n), B, S))]))
+    check(x, I, *layer, (x, (M, T, B, I)), *([] if n is None else [(n, (len(n), B, S))]))
     for masked in (M, M if n is None else len(n)):
         if masked not in (1, 2):
             raise ValueError(f"masks for {masked} gates, where there are 2 that may share one")

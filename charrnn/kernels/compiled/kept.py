@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 
@@ -15,19 +17,25 @@ def folder() -> Path:
     It is in $NUMBA_CACHE_DIR, or in $XDG_CACHE_HOME, or in ~/.cache.
     """
     sources = b"\0".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
-    chosen = os.environ.get("NUMBA_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME", "")
-    root = Path(chosen) if os.path.isabs(chosen) else Path(os.path.expanduser("~/.cache"))
-    return root / "charrnn" / f"kernels-{sha256(sources).hexdigest()[:16]}"
+    chosen = os.environ.get("NUMBA_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(chosen).absolute() / "charrnn" / f"kernels-{sha256(sources).hexdigest()[:16]}"
 
 
-def prepare() -> bool:
-    """Have numba keep there what it compiles from now on. False where nothing can be written."""
+@contextmanager
+def here() -> Iterator[bool]:
+    """While it lasts, functions that numba is given are kept there. Gives False where nothing can be written."""
+    before = numba.config.CACHE_DIR
     try:
         folder().mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder(), os.W_OK)
     except OSError:
-        return False
-    numba.config.CACHE_DIR = str(folder())
-    return os.access(folder(), os.W_OK)
+        writable = False
+    if writable:
+        numba.config.CACHE_DIR = str(folder())
+    try:
+        yield writable
+    finally:
+        numba.config.CACHE_DIR = before
 
 
 def filled() -> bool:

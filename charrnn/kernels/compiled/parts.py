@@ -66,7 +66,7 @@ def _workers(count: int) -> ThreadPoolExecutor:
 
 def check(x: Tensor, inputs: int, *shapes: tuple[Tensor, tuple[int, ...]]) -> None:
     """Raises IndexError or ValueError for characters x or tensors that do not fit: compiled code does not look where an
-    array ends."""
+    array ends, and takes numbers of one type."""
     if not x.is_floating_point() and x.numel():
         least, most = torch.aminmax(x)
         if least < 0 or most >= inputs:
@@ -74,6 +74,8 @@ def check(x: Tensor, inputs: int, *shapes: tuple[Tensor, tuple[int, ...]]) -> No
     for tensor, shape in shapes:
         if tensor.shape != shape:
             raise ValueError(f"a tensor of shape {tuple(tensor.shape)}, where {shape} fits")
+        if tensor.dtype != shapes[0][0].dtype:
+            raise ValueError(f"tensors of {tensor.dtype} and {shapes[0][0].dtype}, where one type is needed")
 
 
 def array(tensor: Tensor) -> Array:
