@@ -6,7 +6,7 @@ from collections.abc import Callable
 from math import log
 
 from benchmarks.apart import Process
-from benchmarks.measure import Row, in_turn, processors, told
+from benchmarks.measure import Row, Timing, in_turn, processors, told
 from benchmarks.networks import plain
 from benchmarks.subjects import BATCH, NAMES, SEQUENCE, Sizes, Subject, V, kernels_of, ours, plainly
 
@@ -26,17 +26,21 @@ def run(quick: bool) -> list[Row]:
             for axis, values in AXES.items():
                 values = values[:3] if quick else values
                 measured = [measure(*one(name, axis, value), charrnn, torch) for value in values]
-                exponent = slope([(log(value), log(ms)) for value, (_, ms, _) in zip(values, measured, strict=True)])
-                for value, (kernels, ms, its_ms) in zip(values, measured, strict=True):
+                exponent = slope(
+                    [(log(value), log(our.median)) for value, (_, our, _) in zip(values, measured, strict=True)]
+                )
+                for value, (kernels, our, its) in zip(values, measured, strict=True):
                     rows.append(
                         {
                             "model": name,
                             "size": axis,
                             "value": value,
                             "kernels": kernels,
-                            "ms": ms,
-                            "plain torch, ms": its_ms,
-                            "times as fast": its_ms / ms,
+                            "ms": 1e3 * our.median,
+                            "spread": our.spread,
+                            "plain torch, ms": 1e3 * its.median,
+                            "its spread": its.spread,
+                            "times as fast": its.median / our.median,
                             "exponent": exponent,
                         }
                     )
@@ -49,18 +53,18 @@ def one(name: str, axis: str, value: int) -> tuple[Subject, Sizes]:
     return Subject(name, size["rnn_size"], size["num_layers"]), Sizes(size["batch_size"], size["seq_length"])
 
 
-def measure(subject: Subject, sizes: Sizes, charrnn: Process, torch: Process) -> tuple[str, float, float]:
-    """The faster kernels, as -kernels auto finds them; milliseconds of an iteration, ours and the plain network's."""
+def measure(subject: Subject, sizes: Sizes, charrnn: Process, torch: Process) -> tuple[str, Timing, Timing]:
+    """The faster kernels, as -kernels auto finds them; an iteration's time, ours and the plain network's."""
     threads, ways = processors(), plain(subject.name, V, subject.size, subject.layers)
     arms: dict[str, Callable[[], float]] = {
         kernels: charrnn.arm(ours, subject, kernels, threads, sizes) for kernels in kernels_of(subject)
     }
     arms |= {way: torch.arm(plainly, subject, way, threads, sizes) for way in ways}
-    ms = {name: 1e3 * timing.median for name, timing in in_turn(arms, REPEATS, warm_up=1, clock=told).items()}
+    timings = in_turn(arms, REPEATS, warm_up=1, clock=told)
     charrnn.forget()
     torch.forget()
-    best = min(kernels_of(subject), key=lambda kernels: ms[kernels])
-    return best, ms[best], min(ms[way] for way in ways)
+    best = min(kernels_of(subject), key=lambda kernels: timings[kernels].median)
+    return best, timings[best], min((timings[way] for way in ways), key=lambda timing: timing.median)
 
 
 def slope(points: list[tuple[float, float]]) -> float:

@@ -190,3 +190,12 @@ def test_what_is_sent_to_a_process_trains(monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_loop_shows_what_it_does() -> None:
     model = subjects.Subject("rnn", SIZE, 1).model()
     loop.displayed(subjects.training(model, subjects.split(4, 5, 6)))()
+
+
+def test_growth_measures_ours_beside_the_plain_one() -> None:
+    with apart.Process(as_charrnn=True) as ours, apart.Process(as_charrnn=False) as theirs:
+        subject, sizes = subjects.Subject("rnn", SIZE, 1), subjects.Sizes(4, 5)
+        kernels, our, its = growth.measure(subject, sizes, ours, theirs)
+    assert kernels in subjects.kernels_of(subject)
+    assert min(our.median, its.median) > 0
+    assert growth.one("lstm", "batch_size", 7) == (subjects.Subject("lstm", 128, 2), subjects.Sizes(7, 50))
