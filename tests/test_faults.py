@@ -84,8 +84,9 @@ def test_a_second_signal_stops_at_once_and_damages_nothing(folder: Path, number:
     assert wait_for_iteration(process, folder)
     began = time.monotonic()
     os.kill(process.pid or 0, number)
-    # with something in it: the file has just been made, and whoever made it knows of it by then
-    assert wait(lambda: any(path.stat().st_size for path in unfinished(folder / "cv")), process)
+    # all of it written, and now on its way to the disk
+    assert wait(lambda: any(path.stat().st_size >= len(before) for path in unfinished(folder / "cv")), process)
+    time.sleep(0.5)
     os.kill(process.pid or 0, number)
     assert finish(process) == (130 if number == signal.SIGINT else -number)
     assert time.monotonic() - began < 20, "it did not wait for the disk"
