@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import Row, machine
-from charrnn.display import table
+from charrnn.cli.display import table
 
 PARTS = ("training", "loop", "sampling", "preprocessing", "startup", "growth")
 

@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from benchmarks.measure import wall
-from charrnn import spinning
+from charrnn.cli import main as spinning
 
 Iteration = Callable[[], Any]
 PAUSE = 0.01  # seconds in which the threads of the process before stop looking for work

@@ -16,12 +16,11 @@ from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-
 
 def main() -> int:
     import torch
-    from fuzz import Wrong, attempt, prepare
+
+    from tests.helpers.fuzz import Wrong, attempt, prepare
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("-n", type=int, default=10_000, metavar="ATTEMPTS", help="how many [10000]")

@@ -9,17 +9,15 @@ every checkpoint must load; at the end the run must equal one that was left alon
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 PER_RUN = 20  # kills in one run's life: it must come to its end under them
 
 
 def main() -> None:
-    from kills import survive
+    from tests.helpers.kills import survive
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("-n", type=int, default=100, metavar="KILLS", help="how many in all [100]")

@@ -9,15 +9,15 @@ from typing import Any
 
 from benchmarks.measure import Row, in_turn, thread_counts
 from benchmarks.subjects import bare, split, subjects, training
-from charrnn.display import PlainDisplay
-from charrnn.kernels import choice
+from charrnn.cli.display import PlainDisplay
+from charrnn.kernels import backend
 
 
 def run(quick: bool) -> list[Row]:
     rows = []
     for subject in subjects(128):
         for threads in thread_counts():
-            choice.use("torch", threads)
+            backend.use("torch", threads)
             minibatches = split()
             arms = {
                 "loop": displayed(training(subject.model(), minibatches)),

@@ -15,9 +15,11 @@ from torch import Tensor
 
 from benchmarks.measure import Row, summary
 from benchmarks.subjects import Subject, V, subjects
-from charrnn.output import Stream, write_plain
-from charrnn.sampling import Choice, Sampler, stepper
-from charrnn.vocabulary import Vocabulary
+from charrnn.data.vocabulary import Vocabulary
+from charrnn.model import stepper
+from charrnn.sampling.choice import Choice
+from charrnn.sampling.output import Stream, write_plain
+from charrnn.sampling.sampler import Sampler
 
 ROUNDS = 5
 

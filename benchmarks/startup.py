@@ -10,9 +10,9 @@ from pathlib import Path
 
 from benchmarks.measure import Row, Timing, in_turn
 from benchmarks.subjects import Subject, V
-from charrnn.checkpoint import Checkpoint
-from charrnn.options import TrainingOptions
-from charrnn.vocabulary import Vocabulary
+from charrnn.checkpoints.checkpoint import Checkpoint
+from charrnn.data.vocabulary import Vocabulary
+from charrnn.settings.training import TrainingOptions
 
 CHARRNN = [sys.executable, "-m", "charrnn"]
 

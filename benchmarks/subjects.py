@@ -14,11 +14,11 @@ from torch.nn import functional as F
 from benchmarks.measure import product
 from benchmarks.networks import plain
 from charrnn import registry
-from charrnn.allocator import keep_freed_memory
-from charrnn.data import Split
-from charrnn.kernels import choice
-from charrnn.options import TrainingOptions
-from charrnn.training import Training
+from charrnn.compute import keep_freed_memory
+from charrnn.data.minibatches import Split
+from charrnn.kernels import backend
+from charrnn.settings.training import TrainingOptions
+from charrnn.training.loop import Training
 
 V = 65  # characters of tinyshakespeare
 BATCH = SEQUENCE = 50
@@ -67,9 +67,9 @@ def training(model: nn.Module, minibatches: Split) -> Callable[[], Any]:
     return lambda: next(run)
 
 
-def kernels_of(subject: Subject) -> tuple[choice.Kernels, ...]:
+def kernels_of(subject: Subject) -> tuple[backend.Kernels, ...]:
     """The kinds of kernels that a model can be computed with here."""
-    return ("torch", "compiled") if subject.name in COMPILED and choice.available() else ("torch",)
+    return ("torch", "compiled") if subject.name in COMPILED and backend.available() else ("torch",)
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Sizes:
 # To be made in a process of its own: what it takes there can be sent, and what comes of it cannot
 
 
-def ours(subject: Subject, kernels: choice.Kernels, threads: int, sizes: Sizes) -> Callable[[], Any]:
+def ours(subject: Subject, kernels: backend.Kernels, threads: int, sizes: Sizes) -> Callable[[], Any]:
     """charrnn's training, with those kernels and threads."""
     return with_kernels(kernels, threads, training(subject.model(), sizes.split()))
 
@@ -99,11 +99,11 @@ def large_product(threads: int) -> Callable[[], Any]:
     return with_kernels("torch", threads, product())
 
 
-def with_kernels(kernels: choice.Kernels, threads: int, iteration: Callable[[], Any]) -> Callable[[], Any]:
+def with_kernels(kernels: backend.Kernels, threads: int, iteration: Callable[[], Any]) -> Callable[[], Any]:
     """The iteration, computed with those kernels and threads."""
 
     def call() -> Any:
-        choice.use(kernels, threads)
+        backend.use(kernels, threads)
         return iteration()
 
     return call

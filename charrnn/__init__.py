@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from charrnn.vocabulary import Vocabulary
+    from charrnn.data.vocabulary import Vocabulary
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load"]
@@ -22,7 +22,7 @@ def load(path: str | Path, **options: Any) -> tuple[nn.Module, Vocabulary]:
     ones. Raises charrnn.errors.UserError where the file is not a whole checkpoint of charrnn. No code from
     the file is run; the model's own file is.
     """
-    from charrnn.checkpoint import Checkpoint
+    from charrnn.checkpoints.checkpoint import Checkpoint
 
     checkpoint = Checkpoint.load(path)
     return checkpoint.build(**options).eval(), checkpoint.vocabulary

@@ -10,7 +10,7 @@ import signal
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-from charrnn.cli import main
+from charrnn.cli.main import main
 
 __all__ = ["main"]
 

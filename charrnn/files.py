@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -14,7 +15,10 @@ from typing import IO
 if sys.platform != "win32":  # there two runs must keep apart by themselves
     import fcntl
 
+
 UNFINISHED = ".charrnn-part"
+
+
 UNLOCKABLE = (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK)  # some network file systems
 
 
@@ -108,3 +112,16 @@ def _sync_folder(folder: Path) -> None:
         return
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C as an exception, for a process that it would end."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -16,14 +16,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
-from charrnn.errors import UserError
-from charrnn.options import Option, make_option, nearest, training_options
+from charrnn.errors import UserError, nearest
+from charrnn.settings.option import Option, make_option
+from charrnn.settings.training import training_options
 
 if TYPE_CHECKING:
     from torch import nn
 
 # flags of `charrnn train` that are not settings of the run
 RESERVED = ("config", "resume", "dry_run", "print_config", "help", "h")
+
+
 BUILT_IN = "built in"
 
 

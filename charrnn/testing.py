@@ -31,6 +31,7 @@ from charrnn import registry
 
 V, H, T, B = 7, 5, 6, 3
 
+
 State = tuple[Tensor, ...]
 
 

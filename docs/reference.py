@@ -9,9 +9,10 @@ from dataclasses import replace
 import click
 
 from charrnn import registry
-from charrnn.cli import COMMANDS, cli
-from charrnn.commands.flags import Flag
-from charrnn.options import GROUPS, Interval, Option
+from charrnn.cli.flags import Flag
+from charrnn.cli.main import COMMANDS, cli
+from charrnn.settings.option import Interval, Option
+from charrnn.settings.training import GROUPS
 
 HEAD = """\
 # Commands and flags

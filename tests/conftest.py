@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-REFERENCE = Path(__file__).parent / "reference"
-CHECKPOINTS = Path(__file__).parent / "t7"
+REFERENCE = Path(__file__).parent / "originals"
+CHECKPOINTS = Path(__file__).parent / "checkpoints" / "t7"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -42,13 +42,13 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
     """Compute with these kernels, and with two threads if they are the compiled ones."""
     import torch
 
-    from charrnn.kernels import choice
+    from charrnn.kernels import backend
 
     before = torch.get_num_threads()
     if request.param == "compiled":
-        if not choice.available():
+        if not backend.available():
             pytest.skip("the extra [fast] is not installed")
-        choice.use("compiled", 2)
+        backend.use("compiled", 2)
         torch.set_num_threads(before)
     yield request.param
-    choice.use("torch", before)
+    backend.use("torch", before)

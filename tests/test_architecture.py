@@ -13,8 +13,8 @@ import pytest
 
 import charrnn
 from charrnn import registry
-from charrnn.cli import COMMANDS
-from charrnn.kernels import choice
+from charrnn.cli.main import COMMANDS
+from charrnn.kernels import backend
 
 PACKAGE = Path(charrnn.__file__).parent
 MODULES = {".".join(p.relative_to(PACKAGE.parent).with_suffix("").parts): p for p in PACKAGE.rglob("*.py")}
@@ -101,10 +101,10 @@ def test_only_the_command_line_knows_click_and_only_the_display_knows_rich() -> 
 def test_kernels_import_torch_and_numpy_alone_and_models_torch_and_kernels() -> None:
     allowed = (*sys.stdlib_module_names, "torch")
     hot = (*allowed, "numpy")
-    assert set(choice.NEEDED) == set(FAST)
+    assert set(backend.NEEDED) == set(FAST)
     for name, path in MODULES.items():
         if is_under(name, "charrnn.kernels"):
-            extra = FAST if is_under(name, "charrnn.kernels.compiled") or name == "charrnn.kernels.choice" else ()
+            extra = FAST if is_under(name, "charrnn.kernels.compiled") or name == "charrnn.kernels.backend" else ()
             for other in imported(path, everywhere=True):
                 top = other.partition(".")[0]
                 assert top in (*hot, *extra) or is_under(other, "charrnn.kernels"), (name, other)
@@ -117,12 +117,12 @@ def test_kernels_import_torch_and_numpy_alone_and_models_torch_and_kernels() -> 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_loading_a_command_does_not_load_torch(command: str) -> None:
     words = "import importlib, sys; importlib.import_module(sys.argv[1]); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", words, f"charrnn.commands.{command}"]).returncode == 0
+    assert subprocess.run([sys.executable, "-c", words, f"charrnn.cli.{command}"]).returncode == 0
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_short_help_is_the_first_line_of_the_commands_own(command: str) -> None:
-    words = "import importlib, sys; print(importlib.import_module(f'charrnn.commands.{sys.argv[1]}').command.help)"
+    words = "import importlib, sys; print(importlib.import_module(f'charrnn.cli.{sys.argv[1]}').command.help)"
     done = subprocess.run([sys.executable, "-c", words, command], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[0].startswith(COMMANDS[command].rstrip("."))
 
@@ -131,5 +131,5 @@ def test_the_short_help_is_the_first_line_of_the_commands_own(command: str) -> N
 def test_the_extra_fast_is_asked_for_late_and_in_one_place(module: str) -> None:
     top = {other.partition(".")[0] for other in imported(MODULES[module], everywhere=False)}
     assert not top & set(FAST)
-    if module != "charrnn.kernels.choice":
+    if module != "charrnn.kernels.backend":
         assert not {other.partition(".")[0] for other in imported(MODULES[module], everywhere=True)} & set(FAST)

@@ -14,15 +14,15 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
-from command import environment
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import charrnn
 from benchmarks import apart, growth, loop, measure, networks, picture, startup, subjects
-from charrnn import spinning
-from charrnn.kernels import choice
+from charrnn.cli import main as spinning
+from charrnn.kernels import backend
+from tests.helpers.command import environment
 
 SIZE, LAYERS = 6, 2
 ROOT = Path(charrnn.__file__).parent.parent
@@ -184,7 +184,7 @@ def test_what_is_sent_to_a_process_trains(monkeypatch: pytest.MonkeyPatch) -> No
         assert subjects.ours(subject, kernels, 1, sizes)().loss == pytest.approx(math.log(subjects.V), abs=0.1)
     assert subjects.plainly(subject, "loop, look-up", 1, sizes)() == pytest.approx(math.log(subjects.V), abs=0.1)
     assert subjects.large_product(1)().shape == (measure.PRODUCT, measure.PRODUCT)
-    choice.use("torch", before)
+    backend.use("torch", before)
 
 
 def test_the_loop_shows_what_it_does() -> None:

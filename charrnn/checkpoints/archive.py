@@ -21,8 +21,13 @@ import torch
 from torch import Tensor
 
 PICKLE_BYTES = 16_000_000  # a vocabulary of all of Unicode takes no more
+
+
 OPCODES = 4_000_000
+
+
 DEPTH = 16  # of dicts and lists in each other
+
 
 # all that torch.save writes for plain values and tensors. Nothing here looks up attributes or sets them
 ALLOWED = {
@@ -30,6 +35,8 @@ ALLOWED = {
     "BINUNICODE", "EMPTY_DICT", "SETITEM", "SETITEMS", "EMPTY_LIST", "APPEND", "APPENDS", "EMPTY_TUPLE", "TUPLE",
     "TUPLE1", "TUPLE2", "TUPLE3", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET", "GLOBAL", "BINPERSID", "REDUCE",
 }  # fmt: skip
+
+
 STORAGES = {
     "FloatStorage": torch.float32,
     "DoubleStorage": torch.float64,

@@ -13,17 +13,26 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from charrnn import registry, t7
-from charrnn.checkpoint import Checkpoint
+from charrnn import registry
+from charrnn.checkpoints import t7
+from charrnn.checkpoints.checkpoint import Checkpoint
+from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import UserError
-from charrnn.options import TrainingOptions, training_options
-from charrnn.vocabulary import Encoding, Vocabulary
+from charrnn.settings.option import Encoding
+from charrnn.settings.training import TrainingOptions, training_options
 
 Array = NDArray[Any]
+
+
 Part = tuple[tuple[str, ...], Callable[[list[Array]], Array]]
+
+
 Report = Callable[[str], None]
 
+
 INDISPENSABLE = ("model", "rnn_size", "num_layers", "dropout")
+
+
 OTHERWISE = {"task"}  # grid-lstm's own name for what it always reads, characters
 
 
@@ -87,6 +96,8 @@ def _grid_lstm(kind: str, k: int, tied: bool) -> dict[str, Part]:
 
 
 LAYERS = {"lstm": _lstm, "gru": _gru, "rnn": _rnn, "grid_lstm": _grid_lstm}
+
+
 GATES = {"lstm": 4, "gru": 1, "rnn": 1, "grid_lstm": 4}  # that one module computes
 
 

@@ -24,6 +24,7 @@ from charrnn.errors import UserError
 
 NIL, NUMBER, STRING, TABLE, TORCH, BOOLEAN, FUNCTION, *INDEXED_FUNCTIONS = range(9)
 
+
 DTYPES = {
     "Byte": "u1",
     "Char": "i1",
@@ -34,12 +35,19 @@ DTYPES = {
     "Double": "<f8",
 }
 
+
 NUMERIC = re.compile(r"torch\.(?P<element>\w+)(?P<kind>Tensor|Storage)")
 
+
 DEPTH = 10_000  # of objects within objects; a network's graph nests up to a hundred deep for each layer
+
+
 DIMENSIONS = 32
 
+
 Table = dict[Any, Any]
+
+
 Steps = Generator[None, Any, Any]  # yields where it needs the next object of the file, is sent that, returns its own
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import click
+from click.shell_completion import get_completion_class
 
-from charrnn.commands.flags import Command
-from charrnn.completion import SHELLS, script
+from charrnn.cli.flags import SHELLS, VARIABLE, Command
 
 HELP = """Print the script that completes commands, flags, models and files in your shell.
 
@@ -17,9 +17,7 @@ fish:  charrnn completion fish > ~/.config/fish/completions/charrnn.fish
 
 
 def completion(shell: str) -> None:
-    from charrnn.cli import cli  # here, as cli is what loads this module
-
-    print(script(shell, cli))
+    print(script(shell, click.get_current_context().find_root().command))
 
 
 command = Command(
@@ -28,3 +26,10 @@ command = Command(
     callback=completion,
     help=HELP,
 )
+
+
+def script(shell: str, command: click.Command) -> str:
+    """What one of SHELLS has to read to complete ``charrnn``."""
+    found = get_completion_class(shell)
+    assert found is not None
+    return found(command, {}, "charrnn", VARIABLE).source()

@@ -28,13 +28,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from charrnn.terminal import printable
-from charrnn.units import described
+from charrnn.data.vocabulary import described
+from charrnn.errors import printable
 
-if TYPE_CHECKING:  # what only reads a file or a page need not wait for torch
-    from charrnn import download
-    from charrnn.training import Record
-    from charrnn.vocabulary import Level
+if TYPE_CHECKING:
+    from charrnn.data.datasets import download
+    from charrnn.settings.option import Level
+    from charrnn.training.loop import Record
 
 
 class TrainingDisplay(Protocol):

@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from charrnn.commands.flags import Command, Flag, exclude, note, with_defaults
-from charrnn.errors import UserError
-from charrnn.options import FROM_ONE, FROM_ZERO, Interval, Option
+from charrnn.cli.flags import Command, Flag, exclude, with_defaults
+from charrnn.cli.streams import note, read
+from charrnn.settings.option import FROM_ONE, FROM_ZERO, Interval, Option
 
 if TYPE_CHECKING:
-    from charrnn.evaluation import Score
-    from charrnn.scoring import Scored
-    from charrnn.vocabulary import Level
+    from charrnn.evaluation.loss import Score
+    from charrnn.evaluation.scoring import Scored
+    from charrnn.settings.option import Level
 
 OPTIONS = [
     Option("split", str, "val", "part of the data to score", "data", choices=("train", "val", "test")),
@@ -35,17 +34,23 @@ OPTIONS = [
            "scored, at this rate", "model", within=FROM_ZERO),
     Option("gpuid", int, 0, "number of the GPU; -1 = CPU", "device", within=Interval(low=-1)),
 ]  # fmt: skip
+
+
 SWITCHES = [
     click.Option(["-per_line", "--per_line"], is_flag=True, help="list the lines with the loss of each, worst first"),
     click.Option(["-per_char", "--per_char"], is_flag=True,
                  help="the loss of each character, or word: JSON lines; on a terminal the text, coloured by surprise"),
     click.Option(["-json", "--json", "as_json"], is_flag=True, help="print one JSON object"),
 ]  # fmt: skip
+
+
 EXCLUSIVE = [
     *(("text", other) for other in ("split", "data_dir", "batch_size")),
     ("mc_samples", "dynamic"),
     ("per_line", "per_char"),
 ]
+
+
 HELP = """Score a text with a trained model.
 
 CHECKPOINT is a file, or a folder, which stands for its checkpoint with the best validation loss. Prints
@@ -58,9 +63,9 @@ def evaluate(checkpoint: str, per_line: bool, per_char: bool, as_json: bool, **v
     exclude(*EXCLUSIVE)
     values = with_defaults(OPTIONS, values)
 
-    from charrnn.device import choose_device
-    from charrnn.display import shares
-    from charrnn.scoring import Method, Scorer
+    from charrnn.cli.display import shares
+    from charrnn.compute import choose_device
+    from charrnn.evaluation.scoring import Method, Scorer
 
     method = Method(values["mc_samples"], values["seed"], values["dynamic"], per_line or per_char)
     paths = [checkpoint, *values["ensemble"]]
@@ -114,9 +119,9 @@ def described(score: Score, level: Level) -> str:
 
 def show_lines(scored: Scored) -> None:
     """A table of as many lines as a terminal shows; elsewhere all of them, tab-separated."""
-    from charrnn.display import ranking
-    from charrnn.output import destination
-    from charrnn.terminal import printable
+    from charrnn.cli.display import ranking
+    from charrnn.errors import printable
+    from charrnn.sampling.output import destination
 
     of_words = scored.vocabulary.level == "word"
     rows = [
@@ -139,7 +144,7 @@ def show_lines(scored: Scored) -> None:
 
 def show_characters(scored: Scored) -> None:
     """The coloured text on a terminal; elsewhere JSON lines."""
-    from charrnn.display import surprise
+    from charrnn.cli.display import surprise
 
     if sys.stdout.isatty():
         surprise(scored.characters())
@@ -153,17 +158,6 @@ def characters(scored: Scored) -> Iterator[dict[str, str | float | None]]:
     unit = scored.vocabulary.unit
     for text, loss in scored.characters():
         yield {unit: text if unit == "character" else text.removeprefix(" "), "loss": loss}
-
-
-def read(file: str, encoding: str) -> str:
-    """A whole file, or stdin for -, as text."""
-    try:
-        data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
-        return data.decode("utf-8", "surrogateescape" if encoding == "bytes" else "strict")
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not UTF-8 at byte {error.start}: convert it first") from None
 
 
 command = Command(

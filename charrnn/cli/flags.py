@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
+from glob import escape, glob
 from typing import Any
 
 import click
 from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
-from charrnn import completion
-from charrnn.errors import UserError
-from charrnn.options import GROUPS, Option, nearest
+from charrnn import registry
+from charrnn.errors import UserError, nearest
+from charrnn.settings import recipes
+from charrnn.settings.option import Option
+from charrnn.settings.training import GROUPS
 
 METAVARS = {int: "INT", float: "NUMBER", str: "TEXT", bool: "0|1"}
+
+
 NAMED = {"file": "FILE", "folder": "DIR", "model": "NAME", "recipe": "FILE"}
 
 
@@ -34,7 +38,7 @@ class Kind(click.ParamType[Any]):
             raise click.UsageError(str(error), ctx) from None
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        return completion.values(self.option, incomplete)
+        return values(self.option, incomplete)
 
 
 class Flag(click.Option):
@@ -77,7 +81,7 @@ class Command(click.Command):
         return super().parse_args(ctx, args)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        return completion.flags(super().shell_complete(ctx, incomplete), incomplete)
+        return flags(super().shell_complete(ctx, incomplete), incomplete)
 
     def arity(self, ctx: click.Context) -> dict[str, int]:
         """How many words follow each flag, for every spelling."""
@@ -140,11 +144,32 @@ def exclude(*pairs: tuple[str, str]) -> None:
             raise click.UsageError(f"{spelled[one]} and {spelled[other]} exclude each other: give one of them", ctx)
 
 
-def note(line: str) -> None:
-    """A line for the person at the terminal, apart from the output proper."""
-    print(line, file=sys.stderr, flush=True)
-
-
 def with_defaults(options: Sequence[Option], values: dict[str, Any]) -> dict[str, Any]:
     """The values, with each option that was not given at its default."""
     return {o.name: o.default if values[o.name] is None else values[o.name] for o in options}
+
+
+SHELLS = ("bash", "zsh", "fish")
+
+
+VARIABLE = "_CHARRNN_COMPLETE"  # by which the script asks the program, as click has it
+
+
+def values(option: Option, incomplete: str) -> list[CompletionItem]:
+    """What may stand after a flag. Of files and folders the shell knows more than we do."""
+    if option.names == "model":
+        known = {name: file.summary for name, file in registry.models().items()}
+        return [CompletionItem(name, help=text) for name, text in known.items() if name.startswith(incomplete)]
+    if option.names == "recipe":
+        named = [CompletionItem(name) for name in recipes.recipes() if name.startswith(incomplete)]
+        if found := named + [CompletionItem(path) for path in sorted(glob(f"{escape(incomplete)}*.toml"))]:
+            return found
+    if option.names:
+        return [CompletionItem(incomplete, type="dir" if option.names == "folder" else "file")]
+    words = ["0", "1"] if option.type is bool else map(str, option.choices)
+    return [CompletionItem(word) for word in words if word.startswith(incomplete)]
+
+
+def flags(items: list[CompletionItem], incomplete: str) -> list[CompletionItem]:
+    """Each flag once: with two dashes where two were typed."""
+    return [item for item in items if item.value.startswith("--") == incomplete.startswith("--")]

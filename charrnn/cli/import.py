@@ -8,11 +8,14 @@ from typing import Any
 
 import click
 
-from charrnn.commands.flags import Command, Flag, note, with_defaults
+from charrnn.cli.flags import Command, Flag, with_defaults
+from charrnn.cli.streams import note
 from charrnn.errors import UserError
-from charrnn.options import Option
+from charrnn.settings.option import Option
 
 OPTIONS = [Option("force", bool, False, "1 = replace NEW where it exists", "bookkeeping")]
+
+
 HELP = """Take over a checkpoint of the original char-rnn or grid-lstm.
 
 OLD is a file lm_....t7 of a model lstm, gru, rnn or grid_lstm, saved on a CPU; NEW is the file to write,
@@ -27,7 +30,7 @@ def import_(old: str, new: str, **values: Any) -> None:
     if not target.is_dir():
         check_free(target, values["force"])
 
-    from charrnn import torch7
+    from charrnn.checkpoints import originals as torch7
 
     checkpoint = torch7.load(Path(old), note)
     if target.is_dir():

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from charrnn.commands.flags import Command
-from charrnn.options import training_options
+from charrnn.cli.flags import Command
+from charrnn.settings.training import training_options
 
 HELP = """Show what a checkpoint holds: model, parameters, vocabulary, losses, settings, software.
 
@@ -16,14 +16,15 @@ CHECKPOINT is a file, or a folder, which stands for its checkpoint with the best
 in the file is executed, nor is the model's own file.
 """
 
+
 MOST = 200  # words that are shown; -json has them all
 
 
 def inspect(checkpoint: str, as_json: bool) -> None:
     import json
 
-    from charrnn.checkpoint import find
-    from charrnn.inspection import inspect as inspect_file
+    from charrnn.checkpoints.folder import find
+    from charrnn.reports.inspection import inspect as inspect_file
 
     found = inspect_file(find(Path(checkpoint)))
     if as_json:
@@ -37,9 +38,10 @@ def words(value: Any) -> str:
 
 
 def show(found: dict[str, Any]) -> None:
-    from charrnn import curve, display
-    from charrnn.memory import size
-    from charrnn.units import described
+    from charrnn.cli import display
+    from charrnn.data.vocabulary import described
+    from charrnn.errors import size
+    from charrnn.reports import curve
 
     loss = "not validated" if found["val_loss"] is None else f"validation loss {found['val_loss']:.4f}"
     vocabulary = found["vocabulary"]

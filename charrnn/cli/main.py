@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -13,9 +13,8 @@ import click
 from click.shell_completion import CompletionItem
 
 import charrnn
-from charrnn import completion
-from charrnn.errors import UserError
-from charrnn.options import nearest
+from charrnn.cli.flags import flags as as_typed
+from charrnn.errors import UserError, nearest
 
 # the short help stands here so that `charrnn --help` need not load a command, nor torch
 COMMANDS = {
@@ -31,7 +30,11 @@ COMMANDS = {
     "plot": "Draw the learning curves of runs.",
     "completion": "Print the script that completes commands, flags, models and files in your shell.",
 }
+
+
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # a full disk, a limit, a broken one
+
+
 HELP = {"help_option_names": ["-h", "-help", "--help"]}
 
 
@@ -44,7 +47,7 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = import_module(f"charrnn.commands.{cmd_name}").command
+        command: click.Command = import_module(f"charrnn.cli.{cmd_name}").command
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
@@ -54,7 +57,7 @@ class Commands(click.Group):
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         commands = [CompletionItem(name, help=text) for name, text in COMMANDS.items() if name.startswith(incomplete)]
-        return commands + completion.flags(click.Command.shell_complete(self, ctx, incomplete), incomplete)
+        return commands + as_typed(click.Command.shell_complete(self, ctx, incomplete), incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -108,7 +111,7 @@ def run(args: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         return 130
     except (MemoryError, RuntimeError) as error:
-        from charrnn.memory import ran_out
+        from charrnn.compute import ran_out
 
         if not ran_out(error):
             raise
@@ -133,3 +136,21 @@ def complain(message: str, code: int, command: str = "charrnn") -> int:
     shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
     print(f"{command}: {shown}", file=sys.stderr)
     return code
+
+
+# turns of the loop that a thread of GNU's OpenMP waits in, some tenths of a millisecond, before it sleeps
+TURNS = "20000"
+
+
+OWN = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+
+
+def keep_short(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Have torch's threads wait for work less long; to be called before torch is loaded.
+
+    By itself GNU's OpenMP waits 300,000 turns, some milliseconds, after each of torch's operations on several
+    threads. All that time nobody else has that processor, not even the threads of the compiled kernels. Threads that
+    sleep at once would wake up too slowly for torch's next operation. The user's own settings of OpenMP are left alone.
+    """
+    if not any(name in environment for name in OWN):
+        environment["GOMP_SPINCOUNT"] = TURNS

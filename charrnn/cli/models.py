@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from charrnn import registry
-from charrnn.commands.flags import Command
+from charrnn.cli.flags import Command
 
 
 def models() -> None:
-    from charrnn.display import table
+    from charrnn.cli.display import table
 
     rows = [(name, str(file.path), file.summary) for name, file in registry.models().items()]
     table(("model", "file", "what it is"), rows)

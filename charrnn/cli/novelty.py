@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from charrnn.commands.eval import read
-from charrnn.commands.flags import Command, Flag, note, with_defaults
-from charrnn.options import FROM_ONE, POSITIVE, Interval, Option, TrainingOptions, training_options
+from charrnn.cli.flags import Command, Flag, with_defaults
+from charrnn.cli.streams import note, read
+from charrnn.settings.option import FROM_ONE, POSITIVE, Interval, Option
+from charrnn.settings.training import TrainingOptions, training_options
 
 if TYPE_CHECKING:
-    from charrnn.novelty import Novelty
+    from charrnn.reports.novelty import Novelty
 
 SAMPLED = [
     Option("length", int, 20_000, "characters or words to sample", "Sampling", within=FROM_ONE),
@@ -23,14 +24,24 @@ SAMPLED = [
     Option("seed", int, 123, "seed of the draws", "Sampling", within=Interval(0, 2**63 - 1)),
     Option("gpuid", int, 0, "number of the GPU; -1 = CPU", "device", within=Interval(low=-1)),
 ]
+
+
 AS_TRAINED = [
     replace(option, default=None, optional=True, help=f"{option.help}  [as in training]", group="data")
     for option in training_options().values()
     if option.name in ("data_dir", "level", "unk", "encoding", "train_frac", "val_frac", "batch_size", "seq_length")
 ]
+
+
 OPTIONS = AS_TRAINED + SAMPLED
+
+
 SHOWN = (4, 6, 8, 10, 12, 16, 20, 30, 40, 50)
+
+
 EXCERPT = 300  # characters shown of the longest passage
+
+
 HELP = """Say how much of a text is copied from the training text.
 
 Of CHECKPOINT, a file or a folder, -length characters (or words) are sampled; TEXT is a file of any text, - stands for
@@ -43,8 +54,8 @@ def novelty(source: str, as_json: bool, **values: Any) -> None:
     given = {option.name: values[option.name] for option in AS_TRAINED if values[option.name] is not None}
     values = with_defaults(OPTIONS, values)
 
-    from charrnn.data import open_chosen
-    from charrnn.novelty import examine
+    from charrnn.data.text import open_chosen
+    from charrnn.reports.novelty import examine
 
     if is_checkpoint(source):
         trained, words = sampled(source, values)
@@ -69,9 +80,9 @@ def sampled(source: str, values: dict[str, Any]) -> tuple[TrainingOptions, str]:
     """The settings of a checkpoint's run, and what its model writes."""
     import torch
 
-    from charrnn.checkpoint import Checkpoint
-    from charrnn.device import choose_device
-    from charrnn.sampling import sample
+    from charrnn.checkpoints.checkpoint import Checkpoint
+    from charrnn.compute import choose_device
+    from charrnn.sampling.sampler import sample
 
     saved = Checkpoint.load(source)
     device = choose_device(values["gpuid"], note, saved.options.precision)
@@ -85,8 +96,8 @@ def sampled(source: str, values: dict[str, Any]) -> tuple[TrainingOptions, str]:
 
 def show(found: Novelty, unit: str) -> None:
     """unit: what the text is made of, a character or a word."""
-    from charrnn.display import table
-    from charrnn.terminal import printable
+    from charrnn.cli.display import table
+    from charrnn.errors import printable
 
     text, held_out = found.text, found.held_out
     natural = held_out.shares if held_out else {}

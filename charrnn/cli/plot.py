@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from charrnn.commands.flags import Command, Flag, exclude, note, with_defaults
-from charrnn.options import FROM_ZERO, Option
+from charrnn.cli.flags import Command, Flag, exclude, with_defaults
+from charrnn.cli.streams import note
+from charrnn.settings.option import FROM_ZERO, Option
 
 OPTIONS = [
     Option("output", str, "val_curves.png", "picture to write: .png, .svg or .pdf", group="Curves", names="file"),
@@ -19,7 +20,11 @@ OPTIONS = [
     Option("label", str, (), "name of a curve, once for each run, in their order; without, what the runs differ in",
            group="Curves", repeatable=True),
 ]  # fmt: skip
+
+
 EXCLUSIVE = (("text", "output"),)
+
+
 HELP = """Draw the learning curves of runs.
 
 A RUN is a checkpoint, a file of metrics (lm_NAME_metrics.jsonl), or a folder, which stands for all runs that
@@ -30,9 +35,10 @@ saved into it. Pictures need matplotlib: pip install 'char-rnn-torch[plot]'.
 def plot(runs: tuple[str, ...], text: bool, **flags: Any) -> None:
     exclude(*EXCLUSIVE)
 
-    from charrnn import display, histories
-    from charrnn.plot import check_output, save
-    from charrnn.plot import text as as_text
+    from charrnn.cli import display
+    from charrnn.reports import histories
+    from charrnn.reports.plot import check_output, save
+    from charrnn.reports.plot import text as as_text
 
     chosen = with_defaults(OPTIONS, flags)
     axes = {name: chosen[name] for name in ("x", "y", "smooth")}

@@ -6,18 +6,21 @@ from typing import Any
 
 import click
 
-from charrnn import datasets
-from charrnn.commands.flags import Command, Flag, note
-from charrnn.options import Option
+from charrnn.cli.flags import Command, Flag
+from charrnn.cli.streams import note
+from charrnn.data.datasets import catalogue as datasets
+from charrnn.settings.option import Option
 
 DATA_DIR = Option(
     "data_dir", str, None, "folder to make it in  [data/NAME]", group="data", optional=True, names="folder"
 )
+
+
 OWN = [option for dataset in datasets.DATASETS.values() for option in dataset.options]
 
 
 def prepare(name: str, data_dir: str | None, **values: Any) -> None:
-    from charrnn.display import transfers
+    from charrnn.cli.display import transfers
 
     given = {option: value for option, value in values.items() if value is not None}
     with transfers() as progress:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from charrnn import recipes as known
-from charrnn.commands.flags import Command
+from charrnn.cli.flags import Command
+from charrnn.settings import recipes as known
 
 
 def recipes() -> None:
-    from charrnn.display import table
+    from charrnn.cli.display import table
 
     table(("recipe", "what it is"), [(name, known.summary(path)) for name, path in known.recipes().items()])
 
@@ -16,4 +16,6 @@ HELP = """List the settings that -config can name.
 
 charrnn train -config NAME trains with them, and with -print_config shows them.
 """
+
+
 command = Command("recipes", [], callback=recipes, help=HELP)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-import sys
 from typing import Any
 
 import click
 
-from charrnn.commands.eval import read
-from charrnn.commands.flags import Command, Flag, exclude, given, note, with_defaults
-from charrnn.errors import UserError
-from charrnn.options import FROM_ONE, FROM_ZERO, Interval, Option
+from charrnn.cli.flags import Command, Flag, exclude, given, with_defaults
+from charrnn.cli.streams import note, read, read_stdin
+from charrnn.settings.option import FROM_ONE, FROM_ZERO, Interval, Option
 
 FROM_STDIN = "--primetext-from-stdin"
+
+
 OPTIONS = [
     Option("primetext", str, "", "text to go on from; as the last word, with no text: read it from stdin", "Sampling"),
     Option("primefile", str, "", "file with the text to go on from; - = stdin", "Sampling", names="file"),
@@ -38,6 +38,8 @@ OPTIONS = [
            "device", choices=("float64", "float32")),
     Option("gpuid", int, 0, "number of the GPU; -1 = CPU", "device", within=Interval(low=-1)),
 ]  # fmt: skip
+
+
 SWITCHES = [
     click.Option([FROM_STDIN], is_flag=True, hidden=True),
     click.Option(["-until_newline", "--until_newline"], is_flag=True, help="end a text with its first line"),
@@ -46,6 +48,8 @@ SWITCHES = [
     click.Option(["-interactive", "--interactive"], is_flag=True,
                  help="type beginnings, see them continued, change settings on the way"),
 ]  # fmt: skip
+
+
 EXCLUSIVE = [
     ("primetext", "primefile"),
     ("primetext_from_stdin", "primefile"),
@@ -54,7 +58,11 @@ EXCLUSIVE = [
     *(("interactive", other)
       for other in ("primetext", "primetext_from_stdin", "primefile", "unknown", "num_samples", "as_json", "output")),
 ]  # fmt: skip
+
+
 CHANGEABLE = ("temperature", "length", "top_k", "top_p", "sample", "seed")  # in the middle of -interactive
+
+
 HELP = """Write text with a trained model.
 
 CHECKPOINT is a file, or a folder, which stands for its checkpoint with the best validation loss. The
@@ -87,12 +95,12 @@ def sample(
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     import torch
 
-    from charrnn import beam, output
-    from charrnn.checkpoint import Checkpoint
-    from charrnn.device import choose_device
-    from charrnn.interactive import Conversation, choice, converse
-    from charrnn.sampling import Sampler, known
-    from charrnn.terminal import printable
+    from charrnn.checkpoints.checkpoint import Checkpoint
+    from charrnn.compute import choose_device
+    from charrnn.errors import printable
+    from charrnn.sampling import beam, output
+    from charrnn.sampling.conversation import Conversation, choice, converse
+    from charrnn.sampling.sampler import Sampler, known
 
     def report(line: str) -> None:
         if values["verbose"]:
@@ -131,13 +139,6 @@ def sample(
             output.write_json(stream, prime, [None] if values["beam"] else seeds, written)
         else:
             output.write_plain(stream, prime, len(seeds), written, stop)
-
-
-def read_stdin() -> str:
-    """All of stdin as text; bytes that are not UTF-8 as surrogate escapes, for the encoding `bytes`."""
-    if sys.stdin.isatty():
-        raise UserError("-primetext with no text reads it from stdin: pipe a text in, or give one")
-    return sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
 
 
 command = SampleCommand(

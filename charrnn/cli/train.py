@@ -11,13 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from charrnn import configuration, recipes, registry, spinning
-from charrnn.commands.flags import Command, Flag, exclude, given, one_by_one
-from charrnn.options import Option, training_options
+from charrnn import registry
+from charrnn.cli.flags import Command, Flag, exclude, given, one_by_one
+from charrnn.cli.main import keep_short
+from charrnn.settings import recipes
+from charrnn.settings.option import Option
+from charrnn.settings.training import training_options
+from charrnn.training import setup as configuration
 
 if TYPE_CHECKING:
-    from charrnn.display import TrainingDisplay
-    from charrnn.run import Run
+    from charrnn.cli.display import TrainingDisplay
+    from charrnn.training.run import Run
 
 CONFIG = Option(
     "config",
@@ -27,17 +31,29 @@ CONFIG = Option(
     group="bookkeeping",
     names="recipe",
 )
+
+
 RESUME = Option("resume", str, "", "go on with the run of this checkpoint, exactly", group="bookkeeping", names="file")
+
+
 DRY_RUN = click.Option(
     ["-dry_run", "--dry_run"], is_flag=True, help="say what the run would take, and train and write nothing"
 )
+
+
 PRINT_CONFIG = click.Option(
     ["-print_config", "--print_config"],
     is_flag=True,
     help="print every setting and where it comes from, as a file for -config, and train nothing",
 )
+
+
 EXCLUSIVE = (("dry_run", "print_config"),)
+
+
 SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+
+
 HELP = """Train a model on a text.
 
 With no flags at all: an LSTM on Shakespeare. Put your own text at FOLDER/input.txt and name the
@@ -49,7 +65,7 @@ class TrainCommand(Command):
     """Finds out the model first and adds the flags that the model declares, then parses once."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        spinning.keep_short()  # here, since the model's file loads torch
+        keep_short()  # here, since the model's file loads torch
         args = one_by_one(args, "input")
         flags = {name.lstrip("-"): value for name, value in given(args, self.arity(ctx))}
         if ctx.resilient_parsing:  # to complete a command line no model is loaded
@@ -74,9 +90,9 @@ def train(config: str | None, resume: str | None, dry_run: bool, print_config: b
     if dry_run:
         return try_out(settings)
 
-    from charrnn.commands.flags import note
-    from charrnn.display import training_display
-    from charrnn.run import Run
+    from charrnn.cli.display import training_display
+    from charrnn.cli.streams import note
+    from charrnn.training.run import Run
 
     run = Run(settings, note)
     for line in settings.notes:
@@ -93,7 +109,7 @@ def train(config: str | None, resume: str | None, dry_run: bool, print_config: b
 
 
 def show_settings(settings: configuration.Configuration) -> int:
-    from charrnn.commands.flags import note
+    from charrnn.cli.streams import note
 
     for line in settings.notes:
         note(line)
@@ -103,9 +119,9 @@ def show_settings(settings: configuration.Configuration) -> int:
 
 
 def try_out(settings: configuration.Configuration) -> int:
-    from charrnn.commands.flags import note
-    from charrnn.display import table
-    from charrnn.dry_run import dry_run
+    from charrnn.cli.display import table
+    from charrnn.cli.streams import note
+    from charrnn.training.dry_run import dry_run
 
     found = dry_run(settings, note)
     for line in settings.notes:
@@ -116,8 +132,7 @@ def try_out(settings: configuration.Configuration) -> int:
 
 def follow(run: Run, display: TrainingDisplay) -> int:
     """Train to the end or to a signal, showing and keeping what comes of it. Returns the exit code."""
-    from charrnn.errors import UserError
-    from charrnn.terminal import printable
+    from charrnn.errors import UserError, printable
 
     run.report = display.note
     signals = stop_on_signals(run, display)

@@ -10,13 +10,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from charrnn import addition
+from charrnn.data.datasets import addition
+from charrnn.data.encode import Tokens
+from charrnn.data.minibatches import IGNORED
+from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import UserError
-from charrnn.evaluation import IGNORED, device_of, evaluating
-from charrnn.tokens import Tokens
-from charrnn.vocabulary import Vocabulary
+from charrnn.model import device_of, evaluating
 
 DELIMITER, NEWLINE, OTHER = 10, 11, 12  # after the digits, which are their own values
+
+
 BLOCK = 512  # problems that are answered at once
 
 

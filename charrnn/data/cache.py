@@ -22,9 +22,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from charrnn.errors import UserError
-from charrnn.files import replacing
-from charrnn.tokens import (
+from charrnn.data.encode import (
     CODES,
     Counts,
     Source,
@@ -39,12 +37,23 @@ from charrnn.tokens import (
     write_tokens,
     write_words,
 )
-from charrnn.vocabulary import Encoding, Level, Vocabulary, Words
+from charrnn.data.vocabulary import Vocabulary, Words
+from charrnn.errors import UserError
+from charrnn.files import replacing
+from charrnn.settings.option import Encoding, Level
 
 FORMAT = 3
+
+
 RECORD = {"char": "vocab.json", "word": "vocab.words.json"}
+
+
 TOKENS = {"char": "{}.npy", "word": "{}.words.npy"}
+
+
 SETTLED = 2_000_000_000  # ns: a text untouched for so long cannot change again within one tick of its time stamps
+
+
 READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 

@@ -23,17 +23,25 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from charrnn.data.vocabulary import Vocabulary, Words, split
 from charrnn.errors import UserError
-from charrnn.vocabulary import Encoding, Vocabulary, Words, split
+from charrnn.settings.option import Encoding
 
 if TYPE_CHECKING:
     from hashlib import _Hash
 
 CHUNK = 1 << 19  # bytes: all that is made of them stays in the cache
+
+
 CODES = 0x110000  # code points there are; byte values are the first 256
+
+
 LONGEST = 1 << 20  # characters of a word: what has longer ones is no text of words
 
+
 Tokens = NDArray[np.unsignedinteger[Any]]
+
+
 Counts = NDArray[np.int64]
 
 

@@ -5,81 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 from glob import glob
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
 
-from charrnn.cache import Prepared, prepare, prepare_files
+from charrnn.data import addition as problems
+from charrnn.data.cache import Prepared, prepare, prepare_files
+from charrnn.data.encode import Survey, Tokens, join, renumber
+from charrnn.data.minibatches import Minibatches, Split
+from charrnn.data.vocabulary import Vocabulary, Words
 from charrnn.errors import UserError
-from charrnn.evaluation import Minibatches
-from charrnn.options import TrainingOptions, check_fractions
-from charrnn.tokens import Survey, Tokens, join, renumber
-from charrnn.vocabulary import Encoding, Level, Vocabulary, Words
+from charrnn.settings.option import Encoding, Level
+from charrnn.settings.training import TrainingOptions, check_fractions
 
 FEW = 50  # minibatches: char-rnn warns about less
+
+
 Report = Callable[[str], None]
-
-
-@dataclass(frozen=True, eq=False)
-class Split:
-    """A part of a text as minibatches.
-
-    tokens: (N,) numbers of characters or words, laid out as ``batch_size`` rows of ``row_length``; the columns from
-    ``start`` on make ``minibatches`` of ``seq_length`` each. carries: whether an epoch goes on with the
-    state in which the last one ended.
-    """
-
-    tokens: Tokens
-    row_length: int
-    start: int
-    minibatches: int
-    batch_size: int
-    seq_length: int
-    carries: bool
-
-    def __len__(self) -> int:
-        return self.minibatches
-
-    @property
-    def predicted(self) -> int:
-        """All time steps count."""
-        return self.seq_length
-
-    def begins(self, k: int) -> bool:
-        """Whether minibatch k is read from a zero state, not from the one that the last one ended in."""
-        return k == 0 and not self.carries
-
-    def measure(self, model: nn.Module) -> dict[str, float]:
-        """The loss says all."""
-        return {}
-
-    @property
-    def characters(self) -> int:
-        """How many characters one pass predicts."""
-        return self.minibatches * self.batch_size * self.seq_length
-
-    @cached_property
-    def _places(self) -> NDArray[np.intp]:
-        """Where the tokens of the first minibatch and the column after it are: (T + 1, B)."""
-        columns = self.start + np.arange(self.seq_length + 1)
-        rows = self.row_length * np.arange(self.batch_size)
-        return columns[:, None] + rows
-
-    def batch(self, k: int) -> tuple[Tensor, Tensor]:
-        """Minibatch k, from 0: characters and the ones that follow them, each int64 (T, B). Raises IndexError."""
-        if not 0 <= k < self.minibatches:
-            raise IndexError(f"minibatch {k} of {self.minibatches}")
-        # only the very last character of a text split by fractions has none after it: it wraps to the first
-        window = self.tokens.take(self._places + k * self.seq_length, mode="wrap")
-        tokens = torch.from_numpy(window.astype(np.int64))
-        return tokens[:-1], tokens[1:]
 
 
 @dataclass(frozen=True, eq=False)
@@ -331,3 +276,40 @@ def require(splits: Mapping[str, Minibatches], name: str) -> Minibatches:
     else:
         reason = f"add {name}.txt to the folder of the text"
     raise UserError(f"there is no {name} split: {reason}")
+
+
+def with_seq_length(options: TrainingOptions, train: Minibatches) -> TrainingOptions:
+    """The settings with the time steps that the minibatches have. Raises UserError where others were asked for."""
+    if options.seq_length not in (TrainingOptions.seq_length, train.seq_length):
+        raise UserError(
+            f"-seq_length {options.seq_length}: a problem of this text has {train.seq_length} time steps; leave it out"
+        )
+    return replace(options, seq_length=train.seq_length)
+
+
+def split_text(text: Text, options: TrainingOptions) -> Mapping[str, Minibatches]:
+    return text.split(options.batch_size, options.seq_length, options.train_frac, options.val_frac)
+
+
+def split_problems(text: Text, options: TrainingOptions) -> Mapping[str, Minibatches]:
+    if "train" not in text.files:
+        raise UserError(
+            "-task addition needs train.txt and val.txt, so that no problem is in both: charrnn prepare addition "
+            "makes them"
+        )
+    splits = {
+        name: problems.read(text.called[name], tokens, text.vocabulary, options.batch_size)
+        for name, tokens in text.files.items()
+    }
+    train = splits["train"]
+    if not len(train):
+        raise UserError(
+            f"{text.called['train']} has {len(train.lines)} problems, and a minibatch takes {options.batch_size}: "
+            "lower -batch_size"
+        )
+    return {name: split if name == "train" else split.in_equal_parts() for name, split in splits.items()}
+
+
+def minibatches(text: Text, options: TrainingOptions) -> Mapping[str, Minibatches]:
+    """The minibatches that the settings ask for."""
+    return split_problems(text, options) if options.task == "addition" else split_text(text, options)

@@ -5,14 +5,38 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Literal, get_args
+from math import exp, inf, log
+from typing import Any, ClassVar, get_args
 
 from charrnn.errors import UserError
+from charrnn.settings.option import Encoding, Level
 
-Level = Literal["char", "word"]
-Encoding = Literal["utf-8", "bytes"]
+
+def check_same(ours: Vocabulary, theirs: Vocabulary, our_name: str, their_name: str) -> None:
+    """Raises UserError, naming the characters, where two vocabularies differ."""
+    if ours == theirs:
+        return
+    if ours.level != theirs.level:
+        raise UserError(f"{our_name} is read as {ours.units}, {their_name} as {theirs.units}: change -level")
+    if ours.encoding != theirs.encoding:
+        raise UserError(f"{our_name} is read as {ours.encoding}, {their_name} as {theirs.encoding}: change -encoding")
+    mine, other = set(ours.codes), set(theirs.codes)
+    only = [(our_name, ours, mine - other), (their_name, theirs, other - mine)]
+    differences = "; ".join(
+        f"only {name} has {' '.join(vocabulary.name(code) for code in sorted(codes)[:20])}"
+        f"{f' and {len(codes) - 20} more' if len(codes) > 20 else ''}"
+        for name, vocabulary, codes in only
+        if codes
+    )
+    raise UserError(f"the characters differ: {differences}; train on a text with the same characters")
+
+
 ENCODINGS: tuple[str, ...] = get_args(Encoding)
+
+
 EOS = "<eos>"  # the word that stands for a newline, as in the PTB reader
+
+
 LARGEST = 12_000_000  # bytes of all words together: a checkpoint with more is not read again
 
 
@@ -214,3 +238,39 @@ def spaced(word: str, before: str | None) -> str:
     if word == EOS:
         return "\n"
     return word if before is None or before == EOS else f" {word}"
+
+
+def check_same_vocabulary(names: Sequence[str], vocabularies: Sequence[Vocabulary]) -> None:
+    """Raises UserError where checkpoints, of those names, know different characters."""
+    first, one = names[0], vocabularies[0]
+    for name, other in zip(names, vocabularies, strict=True):
+        ours, theirs = set(one.codes), set(other.codes)
+        if (one.codes, one.encoding) == (other.codes, other.encoding):
+            continue
+        if one.level != other.level:
+            difference = f"one is trained on {one.units}, the other on {other.units}"
+        elif one.encoding != other.encoding:
+            difference = f"one is trained on {one.encoding}, the other on {other.encoding}"
+        elif ours == theirs:
+            difference = f"their {one.units} are numbered differently"
+        else:
+            codes = [one.name(code) for code in sorted(ours ^ theirs)]
+            difference = f"only one of them knows {', '.join(codes[:20])}{' ...' if len(codes) > 20 else ''}"
+        raise UserError(
+            f"{first} and {name} cannot be averaged: {difference}; train both on texts with the same {one.units}"
+        )
+
+
+def perplexity(loss: float) -> float:
+    """Of a loss in nats."""
+    return exp(loss) if loss < 700 else inf
+
+
+def bits(loss: float) -> float:
+    """A loss in nats, in bits."""
+    return loss / log(2)
+
+
+def described(loss: float, level: Level) -> str:
+    """The figure in which losses at this level are compared, from a loss in nats per token."""
+    return f"perplexity {perplexity(loss):.2f} per word" if level == "word" else f"{bits(loss):.3f} bits per character"

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from charrnn.errors import UserError
-from charrnn.evaluation import State, device_of
+from charrnn.model import State, device_of
 
 
 def dynamic_losses(model: nn.Module, x: Tensor, y: Tensor, learning_rate: float, segment: int) -> Tensor:

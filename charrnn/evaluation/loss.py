@@ -2,50 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from charrnn.units import bits, perplexity
+from charrnn.data.minibatches import Minibatches
+from charrnn.data.vocabulary import bits, perplexity
+from charrnn.model import State, device_of, evaluating
 
-State = tuple[Tensor, ...]
 BLOCK = 512  # time steps of a text that are read at once, where the logits take no more than LOGITS numbers
+
+
 LOGITS = 1 << 25
-IGNORED = -100  # stands in y for a character that is read, not predicted: torch's own sign
-
-
-class Minibatches(Protocol):
-    """What a model is trained or evaluated on; charrnn.data.Split is the usual one.
-
-    predicted: how many of a minibatch's time steps count, the others being IGNORED in y. begins: whether minibatch k is
-    read from a zero state, not from the one that the last one ended in. measure: what else than the loss tells how
-    good a model is, by name.
-    """
-
-    @property
-    def batch_size(self) -> int: ...
-
-    @property
-    def seq_length(self) -> int: ...
-
-    @property
-    def predicted(self) -> int: ...
-
-    @property
-    def carries(self) -> bool: ...
-
-    def __len__(self) -> int: ...
-
-    def begins(self, k: int, /) -> bool: ...
-
-    def batch(self, k: int, /) -> tuple[Tensor, Tensor]: ...
-
-    def measure(self, model: nn.Module, /) -> dict[str, float]: ...
 
 
 @dataclass(frozen=True)
@@ -83,22 +54,6 @@ def summed_loss(logits: Tensor, y: Tensor) -> Tensor:
     sum over time is not divided by T, so that clipping bounds and learning rates mean what they meant there.
     """
     return F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="sum") / y.shape[1]
-
-
-def device_of(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients, and the mode of before afterwards."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(was_training)
 
 
 def evaluate(model: nn.Module, split: Minibatches) -> Score:

@@ -10,9 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from charrnn.errors import UserError
-from charrnn.evaluation import Score, device_of, evaluating, losses
+from charrnn.evaluation.loss import Score, losses
+from charrnn.model import device_of, evaluating
 
 HOPELESS = 500.0  # perplexity from which on the RHN program throws a sample away
+
+
 SMALLEST = 1e-10  # probability; the program keeps the averages this far from 0 and 1
 
 

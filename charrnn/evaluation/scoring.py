@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,16 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from charrnn import tasks
-from charrnn.checkpoint import Checkpoint, find
-from charrnn.data import open_chosen, require
-from charrnn.dynamic import dynamic_losses
-from charrnn.ensemble import averaged, check_same_vocabulary
+from charrnn.checkpoints.checkpoint import Checkpoint
+from charrnn.checkpoints.folder import find
+from charrnn.data.addition import Problems, read
+from charrnn.data.text import minibatches, open_chosen, require
+from charrnn.data.vocabulary import Vocabulary, Words, check_same_vocabulary
 from charrnn.errors import UserError
-from charrnn.evaluation import Score, evaluate, evaluating, losses, steps_at_once
-from charrnn.monte_carlo import monte_carlo_losses
-from charrnn.problems import Problems, read
-from charrnn.vocabulary import Vocabulary, Words
+from charrnn.evaluation.dynamic import dynamic_losses
+from charrnn.evaluation.loss import Score, evaluate, losses, steps_at_once
+from charrnn.evaluation.monte_carlo import monte_carlo_losses
+from charrnn.model import evaluating
 
 Report = Callable[[str], None]
 
@@ -97,7 +98,7 @@ class Scorer:
     ) -> None:
         self.paths = [str(find(Path(path))) for path in paths]
         members = [Checkpoint.load(path) for path in self.paths]
-        check_same_vocabulary(self.paths, members)
+        check_same_vocabulary(self.paths, [member.vocabulary for member in members])
         self.saved = members[0]
         self.vocabulary = self.saved.vocabulary
         if unk:
@@ -120,7 +121,7 @@ class Scorer:
         text = open_chosen(chosen, report, vocabulary=self.vocabulary)
         if options.task == "text" and batch_size == 1 and name in text.files:
             return self.stream(torch.from_numpy(text.files[name].astype(np.int64)))
-        split = require(tasks.of(options).split(text, replace(options, batch_size=batch_size)), name)
+        split = require(minibatches(text, replace(options, batch_size=batch_size)), name)
         if isinstance(split, Problems):
             return self.problems(split)
         if len(self.models) == 1 and not method.mc_samples and method.dynamic is None and not method.each:
@@ -186,3 +187,11 @@ class Scorer:
 
 def first_line_with_unknown(text: str, vocabulary: Vocabulary) -> int:
     return next(n for n, line in enumerate(text.split("\n"), 1) if vocabulary.unknown(line))
+
+
+def averaged(losses: Sequence[Tensor]) -> Tensor:
+    """The loss in nats of each character under the average of the models' probabilities, from each model's losses.
+
+    Shapes are alike, and kept. Of the probabilities a model gives, only that of the character that came is needed.
+    """
+    return math.log(len(losses)) - torch.logsumexp(-torch.stack(list(losses)), 0)

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from charrnn.kernels import choice
+from charrnn.kernels import backend
 from charrnn.kernels.blocks import Input, InputGradients, asks_for_gradients, blocks, tanh_
 
 
 def scan(x: Tensor, h: Tensor, W: Tensor, R: Tensor, b: Tensor) -> Tensor:
     """The states (T, B, H), one after each step. Differentiable once. Under autocast as without it: in its own type."""
-    if asks_for_gradients(x, h, W, R, b) and choice.compiled(h):
+    if asks_for_gradients(x, h, W, R, b) and backend.compiled(h):
         from charrnn.kernels.compiled import gru as compiled
 
         return compiled.scan(x, h, W, R, b)

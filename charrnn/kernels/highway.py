@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from charrnn.kernels import choice
+from charrnn.kernels import backend
 from charrnn.kernels.blocks import asks_for_gradients, tanh_
 
 # rows of T * B that share a product for the weight gradients: long enough for a fast product, and short
@@ -39,7 +39,7 @@ def scan(x: Tensor, s: Tensor, W: Tensor, R: Tensor, b: Tensor, n: Tensor | None
     Differentiable once, in all but the masks. Where no gradient is asked for, only the result is kept. Under autocast
     as without it: in its own type.
     """
-    if asks_for_gradients(x, s, W, R, b) and choice.compiled(s):
+    if asks_for_gradients(x, s, W, R, b) and backend.compiled(s):
         from charrnn.kernels.compiled import highway as compiled
 
         return compiled.scan(x, s, W, R, b, n)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,18 +13,20 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from charrnn.checkpoint import find_newest, written
-from charrnn.configuration import HARMLESS
-from charrnn.errors import UserError
-from charrnn.inspection import inspect
-from charrnn.terminal import printable
+from charrnn.checkpoints.folder import METRICS, OF_RUN, find_newest, written
+from charrnn.errors import UserError, printable
+from charrnn.reports.inspection import inspect
+from charrnn.settings.training import HARMLESS
 
 Axis = Literal["iterations", "epochs", "minutes"]
+
+
 Numbers = NDArray[np.float64]
 
-OF_RUN = re.compile(r"lm_(.+?)(?:_epoch\d+\.\d+_(?:\d+\.\d+|nan)|_last)\.pt")
-METRICS = "lm_{}_metrics.jsonl"
+
 BEGINNING = 0.05  # the part of a run in which its losses fall so steeply that they would flatten all the rest
+
+
 FEW = 3  # settings that a name may consist of
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from charrnn.checkpoint import Checkpoint
+from charrnn.checkpoints.checkpoint import Checkpoint
+from charrnn.data.vocabulary import bits, perplexity
 from charrnn.errors import UserError
-from charrnn.units import bits, perplexity
 
 
 def inspect(path: Path) -> dict[str, Any]:

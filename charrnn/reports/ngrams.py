@@ -14,11 +14,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from charrnn.tokens import Tokens
+from charrnn.data.encode import Tokens
 
 NGRAMS = range(4, 51)
+
+
 CHUNK = 1 << 18  # characters of training text at a time: what is made of them stays in the cache
+
+
 BASE = 0x9E3779B97F4A7C15  # of the hash: odd, as it needs an inverse, with its bits well mixed
+
 
 Hashes = NDArray[np.uint64]
 

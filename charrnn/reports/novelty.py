@@ -12,16 +12,23 @@ from typing import Literal
 
 import numpy as np
 
-from charrnn.data import Text
+from charrnn.data.encode import Tokens
+from charrnn.data.text import Text
 from charrnn.errors import UserError
-from charrnn.ngrams import NGRAMS, Figures, measure
-from charrnn.options import TrainingOptions
-from charrnn.tokens import Tokens
+from charrnn.reports.ngrams import NGRAMS, Figures, measure
+from charrnn.settings.training import TrainingOptions
 
 LIMIT = 1_000_000  # characters of a text that are looked at
+
+
 HELD_OUT = 20_000  # of held-out text at least, where there are so many: fewer would make its figures uncertain
+
+
 RARE = 0.01  # share of held-out n-grams in the training text: passages of that n do not recur by chance
+
+
 SOME, MOST = 0.05, 0.5  # shares of such passages, beyond the held-out text's, on which the verdict turns
+
 
 Verdict = Literal["own", "partly copied", "copied"]
 

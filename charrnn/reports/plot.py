@@ -14,31 +14,51 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from charrnn import curve, histories
+from charrnn.data.vocabulary import bits
 from charrnn.errors import UserError
 from charrnn.files import replacing
-from charrnn.histories import Axis, History
-from charrnn.units import bits
+from charrnn.reports import curve, histories
+from charrnn.reports.histories import Axis, History
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Unit = Literal["nats", "bpc"]
+
+
 Style = tuple[str, Any, str]  # colour, dashes, marker
 
+
 FORMATS = ("png", "svg", "pdf")
+
+
 LABELS = {"iterations": "iteration", "epochs": "epoch", "minutes": "minutes of training, validations aside"}
+
+
 POINTS = 1000  # of a training curve: more cannot be told apart, and make a large file
+
+
 MARKED = 12  # points of a curve, at most
+
+
 TRAINING: dict[str, Any] = {"lw": 0.9}
+
+
 VALIDATION: dict[str, Any] = {"lw": 1.8}
+
+
 MARKS: dict[str, Any] = {"ms": 5, "mec": "white", "mew": 0.6}
+
 
 # colours that the colour-blind can tell apart (Okabe and Ito), and for all who see none of them dashes and markers.
 # There are as many of each as differ well; their numbers have no common factor, so it takes 280 runs to see one twice
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#000000", "#CC79A7", "#E69F00", "#56B4E9")
+
+
 DASHES = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (2.5, 1)))
+
+
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from charrnn.sampling import Floats, Numbers, Sampler, State, Written, concatenated, select, surprises
+from charrnn.sampling.choice import Floats, Numbers
+from charrnn.sampling.sampler import Sampler, State, Written, concatenated, select, surprises
 
 STEP = 256  # candidates that take a time step side by side: without a prime text there are as many as tokens
 

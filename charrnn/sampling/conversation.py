@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
-from charrnn.errors import UserError
-from charrnn.options import Option, nearest
-from charrnn.output import Stream, write_plain
-from charrnn.sampling import Choice, Sampler
+from charrnn.errors import UserError, nearest
+from charrnn.sampling.choice import Choice
+from charrnn.sampling.output import Stream, write_plain
+from charrnn.sampling.sampler import Sampler
+from charrnn.settings.option import Option
 
 HELP = """Type a beginning and press Enter: the model goes on from it. An empty line goes on from the last one again.
   /NAME          show a setting: {names}

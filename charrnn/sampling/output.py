@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from charrnn.errors import UserError
-from charrnn.files import replacing
-from charrnn.interrupts import interruptible
-from charrnn.sampling import Written
+from charrnn.files import interruptible, replacing
+from charrnn.sampling.sampler import Written
 
 PATIENCE = 0.02  # seconds that text may wait for more: below what an eye sees, above what a write costs
 

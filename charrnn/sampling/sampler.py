@@ -12,7 +12,6 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,62 +19,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import UserError
-from charrnn.evaluation import device_of, evaluating
-from charrnn.vocabulary import Vocabulary
+from charrnn.model import device_of, evaluating, stepper
+from charrnn.sampling.choice import Choice, Floats, Numbers
 
-Floats = NDArray[np.float64]
-Numbers = NDArray[np.int64]
 State = tuple[Any, ...]  # of tensors, or of arrays where the model steps in numpy; the batch on dimension -2
-Step = Callable[[Tensor, State | None], tuple[Tensor, State]]
+
+
 NumpyStep = Callable[[Numbers, State], tuple[NDArray[Any], State]]
 
+
 BLOCK = 512  # time steps of a prime text that are read at once
+
+
 DRAWS = 64  # time steps whose random numbers are drawn at once
-
-
-@dataclass(frozen=True)
-class Choice:
-    """How a character is chosen: drawn from softmax(logits / temperature), or the most probable where greedy.
-
-    top_k: only among that many of the most probable; 0 for all. top_p: only among the fewest most probable that have
-    this share of the probability together (Holtzman et al. 2020, arXiv 1904.09751), after top_k. Characters exactly as
-    probable as the last one kept are kept too. Raises UserError for a temperature that is not over 0.
-    """
-
-    temperature: float = 1.0
-    greedy: bool = False
-    top_k: int = 0
-    top_p: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise UserError(
-                f"-temperature {self.temperature:g}: must be over 0; "
-                "for the most probable character each time, use -sample 0"
-            )
-
-    def choose(self, logits: Floats, draws: Floats) -> Numbers:
-        """A character's number for each row of logits (N, V), the greatest of each being 0; draws: (N,), in [0, 1)."""
-        if self.greedy:
-            best: Numbers = logits.argmax(-1)
-            return best
-        weights = np.exp(logits if self.temperature == 1 else logits / self.temperature)
-        if 0 < self.top_k < weights.shape[-1]:
-            weights[weights < np.partition(weights, -self.top_k)[:, -self.top_k, None]] = 0
-        if self.top_p < 1:
-            weights[weights < self._least_kept(weights)] = 0
-        cumulative = weights.cumsum(-1)
-        # the first place where the cumulative sum passes the draw: a character of probability 0 is never chosen
-        chosen: Numbers = (cumulative > draws[:, None] * cumulative[:, -1:]).argmax(-1)
-        return chosen
-
-    def _least_kept(self, weights: Floats) -> Floats:
-        """The least weight in the smallest set with a share top_p of the probability, (N, 1)."""
-        falling = -np.sort(-weights)
-        cumulative = falling.cumsum(-1)
-        last = (cumulative >= self.top_p * cumulative[:, -1:]).argmax(-1)
-        return np.take_along_axis(falling, last[:, None], -1)
 
 
 class Written(NamedTuple):
@@ -245,19 +203,6 @@ def _lay_out(model: nn.Module) -> None:
         for p in model.parameters():
             if p.dim() == 2:
                 p.data = p.data.t().contiguous().t()
-
-
-def stepper(model: nn.Module) -> Step:
-    """The model's own ``step`` where it has one, else its forward over a single time step."""
-    own: Step | None = getattr(model, "step", None)
-    if own is not None:
-        return own
-
-    def step(x: Tensor, state: State | None) -> tuple[Tensor, State]:
-        logits, state = model(x[None], state)
-        return logits[0], state
-
-    return step
 
 
 def select(state: State, rows: list[int]) -> State:

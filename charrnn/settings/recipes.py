@@ -5,18 +5,30 @@ from __future__ import annotations
 import codecs
 import json
 import os
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from charrnn.errors import UserError
-from charrnn.options import GROUPS, nearest, training_options
+from charrnn.errors import UserError, nearest
+from charrnn.settings.training import GROUPS, training_options
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The settings of a TOML file: top-level keys with the names of the flags. Raises UserError."""
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise UserError(f"cannot read the settings in {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, or thousands of digits or brackets
+        raise UserError(f"{path} is not a TOML file: {error}") from None
 
 
 def folder() -> Path:
-    """``recipes`` among the resources of an installed package, or at the top of a checkout."""
-    package = Path(__file__).resolve().parent
-    inside = package / "resources" / "recipes"
+    """``recipes`` inside the installed package, or at the top of a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    inside = package / "recipes"
     return inside if inside.is_dir() else package.parent / "recipes"
 
 

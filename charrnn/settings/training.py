@@ -7,151 +7,60 @@ signature of its ``create``, described in the same words (``Option``).
 
 from __future__ import annotations
 
-import math
-import os
-import types
-from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from charrnn.errors import UserError
-from charrnn.vocabulary import Encoding, Level
+from charrnn.settings.option import (
+    FRACTION,
+    FROM_ONE,
+    FROM_ZERO,
+    POSITIVE,
+    RATE,
+    Encoding,
+    Interval,
+    Level,
+    Names,
+    Option,
+    make_option,
+)
 
-FLOAT32 = 3.4e38  # about the largest number of single precision
-
-
-@dataclass(frozen=True)
-class Interval:
-    """The values that a number may take. Open ends exclude the bound."""
-
-    low: float = -math.inf
-    high: float = math.inf
-    open_low: bool = False
-    open_high: bool = False
-
-    def __contains__(self, value: float) -> bool:
-        above = value > self.low if self.open_low else value >= self.low
-        below = value < self.high if self.open_high else value <= self.high
-        return above and below
-
-    def __str__(self) -> str:
-        if self.high == math.inf:
-            return f"over {self.low:g}" if self.open_low else f"at least {self.low:g}"
-        low, high = f"{self.low:.15g}", f"{self.high:.15g}"
-        return f"in {'(' if self.open_low else '['}{low}, {high}{')' if self.open_high else ']'}"
-
-
-Names = Literal["", "file", "folder", "model", "recipe"]
-
-
-@dataclass(frozen=True)
-class Option:
-    """One setting, whether it comes from a flag, a TOML file, a checkpoint or a model's signature.
-
-    repeatable: the flag may be given several times, and the value is a tuple. names: what a text stands for. zero: the
-    word for a number of 0.
-    """
-
-    name: str
-    type: type
-    default: Any
-    help: str = ""
-    group: str = "model"
-    choices: tuple[Any, ...] = ()
-    optional: bool = False
-    within: Interval = Interval()
-    repeatable: bool = False
-    names: Names = ""
-    zero: str = ""
-
-    def convert(self, value: Any) -> Any:
-        """The value in the setting's own type; of a repeatable setting, a tuple of such values.
-
-        Takes the words of a command line as well as the typed values of a TOML file or a checkpoint.
-        Raises UserError, naming the setting, where the value is of another type or out of range.
-        """
-        if self.repeatable:
-            values = value if isinstance(value, (list, tuple)) else (value,)
-            return tuple(self.convert_one(item) for item in values)
-        return self.convert_one(value)
-
-    def convert_one(self, value: Any) -> Any:
-        """One value of a repeatable setting, the value of any other."""
-        if value is None or (self.optional and isinstance(value, str) and value.lower() == "none"):
-            if self.optional:
-                return None
-            raise UserError(f"-{self.name} needs a value")
-        converted = self._typed(value)
-        if self.choices and converted not in self.choices:
-            raise UserError(f"-{self.name} {shown(value)}: must be one of {', '.join(map(str, self.choices))}")
-        if self.type in (int, float) and converted not in self.within:
-            raise UserError(f"-{self.name} {shown(value)}: must be {self.within}")
-        return converted
-
-    def _typed(self, value: Any) -> Any:
-        if self.type is bool:
-            if isinstance(value, bool) or value in (0, 1):
-                return bool(value)
-            if isinstance(value, str) and value.lower() in ("0", "1", "true", "false"):
-                return value.lower() in ("1", "true")
-            raise UserError(f"-{self.name} {shown(value)}: must be 0 or 1")
-        wanted = {int: "a whole number", float: "a number", str: "text"}[self.type]
-        wrong = UserError(f"-{self.name} {shown(value)}: must be {wanted}{f' or {self.zero}' if self.zero else ''}")
-        if self.zero and value == self.zero:
-            return 0
-        if self.type is str:
-            if not isinstance(value, str) or not _can_be_a_path(value):
-                raise wrong
-            return value
-        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-            raise wrong
-        try:
-            converted = self.type(value)
-        except (ValueError, OverflowError):
-            raise wrong from None
-        if self.type is int and abs(converted) >= 2**63:
-            raise UserError(f"-{self.name} {shown(value)}: must be a number of 64 bits")
-        if not math.isfinite(converted) or (self.type is int and isinstance(value, float) and value != converted):
-            raise wrong
-        if self.type is float and abs(converted) > FLOAT32:
-            raise UserError(f"-{self.name} {shown(value)}: must be a number that single precision can hold")
-        return converted
+# what a resumed run may change: none of it changes the weights that come out, or, gpuid and kernels, but their rounding
+HARMLESS = {
+    "data_dir",
+    "max_epochs",
+    "print_every",
+    "eval_val_every",
+    "save_every",
+    "save_minutes",
+    "keep",
+    "sample_length",
+    "checkpoint_dir",
+    "savefile",
+    "log_dir",
+    "early_stop",
+    "input",
+    "gpuid",
+    "kernels",
+    "accurate_gpu_timing",
+}
 
 
-def shown(value: Any) -> str:
-    """A value as a message quotes it: its beginning."""
-    text = str(value)
-    return text if len(text) < 60 else f"{text[:50]}..."
-
-
-def _can_be_a_path(text: str) -> bool:
-    """Whether the operating system takes it as a name: settings are flags too, and most texts among them are names."""
-    try:
-        return b"\0" not in os.fsencode(text)
-    except UnicodeEncodeError:
-        return False
-
-
-def make_option(name: str, annotation: Any, default: Any, **rest: Any) -> Option:
-    """The Option for a resolved annotation: int, float, str, bool, Literal, or Optional of these.
-
-    ``tuple[str, ...]`` makes a repeatable one. Raises TypeError for any other annotation.
-    """
-    optional = repeatable = False
-    if get_origin(annotation) is tuple and get_args(annotation)[1:] == (...,):
-        annotation, repeatable = get_args(annotation)[0], True
-    if get_origin(annotation) in (Union, types.UnionType):
-        inner = [part for part in get_args(annotation) if part is not type(None)]
-        optional = len(inner) < len(get_args(annotation))
-        annotation = inner[0] if len(inner) == 1 else annotation
-    choices: tuple[Any, ...] = ()
-    if get_origin(annotation) is Literal:
-        choices = get_args(annotation)
-        annotation = type(choices[0]) if len({type(choice) for choice in choices}) == 1 else annotation
-    if annotation not in (int, float, str, bool):
-        raise TypeError(f"{name}: {annotation} is not int, float, str, bool, a Literal or an Optional of these")
-    return Option(name, annotation, default, optional=optional, choices=choices, repeatable=repeatable, **rest)
+def _check_together(options: TrainingOptions) -> None:
+    check_fractions(options.train_frac, options.val_frac)
+    if options.task == "addition" and options.level == "word":
+        raise UserError("-task addition reads sums character by character: leave out -level word")
+    if options.kernels == "compiled" and options.precision == "bf16":
+        raise UserError("-kernels compiled computes in float32 or float64: leave out -precision bf16")
+    if options.unk and options.level == "char":
+        raise UserError(f"-unk {options.unk} stands for unknown words: add -level word, or leave it out")
+    if options.unk and options.unk.split() != [options.unk]:
+        raise UserError(f"-unk {options.unk!r}: must be one word")
+    if options.opencl:
+        raise UserError("-opencl 1: PyTorch has no OpenCL; -gpuid 0 uses a CUDA or Apple GPU")
+    if "/" in options.savefile or "\0" in options.savefile:
+        raise UserError(f"-savefile {options.savefile}: a name, not a path; -checkpoint_dir sets the folder")
 
 
 def setting(
@@ -164,11 +73,6 @@ def setting(
 
 Schedule = Literal["constant", "epoch_decay", "plateau", "cosine", "onecycle"]
 
-POSITIVE = Interval(low=0, open_low=True)
-FROM_ZERO = Interval(low=0)
-FROM_ONE = Interval(low=1, high=2**31 - 1)
-FRACTION = Interval(low=0, high=1)
-RATE = Interval(low=0, high=1, open_high=True)
 
 GROUPS = {
     "data": "Data",
@@ -290,9 +194,5 @@ def check_fractions(train_frac: float, val_frac: float) -> None:
         raise UserError(f"-train_frac {train_frac:g} and -val_frac {val_frac:g} are more than 1 together: lower one")
 
 
-def nearest(name: str, known: Sequence[str]) -> str:
-    """A hint at the known name most like a mistyped one, or '' where none is like it."""
-    from difflib import get_close_matches
-
-    close = get_close_matches(name, known, n=1, cutoff=0.5)
-    return f" (did you mean {close[0]}?)" if close else ""
+# what the rate depends on besides the settings of the optimizer: a resumed run cannot change it
+DEPENDS_ON = {"plateau": ("eval_val_every",), "cosine": ("max_epochs",), "onecycle": ("max_epochs",)}

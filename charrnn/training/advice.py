@@ -12,11 +12,15 @@ from shlex import quote
 
 import numpy as np
 
-from charrnn.units import described
-from charrnn.vocabulary import Level
+from charrnn.data.vocabulary import described
+from charrnn.settings.option import Level
 
 RISE = 0.01  # of a loss: less is noise
+
+
 GAP = 0.05
+
+
 WATCHED = 3  # validations in a row that must agree
 
 

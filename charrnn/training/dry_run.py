@@ -17,15 +17,17 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from charrnn.configuration import Configuration
-from charrnn.evaluation import summed_loss
-from charrnn.kernels import choice
-from charrnn.memory import size
-from charrnn.precision import arithmetic
-from charrnn.run import Report, Run
-from charrnn.vocabulary import Level
+from charrnn.compute import arithmetic
+from charrnn.errors import size
+from charrnn.evaluation.loss import summed_loss
+from charrnn.kernels import backend
+from charrnn.settings.option import Level
+from charrnn.settings.resolve import Configuration
+from charrnn.training.run import Report, Run
 
 TIMED = 5  # iterations, after one that is not counted
+
+
 PATIENCE = 10.0  # seconds, after which fewer will do
 
 
@@ -165,7 +167,7 @@ def matrix_products(run: Run) -> int:
 @contextmanager
 def plain_operations() -> Iterator[None]:
     """Without the fused recurrent layers and compiled kernels, in which no single product can be counted."""
-    with choice.torch_alone(), warnings.catch_warnings():
+    with backend.torch_alone(), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # about TF32 on GPUs of Intel, which the first switch also sets
         with torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False):
             yield

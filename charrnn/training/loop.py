@@ -11,11 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from charrnn import schedules
+from charrnn.compute import arithmetic
+from charrnn.data.minibatches import Minibatches
 from charrnn.errors import UserError
-from charrnn.evaluation import Minibatches, State, device_of, evaluate, evaluating, summed_loss
-from charrnn.options import TrainingOptions
-from charrnn.precision import arithmetic
+from charrnn.evaluation.loss import evaluate, summed_loss
+from charrnn.model import State, device_of, evaluating
+from charrnn.settings.training import TrainingOptions
+from charrnn.training import schedules
+from charrnn.training.optimizer import make_optimizer, norm
 
 EXPLODED = 3  # times the first loss: char-rnn's own bound
 
@@ -260,17 +263,3 @@ class Training:
         for group, old in zip(groups, saved["param_groups"], strict=True):
             group["lr"] = float(old["lr"])
         self.optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
-
-
-def norm(tensors: Sequence[Tensor]) -> Tensor:
-    """The Euclidean norm of all elements together."""
-    return torch.nn.utils.get_total_norm(tensors)
-
-
-def make_optimizer(parameters: list[nn.Parameter], options: TrainingOptions) -> torch.optim.Optimizer:
-    """rmsprop is Torch7's, which torch's equals: the epsilon of 1e-8 outside the root, the mean square from 0."""
-    if options.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=options.learning_rate, betas=(options.beta1, options.beta2))
-    if options.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=options.learning_rate)
-    return torch.optim.RMSprop(parameters, lr=options.learning_rate, alpha=options.decay_rate, eps=1e-8)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 
-from charrnn.errors import UserError
-from charrnn.options import TrainingOptions
-from charrnn.precision import weights_dtype
+from charrnn.compute import capacity, ran_out, weights_dtype
+from charrnn.errors import UserError, size
+from charrnn.settings.training import TrainingOptions
 
 ADVICE = "lower -rnn_size, -num_layers, -batch_size or -seq_length"
+
+
 COPIES = {"sgd": 2, "rmsprop": 3, "adam": 4}  # of the weights: themselves, their gradient, the optimizer's means
+
+
 # per layer, step and row: gates, states and what the backward pass keeps of them, in units of rnn_size. An estimate
 # that suits an LSTM; a deeper cell takes more
 KEPT = 12
@@ -59,28 +61,3 @@ def explanation(weights: int, activations: int) -> str:
         f"this run needs about {size(weights + activations)} "
         f"({size(weights)} for weights, gradient and optimizer, {size(activations)} for a minibatch)"
     )
-
-
-def ran_out(error: BaseException) -> bool:
-    """Whether this is how Python, numpy or torch say that memory has run out."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    text = str(error)
-    return "can't allocate memory" in text or "not enough memory" in text or "bad_alloc" in text
-
-
-def capacity(device: torch.device) -> int:
-    """All the memory of the device in bytes, used or not."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    if sys.platform == "win32":
-        return sys.maxsize  # not worth a way of its own: running out is explained as well
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def size(count: int) -> str:
-    """Bytes in the unit that reads best."""
-    value, unit = count / 1e6, "MB"
-    if value >= 1000:
-        value, unit = value / 1000, "GB"
-    return f"{value:,.1f} {unit}"

@@ -14,11 +14,12 @@ from typing import IO, Any, Protocol
 
 from charrnn.errors import UserError
 from charrnn.files import replacing
-from charrnn.training import Record
+from charrnn.training.loop import Record
 
 FIELDS = (
     "iteration", "epoch", "learning_rate", "loss", "penalty", "norm_before", "grad_norm", "param_norm", "seconds",
 )  # fmt: skip
+
 
 Report = Callable[[str], None]
 

@@ -3,30 +3,41 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from torch import nn
 
-from charrnn import datasets, memory, precision, registry, tasks
-from charrnn.allocator import keep_freed_memory
-from charrnn.checkpoint import NAME, Checkpoint
-from charrnn.configuration import Configuration
-from charrnn.data import Text, find_files, open_chosen
-from charrnn.device import choose_device
+from charrnn import compute as precision
+from charrnn import registry
+from charrnn.checkpoints.checkpoint import Checkpoint
+from charrnn.checkpoints.folder import NAME
+from charrnn.compute import choose_device, keep_freed_memory
+from charrnn.data.addition import Problems
+from charrnn.data.datasets import catalogue as datasets
+from charrnn.data.minibatches import Minibatches
+from charrnn.data.text import Text, find_files, open_chosen, split_problems, split_text, with_seq_length
+from charrnn.data.vocabulary import Vocabulary, Words, check_same
 from charrnn.errors import UserError
-from charrnn.metrics import Events, Metrics, MetricsFile
-from charrnn.summary import Summary, advice
-from charrnn.threads import settle
-from charrnn.training import Diverged, Record, Training
-from charrnn.vocabulary import Vocabulary, Words
+from charrnn.sampling.sampler import sample
+from charrnn.settings.resolve import Configuration
+from charrnn.settings.training import TrainingOptions
+from charrnn.training import memory
+from charrnn.training import run as tasks
+from charrnn.training.advice import Summary, advice
+from charrnn.training.loop import Diverged, Record, Training
+from charrnn.training.metrics import Events, Metrics, MetricsFile
+from charrnn.training.tuning import settle
 
 Report = Callable[[str], None]
+
+
 ROLLBACKS = 3  # with -on_nan rollback: a run that breaks more often needs other settings
 
 
@@ -61,7 +72,7 @@ class Run:
         self.counts = torch.tensor([self.text.counts.get(code, 0) for code in self.vocabulary.codes])
         self.task = tasks.of(options)
         splits = self.task.split(self.text, options)
-        self.options = options = tasks.with_seq_length(options, splits["train"])
+        self.options = options = with_seq_length(options, splits["train"])
 
         self.skeleton = registry.skeleton(options.model, len(self.vocabulary), *size, **self.model_options)
         torch.manual_seed(options.seed)
@@ -275,25 +286,6 @@ def loss_in(name: str) -> float:
     return float(match[1]) if (match := NAME.fullmatch(name)) else inf
 
 
-def check_same(ours: Vocabulary, theirs: Vocabulary, our_name: str, their_name: str) -> None:
-    """Raises UserError, naming the characters, where two vocabularies differ."""
-    if ours == theirs:
-        return
-    if ours.level != theirs.level:
-        raise UserError(f"{our_name} is read as {ours.units}, {their_name} as {theirs.units}: change -level")
-    if ours.encoding != theirs.encoding:
-        raise UserError(f"{our_name} is read as {ours.encoding}, {their_name} as {theirs.encoding}: change -encoding")
-    mine, other = set(ours.codes), set(theirs.codes)
-    only = [(our_name, ours, mine - other), (their_name, theirs, other - mine)]
-    differences = "; ".join(
-        f"only {name} has {' '.join(vocabulary.name(code) for code in sorted(codes)[:20])}"
-        f"{f' and {len(codes) - 20} more' if len(codes) > 20 else ''}"
-        for name, vocabulary, codes in only
-        if codes
-    )
-    raise UserError(f"the characters differ: {differences}; train on a text with the same characters")
-
-
 def copied(value: Any, copies: dict[Any, Any] | None = None) -> Any:
     """A copy on the CPU of tensors in dicts and lists, which later training leaves alone.
 
@@ -311,3 +303,30 @@ def copied(value: Any, copies: dict[Any, Any] | None = None) -> Any:
         case list():
             return [copied(item, copies) for item in value]
     return value
+
+
+@dataclass(frozen=True)
+class Task:
+    """split: the minibatches of train and of what else there is. show: what the model writes now, for people to see."""
+
+    split: Callable[[Text, TrainingOptions], Mapping[str, Minibatches]]
+    show: Callable[[nn.Module, Vocabulary, TrainingOptions, Minibatches | None], str]
+
+
+def of(options: TrainingOptions) -> Task:
+    """The task that the settings name."""
+    return TASKS[options.task]
+
+
+def show_text(model: nn.Module, vocabulary: Vocabulary, options: TrainingOptions, val: Minibatches | None) -> str:
+    """A few lines, begun with a newline where the vocabulary has one."""
+    prime = "" if vocabulary.unknown("\n") else "\n"
+    return "".join(sample(model, vocabulary, prime, options.sample_length, seed=options.seed))
+
+
+def show_problems(model: nn.Module, vocabulary: Vocabulary, options: TrainingOptions, val: Minibatches | None) -> str:
+    """As many problems of the validation, with the model's answers, as there is room for."""
+    return val.show(model, max(1, options.sample_length // (val.seq_length + 2))) if isinstance(val, Problems) else ""
+
+
+TASKS = {"text": Task(split_text, show_text), "addition": Task(split_problems, show_problems)}

@@ -10,13 +10,12 @@ import math
 from collections.abc import Iterable, Mapping
 
 from charrnn.errors import UserError
-from charrnn.options import TrainingOptions
-
-# what the rate depends on besides the settings of the optimizer: a resumed run cannot change it
-DEPENDS_ON = {"plateau": ("eval_val_every",), "cosine": ("max_epochs",), "onecycle": ("max_epochs",)}
+from charrnn.settings.training import TrainingOptions
 
 # of the peak, as in torch.optim.lr_scheduler.OneCycleLR (Smith and Topin 2018)
 FIRST = 1 / 25
+
+
 LAST = FIRST / 1e4
 
 

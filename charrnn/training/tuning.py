@@ -12,14 +12,18 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from charrnn.data.minibatches import Minibatches
 from charrnn.errors import UserError
-from charrnn.evaluation import Minibatches
-from charrnn.kernels import choice
-from charrnn.options import TrainingOptions
-from charrnn.training import Diverged, Training
+from charrnn.kernels import backend
+from charrnn.settings.training import TrainingOptions
+from charrnn.training.loop import Diverged, Training
 
 TRIALS = 5  # timed iterations at each number
+
+
 PATIENCE = 1.0  # seconds: an iteration longer than this is timed once
+
+
 Report = Callable[[str], None]
 
 
@@ -36,37 +40,37 @@ def settle(model: nn.Module, train: Minibatches, options: TrainingOptions, repor
     state, most = torch.get_rng_state(), torch.get_num_threads()
     # a trial is not validated, and what depends on that is left out
     tried = replace(options, lr_schedule="constant", early_stop=0)
-    kernels: choice.Kernels = "torch"
+    kernels: backend.Kernels = "torch"
     threads = most
     try:
         seconds = dict(_trials(model, train, tried, report))
         kernels, threads = min(seconds, key=lambda pair: seconds[pair])
     finally:  # also after an error nothing of the trial stays
-        choice.use(kernels, threads)
+        backend.use(kernels, threads)
         torch.set_rng_state(state)
     return replace(options, kernels=kernels, threads=threads)
 
 
 def _trials(
     model: nn.Module, train: Minibatches, options: TrainingOptions, report: Report
-) -> Iterator[tuple[tuple[choice.Kernels, int], float]]:
+) -> Iterator[tuple[tuple[backend.Kernels, int], float]]:
     """Kernels and threads, and the seconds of an iteration with them; a lone pair is not timed."""
     most = torch.get_num_threads()
     counts = sorted({most, *(2**n for n in range(most.bit_length()) if 2**n <= most)})
     counts = [options.threads] if options.threads else counts
-    either = options.kernels == "auto" and options.precision != "bf16" and choice.available()
+    either = options.kernels == "auto" and options.precision != "bf16" and backend.available()
     timed = either or len(counts) > 1
-    choice.asked()
+    backend.asked()
     if options.kernels != "compiled":
         for count in counts:
             yield ("torch", count), _time(model, train, options, "torch", count) if timed else 0
-        if not (either and choice.asked()):
+        if not (either and backend.asked()):
             return
     else:
         # first without them: what fails now is not their doing
         sound = _iterate(model, train, options, "torch")
-        choice.use("torch", most)
-        has_some = choice.asked()
+        backend.use("torch", most)
+        has_some = backend.asked()
         if not has_some:
             report(f"-kernels compiled: this {options.model} has none, and is computed with torch")
         if not has_some or not sound:
@@ -81,9 +85,9 @@ def _trials(
         yield ("compiled", count), _time(model, train, options, "compiled", count) if timed else 0
 
 
-def _iterate(model: nn.Module, train: Minibatches, options: TrainingOptions, kernels: choice.Kernels) -> bool:
+def _iterate(model: nn.Module, train: Minibatches, options: TrainingOptions, kernels: backend.Kernels) -> bool:
     """One iteration on a copy of the model, on one thread. Whether it could be done without the loss breaking."""
-    choice.use(kernels, 1)
+    backend.use(kernels, 1)
     try:
         return next(Training(copy.deepcopy(model), train, None, options).run(), None) is not None
     except Diverged:  # the run itself will say so
@@ -92,8 +96,8 @@ def _iterate(model: nn.Module, train: Minibatches, options: TrainingOptions, ker
 
 def _compile(model: nn.Module, train: Minibatches, options: TrainingOptions, report: Report) -> str:
     """One iteration with the compiled kernels, so that they are there. What went wrong, or ''."""
-    if not choice.available():
-        return f"the compiled kernels need {', '.join(choice.NEEDED)}: pip install 'char-rnn-torch[fast]'"
+    if not backend.available():
+        return f"the compiled kernels need {', '.join(backend.NEEDED)}: pip install 'char-rnn-torch[fast]'"
     where = ""
     try:
         from charrnn.kernels.compiled import kept
@@ -110,10 +114,10 @@ def _compile(model: nn.Module, train: Minibatches, options: TrainingOptions, rep
 
 
 def _time(
-    model: nn.Module, train: Minibatches, options: TrainingOptions, kernels: choice.Kernels, threads: int
+    model: nn.Module, train: Minibatches, options: TrainingOptions, kernels: backend.Kernels, threads: int
 ) -> float:
     """Seconds an iteration takes: the median of a few, after one that warms up."""
-    choice.use(kernels, threads)
+    backend.use(kernels, threads)
     run = Training(copy.deepcopy(model), train, None, options).run()
     took = []
     for _ in range(TRIALS + 1):

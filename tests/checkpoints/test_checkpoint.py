@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from charrnn import load, registry
-from charrnn.checkpoint import Checkpoint, find, find_newest
+from charrnn.checkpoints.checkpoint import Checkpoint
+from charrnn.checkpoints.folder import find, find_newest
+from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import UserError
-from charrnn.options import TrainingOptions
-from charrnn.vocabulary import Vocabulary
+from charrnn.settings.training import TrainingOptions
 
 ALPHABET = Vocabulary(tuple(range(97, 108)))
 

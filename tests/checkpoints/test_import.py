@@ -15,17 +15,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from command import charrnn, one_line, write_text
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import charrnn as package
-from charrnn import t7, torch7
-from charrnn.checkpoint import Checkpoint
-from charrnn.configuration import configure
+from charrnn.checkpoints import originals as torch7
+from charrnn.checkpoints import t7
+from charrnn.checkpoints.checkpoint import Checkpoint
+from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import UserError
-from charrnn.run import Run
-from charrnn.vocabulary import Vocabulary
+from charrnn.training.run import Run
+from charrnn.training.setup import configure
+from tests.helpers.command import charrnn, one_line, write_text
 
 SMALLEST = Path(__file__).parent / "t7/rnn_2x32.t7.xz"
 

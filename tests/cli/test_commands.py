@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from command import SMALL, SONG, charrnn, environment, one_line, write_text
 
 import charrnn as package
+from tests.helpers.command import SMALL, SONG, charrnn, environment, one_line, write_text
 
 LINE = re.compile(
     r"(\d+)/(\d+) \(epoch (\d+\.\d{3})\), train_loss = +(\d+\.\d{8}), "

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from command import charrnn, environment
+
+from tests.helpers.command import charrnn, environment
 
 ASK = """
 import os, sys, json, runpy

@@ -15,16 +15,16 @@ from typing import Any
 
 import pytest
 import torch
-from command import SMALL, SONG, charrnn, one_line, write_text
 from torch import Tensor, nn
 
 import charrnn as package
 from charrnn import registry
-from charrnn.cli import run
-from charrnn.dynamic import dynamic_losses
-from charrnn.ensemble import averaged
+from charrnn.cli.main import run
 from charrnn.errors import UserError
-from charrnn.evaluation import evaluate_tokens, losses
+from charrnn.evaluation.dynamic import dynamic_losses
+from charrnn.evaluation.loss import evaluate_tokens, losses
+from charrnn.evaluation.scoring import averaged
+from tests.helpers.command import SMALL, SONG, charrnn, one_line, write_text
 
 TEXT = "The lazy fox sleeps.\n\nThe dog, and over\nthe brown fox, a quick fox jumps on and on\nand"
 Scores = Callable[..., Any]

@@ -9,11 +9,12 @@ from pathlib import Path
 import click
 import pytest
 import torch
-from command import SMALL, SONG, write_text
 
-from charrnn import cli, registry
-from charrnn.commands.flags import Flag
-from charrnn.options import Option
+from charrnn import registry
+from charrnn.cli import main as cli
+from charrnn.cli.flags import Flag
+from charrnn.settings.option import Option
+from tests.helpers.command import SMALL, SONG, write_text
 
 NUMBERS = ["x", "", "nan", "-inf", "inf", "1e999", "-1", "0", "1.5", "1" * 30, "9" * 5000, "-" + "9" * 30, "0x10", "２"]
 VALUES = {int: NUMBERS, float: NUMBERS, bool: ["x", "", "2", "-1", "nan", "0.5"], str: ["", "nosuch", "a/b/c", "\n"]}

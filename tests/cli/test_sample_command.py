@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from command import SMALL, charrnn, environment, one_line, write_text
 
 import charrnn as package
-from charrnn.cli import run
+from charrnn.cli.main import run
+from tests.helpers.command import SMALL, charrnn, environment, one_line, write_text
 
 CPU = ("-gpuid", -1, "-verbose", 0)
 

@@ -25,19 +25,20 @@ from typing import Any
 
 import pytest
 import torch
-from command import SMALL, SONG, charrnn, environment, write_text
 from rich.console import Console
-from test_resume import FLAGS, configure, data, silent
 
-from charrnn import cli
-from charrnn.checkpoint import Checkpoint, find_newest
-from charrnn.data import find_files, open_files
-from charrnn.display import LiveDisplay
+from charrnn.checkpoints.checkpoint import Checkpoint
+from charrnn.checkpoints.folder import find_newest
+from charrnn.cli import main as cli
+from charrnn.cli.display import LiveDisplay
+from charrnn.data.text import find_files, open_files
 from charrnn.errors import UserError
-from charrnn.metrics import MetricsFile
-from charrnn.run import Run
-from charrnn.summary import advice
-from charrnn.training import Record
+from charrnn.training.advice import advice
+from charrnn.training.loop import Record
+from charrnn.training.metrics import MetricsFile
+from charrnn.training.run import Run
+from tests.helpers.command import SMALL, SONG, charrnn, environment, write_text
+from tests.training.test_resume import FLAGS, configure, data, silent
 
 QUICK = (*SMALL, "-print_every", 10**6, "-sample_length", 0)
 
@@ -163,7 +164,7 @@ def test_without_tensorboard_log_dir_says_what_to_install_and_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_text(tmp_path / "data")
-    monkeypatch.setattr("charrnn.metrics.find_spec", lambda name: None)
+    monkeypatch.setattr("charrnn.training.metrics.find_spec", lambda name: None)
     _, said = run(tmp_path, "train", "-data_dir", "data", *QUICK, "-log_dir", "runs", code=1)
     assert "pip install 'char-rnn-torch[tensorboard]'" in said[-1]
     assert not (tmp_path / "cv").exists() and not (tmp_path / "runs").exists()

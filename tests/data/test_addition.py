@@ -16,24 +16,28 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from command import charrnn, one_line, write_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_resume import FLAGS, metrics, same_run, silent, train
 from torch import nn
 
-from charrnn import addition, problems, registry, tasks
-from charrnn.checkpoint import Checkpoint
-from charrnn.cli import run
-from charrnn.configuration import configure
-from charrnn.data import open_text
+from charrnn import registry
+from charrnn.checkpoints.checkpoint import Checkpoint
+from charrnn.cli.main import run
+from charrnn.data import addition as problems
+from charrnn.data.addition import Problems
+from charrnn.data.datasets import addition
+from charrnn.data.minibatches import IGNORED
+from charrnn.data.text import open_text
+from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import UserError
-from charrnn.evaluation import IGNORED, evaluate
-from charrnn.options import TrainingOptions
-from charrnn.problems import Problems
-from charrnn.run import Run
-from charrnn.training import Training
-from charrnn.vocabulary import Vocabulary
+from charrnn.evaluation.loss import evaluate
+from charrnn.settings.training import TrainingOptions
+from charrnn.training import run as tasks
+from charrnn.training.loop import Training
+from charrnn.training.run import Run
+from charrnn.training.setup import configure
+from tests.helpers.command import charrnn, one_line, write_text
+from tests.training.test_resume import FLAGS, metrics, same_run, silent, train
 
 SYMBOLS = "\n-0123456789"
 VOCABULARY = Vocabulary(tuple(map(ord, SYMBOLS)))

@@ -15,10 +15,10 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from charrnn import cache
-from charrnn.cache import Prepared, prepare
+from charrnn.data import cache
+from charrnn.data.cache import Prepared, prepare
+from charrnn.data.encode import Stamp
 from charrnn.errors import UserError
-from charrnn.tokens import Stamp
 
 TEXT = "Wär's abgetan, so wie's getan ist,\nthen 'twere well\n" * 20
 

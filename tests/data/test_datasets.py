@@ -20,7 +20,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from charrnn import datasets, tinyshakespeare
+from charrnn.data.datasets import catalogue as datasets
+from charrnn.data.datasets import tinyshakespeare
 from charrnn.errors import UserError
 
 CANONICAL_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"

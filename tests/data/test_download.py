@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from server import Site, serving
 
-from charrnn import download as module
-from charrnn.download import Unavailable, by_tenths, discard, download
+from charrnn.data.datasets import download as module
+from charrnn.data.datasets.download import Unavailable, by_tenths, discard, download
+from tests.helpers.server import Site, serving
 
 BODY = random.Random(1).randbytes(50_000)
 OTHER = random.Random(2).randbytes(50_000)

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from charrnn import tokens
+from charrnn.data import encode as tokens
+from charrnn.data.encode import CODES, hash_text, open_source, read_tokens, renumber, survey, token_type, write_tokens
+from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import UserError
-from charrnn.tokens import CODES, hash_text, open_source, read_tokens, renumber, survey, token_type, write_tokens
-from charrnn.vocabulary import Vocabulary
 
 texts = st.text(st.sampled_from("ab\r\n\0\ufeffé€汉\uffff😀\U0010ffff"), min_size=1, max_size=40) | st.text(min_size=1)
 chunks = st.integers(1, 9)

@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
-from command import charrnn, one_line
 
-from charrnn import datasets
+from charrnn.data.datasets import catalogue as datasets
 from charrnn.errors import UserError
+from tests.helpers.command import charrnn, one_line
 
 NAMES = {"train": "ptb.train.txt", "val": "ptb.valid.txt", "test": "ptb.test.txt"}
 TEXTS = {

@@ -11,15 +11,16 @@ import pytest
 import torch
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
-from recorded import Recording
 from torch import Tensor, nn
 
-from charrnn import datasets
-from charrnn.data import Split, Text, open_text, require
+from charrnn.data.datasets import catalogue as datasets
+from charrnn.data.minibatches import Split
+from charrnn.data.text import Text, open_text, require
+from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import UserError
-from charrnn.options import TrainingOptions
-from charrnn.training import Training
-from charrnn.vocabulary import Vocabulary
+from charrnn.settings.training import TrainingOptions
+from charrnn.training.loop import Training
+from tests.helpers.recorded import Recording
 
 SONG = "The quick brown fox jumps over the lazy dog.\n"
 
@@ -38,7 +39,7 @@ def silent(line: str) -> None:
 @pytest.fixture(scope="session")
 def tinyshakespeare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tinyshakespeare")
-    here = Path(__file__).parent.parent / "data" / "tinyshakespeare" / "input.txt"
+    here = Path(__file__).parent.parent.parent / "data" / "tinyshakespeare" / "input.txt"
     if here.exists():
         (folder / "input.txt").write_bytes(here.read_bytes())
     try:

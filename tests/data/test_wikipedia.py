@@ -23,14 +23,14 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
-from command import charrnn, environment, one_line
-from server import Site, serving
 
-from charrnn import datasets
-from charrnn.data import open_chosen
+from charrnn.data.datasets import catalogue as datasets
+from charrnn.data.datasets.wikipedia import ENWIK8, TEXT8, Archive, prepare
+from charrnn.data.text import open_chosen
 from charrnn.errors import UserError
-from charrnn.options import TrainingOptions
-from charrnn.wikipedia import ENWIK8, TEXT8, Archive, prepare
+from charrnn.settings.training import TrainingOptions
+from tests.helpers.command import charrnn, environment, one_line
+from tests.helpers.server import Site, serving
 
 # é at 9000 is cut in two by the split, as characters of enwik8 may be
 TEXT = (b"<page>" + bytes(random.Random(1).choices(b"abcdefghij \n", k=8_993)) + "é".encode() + b"xyz " * 250)[:10_000]

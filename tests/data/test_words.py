@@ -13,25 +13,27 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pytest
 import torch
-from command import charrnn, one_line
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from recorded import Recording
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from charrnn import archive, registry, tokens
-from charrnn.beam import beam_search
-from charrnn.checkpoint import Checkpoint
-from charrnn.data import open_text
-from charrnn.ensemble import check_same_vocabulary
+from charrnn import registry
+from charrnn.checkpoints import archive
+from charrnn.checkpoints.checkpoint import Checkpoint
+from charrnn.data import encode as tokens
+from charrnn.data.text import open_text
+from charrnn.data.vocabulary import LARGEST, Vocabulary, Words, check_same_vocabulary
 from charrnn.errors import UserError
-from charrnn.evaluation import LOGITS, evaluate, steps_at_once
-from charrnn.inspection import inspect
+from charrnn.evaluation.loss import LOGITS, evaluate, steps_at_once
 from charrnn.kernels import lookup
-from charrnn.options import TrainingOptions
-from charrnn.sampling import Choice, Sampler
-from charrnn.vocabulary import LARGEST, Vocabulary, Words
+from charrnn.reports.inspection import inspect
+from charrnn.sampling.beam import beam_search
+from charrnn.sampling.choice import Choice
+from charrnn.sampling.sampler import Sampler
+from charrnn.settings.training import TrainingOptions
+from tests.helpers.command import charrnn, one_line
+from tests.helpers.recorded import Recording
 
 TINY = ("-gpuid", -1, "-level", "word", "-rnn_size", 8, "-num_layers", 1, "-batch_size", 10, "-seq_length", 10)
 
@@ -337,7 +339,7 @@ def test_a_text_of_words_ends_with_the_words_of_stop() -> None:
 
 
 def test_beam_search_without_a_prime_text_finds_the_best_of_all_texts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("charrnn.beam.STEP", 2)
+    monkeypatch.setattr("charrnn.sampling.beam.STEP", 2)
     drawn = sampler(5)
     logits = [drawn.read([n], 1)[0] for n in range(5)]
     best = max(((a, b) for a in range(5) for b in range(5)), key=lambda ab: log_softmax(logits[ab[0]])[ab[1]])

@@ -11,14 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
-import pages
 import pytest
-from pages import ROOT, blocks, check, commands, is_output
 
-from charrnn import registry, t7
-from charrnn.cli import COMMANDS, cli
-from charrnn.commands.flags import Flag
+from charrnn import registry
+from charrnn.checkpoints import t7
+from charrnn.cli.flags import Flag
+from charrnn.cli.main import COMMANDS, cli
 from charrnn.errors import UserError
+from tests.helpers import pages
+from tests.helpers.pages import ROOT, blocks, check, commands, is_output
 
 DOCS = ROOT / "docs"
 PAGES = [

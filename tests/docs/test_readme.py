@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from command import charrnn
+from tests.helpers.command import charrnn
 
-README = Path(__file__).parent.parent / "README.md"
+README = Path(__file__).parent.parent.parent / "README.md"
 BLOCK = re.compile(r"(<!-- charrnn (.*?) -->\n```\n)(.*?)(```\n)", re.DOTALL)
 
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from recorded import pairs
 from torch import Tensor, nn
 
 from charrnn import registry
 from charrnn.errors import UserError
-from charrnn.evaluation import evaluate_tokens
-from charrnn.monte_carlo import monte_carlo, sample_losses
+from charrnn.evaluation.loss import evaluate_tokens
+from charrnn.evaluation.monte_carlo import monte_carlo, sample_losses
+from tests.helpers.recorded import pairs
 
 TOKENS = torch.randint(6, (41,), generator=torch.Generator().manual_seed(5))
 

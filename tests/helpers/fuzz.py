@@ -23,9 +23,10 @@ from typing import Any
 
 import torch
 
-from charrnn import cache, cli
-from charrnn.checkpoint import Checkpoint
-from charrnn.options import training_options
+from charrnn.checkpoints.checkpoint import Checkpoint
+from charrnn.cli import main as cli
+from charrnn.data import cache
+from charrnn.settings.training import training_options
 
 SONG = "The quick brown fox jumps over the lazy dog, and the dog sleeps on.\n"
 SMALL = [

@@ -13,15 +13,15 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from command import SMALL, SONG, write_text
-from test_resume import same_run
-
-from charrnn.checkpoint import Checkpoint, find_newest
+from charrnn.checkpoints.checkpoint import Checkpoint
+from charrnn.checkpoints.folder import find_newest
 from charrnn.files import UNFINISHED
+from tests.helpers.command import SMALL, SONG, write_text
+from tests.training.test_resume import same_run
 
 # a server that has torch loaded forks a real process for each training, in moments
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["kills", "charrnn.run", "charrnn.commands.train", "charrnn.display", "torch._dynamo"])
+SERVER.set_forkserver_preload(["kills", "charrnn.run", "charrnn.cli.train", "charrnn.display", "torch._dynamo"])
 TIMEOUT = 60.0  # seconds: nothing here takes nearly so long
 RUN = (
     *("train", "-data_dir", "data", *SMALL, "-threads", 1, "-max_epochs", 6, "-eval_val_every", 40, "-save_every", 7),
@@ -47,7 +47,7 @@ def work(arguments: list[str], folder: str, slow: float, prepare: Callable[[], N
         os.fsync = late
     if prepare:
         prepare()
-    from charrnn.cli import run
+    from charrnn.cli.main import run
 
     code = run(arguments)
     os._exit(code)

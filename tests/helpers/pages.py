@@ -30,14 +30,14 @@ from importlib import import_module
 from pathlib import Path
 
 import click
-from command import environment
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from charrnn.cli import COMMANDS, cli
-from charrnn.commands.flags import Command, exclude, given
+from charrnn.cli.flags import Command, exclude, given
+from charrnn.cli.main import COMMANDS, cli
+from tests.helpers.command import environment
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 COMMENT = re.compile(r"<!--\s*(.*?)\s*-->")
 OWN_FILE = re.compile(r"# ([\w./-]+\.\w+)\n")
 NUMBER = re.compile(r"\d[\d,:]*(\.\d+)?(e[+-]\d+)?")
@@ -147,7 +147,7 @@ def check(words: list[str], folder: Path) -> None:
         except click.exceptions.Exit:  # the help was asked for, and is printed
             return
         with context:
-            exclude(*getattr(import_module(f"charrnn.commands.{command.name}"), "EXCLUSIVE", ()))
+            exclude(*getattr(import_module(f"charrnn.cli.{command.name}"), "EXCLUSIVE", ()))
 
 
 def without_own_files(command: Command, words: list[str], parent: click.Context) -> list[str]:

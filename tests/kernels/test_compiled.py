@@ -9,17 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from command import SMALL, charrnn, one_line, write_text
 from torch import Tensor
 
-from charrnn import load, registry, threads
-from charrnn.checkpoint import Checkpoint
-from charrnn.configuration import configure
-from charrnn.data import Split
+from charrnn import load, registry
+from charrnn.checkpoints.checkpoint import Checkpoint
+from charrnn.data.minibatches import Split
 from charrnn.errors import UserError
-from charrnn.kernels import choice, gru, highway, rnn
-from charrnn.options import TrainingOptions
-from charrnn.training import Diverged
+from charrnn.kernels import backend, gru, highway, rnn
+from charrnn.settings.training import TrainingOptions
+from charrnn.training import tuning as threads
+from charrnn.training.loop import Diverged
+from charrnn.training.setup import configure
+from tests.helpers.command import SMALL, charrnn, one_line, write_text
 
 pytest.importorskip("numba")
 from charrnn.kernels.compiled import arithmetic, inputs, kept, parts, products
@@ -35,7 +36,7 @@ RNN = tuple(word for word in SMALL if word not in ("-kernels", "torch"))
 def torch_afterwards() -> object:
     before = torch.get_num_threads()
     yield
-    choice.use("torch", before)
+    backend.use("torch", before)
 
 
 @arithmetic.compile
@@ -140,7 +141,7 @@ def test_the_same_bits_whatever_the_number_of_threads(name: str) -> None:
     scan, arguments = layers(name, 30, 110)
     results = []
     for count in (1, 2, 3, 8):
-        choice.use("compiled", count)
+        backend.use("compiled", count)
         y = scan(*arguments)
         results.append([y, *torch.autograd.grad(y.square().sum(), arguments)])
     for other in results[1:]:
@@ -151,7 +152,7 @@ def test_the_same_bits_whatever_the_number_of_threads(name: str) -> None:
 def test_what_does_not_fit_is_refused(name: str) -> None:
     """Compiled code would read on behind the end of an array."""
     scan, arguments = layers(name, 4, 3)
-    choice.use("compiled", 1)
+    backend.use("compiled", 1)
     scan(*arguments)
     for at in range(1, len(arguments)):
         for shorter in (arguments[at][:-1], arguments[at][..., :-1]):
@@ -171,7 +172,7 @@ def test_what_does_not_fit_is_refused(name: str) -> None:
 def test_a_broken_weight_shows(name: str) -> None:
     """A number that is none goes on to the result and to the gradients, as torch has it."""
     scan, arguments = layers(name, 4, 3)
-    choice.use("compiled", 1)
+    backend.use("compiled", 1)
     with torch.no_grad():
         arguments[3].view(-1)[0] = torch.nan
     y = scan(*arguments)
@@ -180,7 +181,7 @@ def test_a_broken_weight_shows(name: str) -> None:
 
 
 def test_a_diverging_run_is_noticed(tmp_path: Path) -> None:
-    from charrnn.run import Run
+    from charrnn.training.run import Run
 
     flags = {"model": "rnn", "rnn_size": 8, "batch_size": 4, "seq_length": 8, "learning_rate": 1e30, "grad_clip": 0}
     write_text(tmp_path / "data")
@@ -342,7 +343,7 @@ def test_a_refused_run_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) ->
     state, count = torch.get_rng_state(), torch.get_num_threads()
     with pytest.raises(UserError, match=r"do not run here \(NotImplementedError: no such instruction\)"):
         settle("gru", kernels="compiled")
-    assert choice.threads() == 0 and torch.get_num_threads() == count
+    assert backend.threads() == 0 and torch.get_num_threads() == count
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -360,7 +361,7 @@ def test_a_model_without_kernels_is_said_to_have_none() -> None:
 def test_other_types_and_evaluation_are_left_to_torch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without gradients to compute there is no need to keep what they take."""
     scan, arguments = layers(name, 4, 3)
-    choice.use("compiled", 1)
+    backend.use("compiled", 1)
     for module in (compiled_gru, compiled_rnn, compiled_highway):
         monkeypatch.setattr(module, "scan", lambda *arguments: 1 / 0)
     with torch.no_grad():
@@ -376,10 +377,10 @@ def test_the_limit_on_other_libraries_ends_with_their_use() -> None:
     def blas() -> list[int]:
         return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
 
-    choice.use("compiled", 1)
-    choice.use("torch", 1)
+    backend.use("compiled", 1)
+    backend.use("torch", 1)
     before = blas()
-    choice.use("compiled", 2)
+    backend.use("compiled", 2)
     assert set(blas()) == {1}
-    choice.use("torch", 1)
+    backend.use("torch", 1)
     assert blas() == before

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from command import SONG, write_text
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from charrnn import registry
-from charrnn.configuration import configure
-from charrnn.kernels import blocks, choice, gru, rnn
-from charrnn.run import Run
+from charrnn.kernels import backend, blocks, gru, rnn
 from charrnn.testing import Case
+from charrnn.training.run import Run
+from charrnn.training.setup import configure
+from tests.helpers.command import SONG, write_text
 
 I, H = 5, 4
 
@@ -209,14 +209,14 @@ def train(folder: Path, threads: int, **flags: Any) -> dict[str, Tensor]:
         for _ in run.records():
             pass
     finally:
-        choice.use("torch", before)
+        backend.use("torch", before)
     return run.model.state_dict()
 
 
 @pytest.mark.parametrize("chosen", ["torch", "compiled"])
 @pytest.mark.parametrize("name", registry.models())
 def test_training_with_threads_is_training_without(name: str, chosen: str, tmp_path: Path) -> None:
-    if chosen == "compiled" and not choice.available():
+    if chosen == "compiled" and not backend.available():
         pytest.skip("the extra [fast] is not installed")
     alone = train(tmp_path / "one", 1, model=name, kernels="torch")
     together = train(tmp_path / "two", 2, model=name, kernels=chosen)

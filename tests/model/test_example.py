@@ -10,9 +10,9 @@ import venv
 from pathlib import Path
 
 import pytest
-from pages import ROOT, blocks
 
 from charrnn.testing import CHECKS
+from tests.helpers.pages import ROOT, blocks
 
 EXAMPLE = ROOT / "examples" / "charrnn-mgu"
 

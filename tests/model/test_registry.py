@@ -13,13 +13,13 @@ from typing import get_type_hints
 
 import pytest
 import torch
-from command import charrnn, environment, one_line, write_text
 from torch import nn
 
 from charrnn import registry
-from charrnn.commands import train
+from charrnn.cli import train
 from charrnn.errors import UserError
-from charrnn.options import TrainingOptions
+from charrnn.settings.training import TrainingOptions
+from tests.helpers.command import charrnn, environment, one_line, write_text
 
 SIZES = (7, 5, 2, 0.0)
 SIGNATURE = "def create(input_size, rnn_size, n_layers, dropout"

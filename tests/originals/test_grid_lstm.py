@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from recorded import Recording
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from charrnn import registry
-from charrnn.evaluation import summed_loss
-from charrnn.torch7 import ifog_to_ifgo, layout
+from charrnn.checkpoints.originals import ifog_to_ifgo, layout
+from charrnn.evaluation.loss import summed_loss
+from tests.helpers.recorded import Recording
 
 V, H = 7, 3
 FORGET = slice(H, 2 * H)

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from recorded import RecordedMinibatches, Recording
 from torch import Tensor, nn
 
 from charrnn import registry
-from charrnn.evaluation import evaluate, summed_loss
-from charrnn.options import TrainingOptions
-from charrnn.torch7 import layout
-from charrnn.training import Training
+from charrnn.checkpoints.originals import layout
+from charrnn.evaluation.loss import evaluate, summed_loss
+from charrnn.settings.training import TrainingOptions
+from charrnn.training.loop import Training
+from tests.helpers.recorded import RecordedMinibatches, Recording
 
 CLIPS = {"fixed": 5.0, "clip": 0.05, "carry": 5.0}
 

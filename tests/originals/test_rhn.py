@@ -17,18 +17,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from recorded import RecordedMinibatches, Recording, pairs
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from charrnn import registry
-from charrnn.data import Split, Text
-from charrnn.evaluation import evaluate, evaluate_tokens, summed_loss
+from charrnn.data.minibatches import Split
+from charrnn.data.text import Text
+from charrnn.data.vocabulary import Vocabulary
+from charrnn.evaluation.loss import evaluate, evaluate_tokens, summed_loss
+from charrnn.evaluation.monte_carlo import SMALLEST, monte_carlo, sample_losses
 from charrnn.kernels import blocks, highway
-from charrnn.monte_carlo import SMALLEST, monte_carlo, sample_losses
-from charrnn.options import TrainingOptions
-from charrnn.training import Training
-from charrnn.vocabulary import Vocabulary
+from charrnn.settings.training import TrainingOptions
+from charrnn.training.loop import Training
+from tests.helpers.recorded import RecordedMinibatches, Recording, pairs
 
 rhn = registry.load("rhn")
 

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from command import SONG, write_text
-from test_train_command import QUICK, on_a_terminal, run
 
-from charrnn import curve
-from charrnn.checkpoint import Checkpoint, find_newest
+from charrnn.checkpoints.checkpoint import Checkpoint
+from charrnn.checkpoints.folder import find_newest
+from charrnn.reports import curve
+from tests.cli.test_train_command import QUICK, on_a_terminal, run
+from tests.helpers.command import SONG, write_text
 
 MODEL = '''"""A model."""
 import pathlib

@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command import charrnn, one_line
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from charrnn import ngrams, novelty
-from charrnn.data import open_text
+from charrnn.data.text import open_text
 from charrnn.errors import UserError
-from charrnn.ngrams import NGRAMS, Figures, measure
-from charrnn.options import TrainingOptions
+from charrnn.reports import ngrams, novelty
+from charrnn.reports.ngrams import NGRAMS, Figures, measure
+from charrnn.settings.training import TrainingOptions
+from tests.helpers.command import charrnn, one_line
 
 SEPARATOR = 9
 WORDS = (

@@ -15,16 +15,16 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from command import charrnn, one_line, write_text
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib import colors
-from test_train_command import QUICK, run
 
-from charrnn import curve, histories, plot
-from charrnn.checkpoint import Checkpoint
+from charrnn.checkpoints.checkpoint import Checkpoint
 from charrnn.errors import UserError
-from charrnn.histories import History
+from charrnn.reports import curve, histories, plot
+from charrnn.reports.histories import History
+from tests.cli.test_train_command import QUICK, run
+from tests.helpers.command import charrnn, one_line, write_text
 
 METRICS = "cv/lm_lstm_metrics.jsonl"
 NAMES = ["val_frac 0.05, rnn_size 16", "val_frac 0.0, rnn_size 16", "val_frac 0.05, rnn_size 8"]
@@ -359,7 +359,7 @@ def test_wrong_usage(trained: Path) -> None:
 
 
 def test_without_matplotlib_it_says_what_to_install(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("charrnn.plot.find_spec", lambda name: None)
+    monkeypatch.setattr("charrnn.reports.plot.find_spec", lambda name: None)
     _, said = run(trained, "plot", "cv", code=1)
     assert "pip install 'char-rnn-torch[plot]'" in said[0] and "-text" in said[0]
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)

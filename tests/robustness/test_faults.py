@@ -18,13 +18,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from command import SMALL, SONG, environment, write_text
-from kills import RUN, finish, last_of, newest, output, start, survive, unfinished, wait_for_iteration
-from kills import wait_until as wait
-from test_resume import same_run
 
-from charrnn.checkpoint import Checkpoint
+from charrnn.checkpoints.checkpoint import Checkpoint
 from charrnn.files import UNFINISHED, replacing
+from tests.helpers.command import SMALL, SONG, environment, write_text
+from tests.helpers.kills import RUN, finish, last_of, newest, output, start, survive, unfinished, wait_for_iteration
+from tests.helpers.kills import wait_until as wait
+from tests.training.test_resume import same_run
 
 LONG = (*RUN, "-max_epochs", 10_000)
 STEADY = ("train", "-data_dir", "data", *SMALL, "-threads", 1, "-max_epochs", 4, "-eval_val_every", 10_000)

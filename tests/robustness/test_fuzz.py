@@ -6,11 +6,11 @@ import pickle
 from collections import Counter
 from pathlib import Path
 
-import fuzz
 import pytest
 import torch
 
-from charrnn import archive
+from charrnn.checkpoints import archive
+from tests.helpers import fuzz
 
 ATTEMPTS = 120
 

@@ -22,13 +22,14 @@ from typing import Any
 
 import pytest
 import torch
-from command import SMALL, SONG, charrnn, environment, write_text
 
-from charrnn import cli, registry
-from charrnn.checkpoint import Checkpoint
+from charrnn import registry
+from charrnn.checkpoints.checkpoint import Checkpoint
+from charrnn.cli import main as cli
+from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import UserError
-from charrnn.options import TrainingOptions
-from charrnn.vocabulary import Vocabulary
+from charrnn.settings.training import TrainingOptions
+from tests.helpers.command import SMALL, SONG, charrnn, environment, write_text
 
 ALPHABET = Vocabulary(tuple(sorted(set(map(ord, SONG)))))
 HUGE = 10**12

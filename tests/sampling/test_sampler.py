@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from charrnn import registry
-from charrnn.beam import beam_search
-from charrnn.errors import UserError
-from charrnn.output import Stream
-from charrnn.sampling import BLOCK, Choice, Sampler, known, sample, uniforms
-from charrnn.terminal import printable
-from charrnn.vocabulary import Vocabulary
+from charrnn.data.vocabulary import Vocabulary
+from charrnn.errors import UserError, printable
+from charrnn.sampling.beam import beam_search
+from charrnn.sampling.choice import Choice
+from charrnn.sampling.output import Stream
+from charrnn.sampling.sampler import BLOCK, Sampler, known, sample, uniforms
 
 VOCABULARY = Vocabulary(tuple(range(97, 104)))
 
@@ -343,7 +343,7 @@ def test_a_stream_passes_bytes_on_and_shows_a_terminal_whole_characters() -> Non
 
 def test_text_goes_out_at_once_but_not_with_a_write_for_each_character(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr("charrnn.output.time.monotonic", lambda: now)
+    monkeypatch.setattr("charrnn.sampling.output.time.monotonic", lambda: now)
     arrived = BytesIO()
     stream = Stream(BufferedWriter(arrived))
     seen = []

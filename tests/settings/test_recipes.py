@@ -14,18 +14,19 @@ from typing import Any
 from zipfile import ZipFile
 
 import pytest
-from command import SMALL, charrnn, environment, one_line, write_text
-from recorded import Recording
-from test_completion import complete
-from test_train_command import QUICK, run
 
-from charrnn import recipes, registry
-from charrnn.checkpoint import Checkpoint
-from charrnn.configuration import configure
-from charrnn.options import GROUPS, TrainingOptions, training_options
-from charrnn.schedules import learning_rate
+from charrnn import registry
+from charrnn.checkpoints.checkpoint import Checkpoint
+from charrnn.settings import recipes
+from charrnn.settings.training import GROUPS, TrainingOptions, training_options
+from charrnn.training.schedules import learning_rate
+from charrnn.training.setup import configure
+from tests.cli.test_completion import complete
+from tests.cli.test_train_command import QUICK, run
+from tests.helpers.command import SMALL, charrnn, environment, one_line, write_text
+from tests.helpers.recorded import Recording
 
-CHECKOUT = Path(__file__).parent.parent
+CHECKOUT = Path(__file__).parent.parent.parent
 ALL = sorted(path.stem for path in (CHECKOUT / "recipes").glob("*.toml"))
 
 # the named settings ptb_sota, enwik8_sota and text8_sota in rhn_train.py of the authors' program
@@ -220,7 +221,7 @@ def test_the_wheel_carries_the_recipes(tmp_path: Path) -> None:
     assert [line.split("\t")[0] for line in done.stdout.decode().splitlines()] == ALL
     where = [sys.executable, "-c", "import charrnn.recipes as r; print(r.folder())"]
     found = subprocess.run(where, cwd=tmp_path / "elsewhere", env=env, capture_output=True, check=True)
-    assert found.stdout.decode().strip() == str(tmp_path / "site/charrnn/resources/recipes")
+    assert found.stdout.decode().strip() == str(tmp_path / "site/charrnn/recipes")
 
 
 def test_the_documentation_has_them_all() -> None:

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from command import SONG, charrnn, write_text
-from test_resume import silent
 from torch.utils.flop_counter import FlopCounterMode
 
-from charrnn import dry_run as module
-from charrnn.configuration import configure
-from charrnn.dry_run import dry_run
-from charrnn.run import Run
+from charrnn.training import dry_run as module
+from charrnn.training.dry_run import dry_run
+from charrnn.training.run import Run
+from charrnn.training.setup import configure
+from tests.helpers.command import SONG, charrnn, write_text
+from tests.training.test_resume import silent
 
 B, T, H, L = 5, 8, 32, 2
 V = len(set(SONG))

@@ -7,15 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from command import SONG, write_text
 from torch import nn
 
 from charrnn import registry
-from charrnn.data import Split, open_text
+from charrnn.data.minibatches import Split
+from charrnn.data.text import open_text
 from charrnn.errors import UserError
-from charrnn.evaluation import evaluate, summed_loss
-from charrnn.options import TrainingOptions
-from charrnn.training import Diverged, Training, make_optimizer
+from charrnn.evaluation.loss import evaluate, summed_loss
+from charrnn.settings.training import TrainingOptions
+from charrnn.training.loop import Diverged, Training
+from charrnn.training.optimizer import make_optimizer
+from tests.helpers.command import SONG, write_text
 
 OPTIONS = TrainingOptions(learning_rate=0.01, batch_size=4, seq_length=16, max_epochs=1, eval_val_every=10, dropout=0.3)
 

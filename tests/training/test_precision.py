@@ -7,16 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from command import SMALL, charrnn, one_line, write_text
 from torch import Tensor
 from torch.nn import functional as F
 
-from charrnn import load, precision, registry
-from charrnn.checkpoint import Checkpoint
-from charrnn.configuration import configure
-from charrnn.precision import arithmetic, prepare
-from charrnn.run import Run
+from charrnn import compute as precision
+from charrnn import load, registry
+from charrnn.checkpoints.checkpoint import Checkpoint
+from charrnn.compute import arithmetic, prepare
 from charrnn.testing import Case
+from charrnn.training.run import Run
+from charrnn.training.setup import configure
+from tests.helpers.command import SMALL, charrnn, one_line, write_text
 
 CPU = torch.device("cpu")
 FLAGS = {

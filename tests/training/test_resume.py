@@ -8,14 +8,14 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from command import SONG, write_text
 
 from charrnn import registry
-from charrnn.checkpoint import Checkpoint
-from charrnn.configuration import configure
+from charrnn.checkpoints.checkpoint import Checkpoint
 from charrnn.errors import UserError
-from charrnn.options import Schedule
-from charrnn.run import Run
+from charrnn.settings.training import Schedule
+from charrnn.training.run import Run
+from charrnn.training.setup import configure
+from tests.helpers.command import SONG, write_text
 
 # dropout on, a falling rate, epochs short enough that several borders are crossed
 FLAGS: dict[str, Any] = {

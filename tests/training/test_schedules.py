@@ -12,8 +12,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from charrnn.errors import UserError
-from charrnn.options import TrainingOptions
-from charrnn.schedules import check_validated, learning_rate, reductions, regular, stalled
+from charrnn.settings.training import TrainingOptions
+from charrnn.training.schedules import check_validated, learning_rate, reductions, regular, stalled
 
 RATE = 0.02
 losses = st.lists(st.sampled_from([1.0, 1.1, 1.2, 1.3, math.inf, math.nan]), max_size=30)

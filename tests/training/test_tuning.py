@@ -13,15 +13,17 @@ from typing import Any
 
 import pytest
 import torch
-from command import SMALL, charrnn, write_text
 
-from charrnn import load, registry, spinning, threads
-from charrnn.checkpoint import Checkpoint
-from charrnn.configuration import configure
-from charrnn.data import open_text
+from charrnn import load, registry
+from charrnn.checkpoints.checkpoint import Checkpoint
+from charrnn.cli import main as spinning
+from charrnn.data.text import open_text
 from charrnn.errors import UserError
-from charrnn.kernels import choice
-from charrnn.options import TrainingOptions
+from charrnn.kernels import backend
+from charrnn.settings.training import TrainingOptions
+from charrnn.training import tuning as threads
+from charrnn.training.setup import configure
+from tests.helpers.command import SMALL, charrnn, write_text
 
 Pair = tuple[str, int]
 
@@ -40,9 +42,9 @@ def trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tupl
 
         used: list[Pair] = []
         monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
-        monkeypatch.setattr(choice, "use", lambda kernels, count: used.append((kernels, count)))
-        monkeypatch.setattr(choice, "asked", lambda: has_kernels)
-        monkeypatch.setattr(choice, "available", lambda: installed)
+        monkeypatch.setattr(backend, "use", lambda kernels, count: used.append((kernels, count)))
+        monkeypatch.setattr(backend, "asked", lambda: has_kernels)
+        monkeypatch.setattr(backend, "available", lambda: installed)
         monkeypatch.setattr(threads, "_time", seconds)
         monkeypatch.setattr(threads, "_compile", lambda *arguments: "")
         monkeypatch.setattr(threads, "_iterate", lambda *arguments: True)
@@ -102,8 +104,8 @@ def test_kernels_that_another_model_has_are_not_this_ones(tmp_path: Path) -> Non
         threads.settle(registry.create("lstm", 40, 8, 1, 0.0), split, OPTIONS, lambda line: None)
         assert tried == []
         threads.settle(registry.create("gru", 40, 8, 1, 0.0), split, OPTIONS, lambda line: None)
-    assert tried == (["compiled"] if choice.available() else [])
-    choice.use("torch", torch.get_num_threads())
+    assert tried == (["compiled"] if backend.available() else [])
+    backend.use("torch", torch.get_num_threads())
 
 
 def test_the_model_stays(tmp_path: Path) -> None:
@@ -114,7 +116,7 @@ def test_the_model_stays(tmp_path: Path) -> None:
     try:
         settled = threads.settle(model, split, TrainingOptions(batch_size=4, seq_length=16), lambda line: None)
     finally:
-        choice.use("torch", count)
+        backend.use("torch", count)
     assert settled.threads > 0 and settled.kernels in ("torch", "compiled")
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
     assert torch.equal(torch.get_rng_state(), state)

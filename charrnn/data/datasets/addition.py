@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 
+from charrnn.data.datasets.splits import in_the_way, write_splits
 from charrnn.errors import UserError
-from charrnn.options import FROM_ONE, Interval, Option
-from charrnn.splits import in_the_way, write_splits
+from charrnn.settings.option import FROM_ONE, Interval, Option
 
 Report = Callable[[str], None]
+
+
 OPTIONS = (
     Option("digit_length", int, 2, "digits of the numbers to add", "addition", within=Interval(1, 1000)),
     Option("examples", int, 7000, "problems to train on", "addition", within=FROM_ONE),

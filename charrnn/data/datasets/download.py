@@ -13,9 +13,14 @@ from urllib.request import Request, urlopen
 import charrnn
 
 SILENCE = 30.0  # seconds
+
+
 CHUNK = 1 << 18  # bytes
 
+
 Report = Callable[[str], None]
+
+
 # called with what goes on, in a word, how many bytes of it are done, and of how many, where that is known
 Progress = Callable[[str, int, int | None], None]
 

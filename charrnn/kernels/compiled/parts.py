@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from charrnn.kernels import blocks, choice
+from charrnn.kernels import backend, blocks
 
 Array = NDArray[Any]
 ROWS = 12  # of a part, about: with fewer, products slow down by more than a further thread gives
@@ -43,7 +43,7 @@ def block_steps(T: int, rows: int) -> int:
 def in_parallel(tasks: Iterable[Callable[[], None]]) -> None:
     """Run tasks that let go of Python's lock on as many threads as were chosen, this one among them."""
     tasks = list(tasks)
-    threads = min(choice.threads(), len(tasks)) or 1
+    threads = min(backend.threads(), len(tasks)) or 1
     bounds = [len(tasks) * n // threads for n in range(threads + 1)]
     first, *others = (tasks[start:stop] for start, stop in pairwise(bounds))
     waiting = [_workers(threads - 1).submit(_run, share) for share in others]

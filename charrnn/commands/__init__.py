@@ -1,1 +1,0 @@
-"""One file a command: options, help, errors into messages."""

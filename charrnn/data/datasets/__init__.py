@@ -1,0 +1,1 @@
+"""Texts with a name, made on first use."""

@@ -1,0 +1,1 @@
+"""Every setting: its flag, its key in a TOML file, its place in a checkpoint."""
