@@ -19,33 +19,15 @@ from charrnn.kernels import backend
 PACKAGE = Path(charrnn.__file__).parent
 MODULES = {".".join(p.relative_to(PACKAGE.parent).with_suffix("").parts): p for p in PACKAGE.rglob("*.py")}
 
-# what a module below must never import, at any level
-FORBIDDEN = {
-    "charrnn.training": ["click", "rich", "charrnn.commands", "charrnn.display", "charrnn.cli"],
-    "charrnn.evaluation": [
-        "click",
-        "rich",
-        "charrnn.commands",
-        "charrnn.display",
-        "charrnn.training",
-        "charrnn.checkpoint",
-    ],
-    "charrnn.sampling": [
-        "click",
-        "rich",
-        "charrnn.commands",
-        "charrnn.display",
-        "charrnn.training",
-        "charrnn.checkpoint",
-    ],
-    "charrnn.checkpoint": ["click", "rich", "charrnn.commands", "charrnn.display", "charrnn.training"],
-    "charrnn.registry": ["click", "rich", "charrnn.checkpoint", "charrnn.training", "charrnn.data"],
-    "charrnn.options": ["click", "rich", "torch", "numpy"],
-    "charrnn.datasets": ["click", "rich", "torch", "numpy"],
-    "charrnn.download": ["click", "rich", "torch", "numpy", "charrnn.display"],
-    "charrnn.wikipedia": ["click", "rich", "torch", "numpy", "charrnn.display", "charrnn.datasets"],
-    "charrnn.penn_treebank": ["click", "rich", "torch", "numpy", "charrnn.display", "charrnn.datasets"],
-}
+# a package imports only what stands to its left; bars separate levels, and nothing imports sideways
+ORDER = """
+    errors files model kernels | compute settings | registry data | testing sampling checkpoints
+    | evaluation reports | training | cli | __main__
+"""
+LEVEL = {name: level for level, names in enumerate(ORDER.split("|")) for name in names.split()}
+
+# packages that answer before torch and numpy could be loaded
+LIGHT = ("charrnn.settings", "charrnn.data.datasets", "charrnn.errors", "charrnn.files", "charrnn.registry")
 
 FAST = ("numba", "scipy", "threadpoolctl")  # the extra [fast]: what only the compiled kernels may need
 
@@ -83,19 +65,30 @@ def test_imports_make_no_circle() -> None:
     list(TopologicalSorter(graph).static_order())
 
 
-@pytest.mark.parametrize("module", FORBIDDEN)
-def test_arrows(module: str) -> None:
-    for other in imported(MODULES[module], everywhere=True):
-        assert not any(is_under(other, forbidden) for forbidden in FORBIDDEN[module]), other
-
-
-def test_only_the_command_line_knows_click_and_only_the_display_knows_rich() -> None:
+def test_a_package_imports_only_what_stands_to_its_left() -> None:
     for name, path in MODULES.items():
-        modules = list(imported(path, everywhere=True))
-        if name not in ("charrnn.cli", "charrnn.completion") and not is_under(name, "charrnn.commands"):
-            assert not any(is_under(other, "click") for other in modules), name
-        if name != "charrnn.display":
-            assert not any(is_under(other, "rich") for other in modules), name
+        mine = name.split(".")[1]
+        for other in imported(path, everywhere=True) if mine != "__init__" else ():
+            theirs = other.split(".")[1] if other.startswith("charrnn.") else mine
+            assert theirs == mine or LEVEL.get(theirs, 0) < LEVEL[mine], (name, other)
+
+
+def test_every_name_at_the_top_has_its_place_in_the_order() -> None:
+    assert {name.split(".")[1] for name in MODULES} - {"__init__"} == LEVEL.keys()
+
+
+@pytest.mark.parametrize("package", LIGHT)
+def test_light_packages_load_neither_torch_nor_numpy(package: str) -> None:
+    for name, path in MODULES.items():
+        if is_under(name, package):
+            tops = {other.partition(".")[0] for other in imported(path, everywhere=False)}
+            assert not tops & {"torch", "numpy"}, name
+
+
+def test_only_the_command_line_imports_click_and_rich() -> None:
+    for name, path in MODULES.items():
+        tops = {other.partition(".")[0] for other in imported(path, everywhere=True)}
+        assert is_under(name, "charrnn.cli") or not tops & {"click", "rich"}, name
 
 
 def test_kernels_import_torch_and_numpy_alone_and_models_torch_and_kernels() -> None:

@@ -16,6 +16,7 @@ from charrnn.cli.flags import Command, Flag, exclude, given, one_by_one
 from charrnn.cli.main import keep_short
 from charrnn.settings import recipes
 from charrnn.settings.option import Option
+from charrnn.settings.resolve import Configuration
 from charrnn.settings.training import training_options
 from charrnn.training import setup as configuration
 
@@ -108,7 +109,7 @@ def train(config: str | None, resume: str | None, dry_run: bool, print_config: b
         return follow(run, training_display(options.print_every, tokens, val_losses, options.level))
 
 
-def show_settings(settings: configuration.Configuration) -> int:
+def show_settings(settings: Configuration) -> int:
     from charrnn.cli.streams import note
 
     for line in settings.notes:
@@ -118,7 +119,7 @@ def show_settings(settings: configuration.Configuration) -> int:
     return 0
 
 
-def try_out(settings: configuration.Configuration) -> int:
+def try_out(settings: Configuration) -> int:
     from charrnn.cli.display import table
     from charrnn.cli.streams import note
     from charrnn.training.dry_run import dry_run

@@ -40,5 +40,18 @@ def write_text(folder: Path, text: str = SONG * 80) -> Path:
 
 
 # a model small enough to train in moments
-SMALL = ("-gpuid", -1, "-rnn_size", 16, "-num_layers", 1, "-batch_size", 4, "-seq_length", 16, "-learning_rate", 0.01)
+SMALL: tuple[object, ...] = (
+    "-gpuid",
+    -1,
+    "-rnn_size",
+    16,
+    "-num_layers",
+    1,
+    "-batch_size",
+    4,
+    "-seq_length",
+    16,
+    "-learning_rate",
+    0.01,
+)
 SMALL += ("-kernels", "torch")  # or the faster, which changes from run to run

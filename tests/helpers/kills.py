@@ -21,7 +21,9 @@ from tests.training.test_resume import same_run
 
 # a server that has torch loaded forks a real process for each training, in moments
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["kills", "charrnn.run", "charrnn.cli.train", "charrnn.display", "torch._dynamo"])
+SERVER.set_forkserver_preload(
+    ["tests.helpers.kills", "charrnn.training.run", "charrnn.cli.train", "charrnn.cli.display", "torch._dynamo"]
+)
 TIMEOUT = 60.0  # seconds: nothing here takes nearly so long
 RUN = (
     *("train", "-data_dir", "data", *SMALL, "-threads", 1, "-max_epochs", 6, "-eval_val_every", 40, "-save_every", 7),
@@ -39,12 +41,12 @@ def work(arguments: list[str], folder: str, slow: float, prepare: Callable[[], N
     if slow:
         fsync = os.fsync
 
-        def late(file: Any) -> None:
+        def late(file: Any, /) -> None:
             if ".pt." in os.readlink(f"/proc/self/fd/{file}"):
                 time.sleep(slow)
             fsync(file)
 
-        os.fsync = late
+        os.fsync = late  # type: ignore[assignment]
     if prepare:
         prepare()
     from charrnn.cli.main import run
