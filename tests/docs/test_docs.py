@@ -209,7 +209,7 @@ def test_every_flag_of_theirs_has_an_answer() -> None:
 
 @pytest.mark.parametrize("model", ["lstm_1x48_dropout", "grid_lstm_2x32"])
 def test_the_tables_hold_all_settings_of_a_recorded_run(model: str, tmp_path: Path) -> None:
-    (tmp_path / "old.t7").write_bytes(lzma.decompress((ROOT / f"tests/t7/{model}.t7.xz").read_bytes()))
+    (tmp_path / "old.t7").write_bytes(lzma.decompress((ROOT / f"tests/checkpoints/t7/{model}.t7.xz").read_bytes()))
     recorded = {key.decode(): value for key, value in t7.load(tmp_path / "old.t7")[b"opt"].items()}
     shown = {theirs.strip("`-"): default.strip("`") for theirs, default, *_ in tables()["train.lua"]}
     if model.startswith("grid"):
