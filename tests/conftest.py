@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 REFERENCE = Path(__file__).parent / "originals"
 CHECKPOINTS = Path(__file__).parent / "checkpoints" / "t7"
@@ -21,6 +22,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # the first optimizer or the first compiled kernel of a process takes seconds, whichever example meets it
+    settings.register_profile("charrnn", deadline=None)
+    settings.load_profile("charrnn")
     # what one test compiles the others find, in whatever home they run
     os.environ.setdefault("NUMBA_CACHE_DIR", str(Path.home() / ".cache" / "charrnn-tests"))
     # small tests gain nothing from a second thread, and workers side by side lose by it
@@ -52,3 +56,11 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
         torch.set_num_threads(before)
     yield request.param
     backend.use("torch", before)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the long tests unless -m chooses them."""
+    if not config.getoption("-m"):
+        long = [item for item in items if item.get_closest_marker("soak")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
