@@ -18,7 +18,7 @@ ALPHABETS = {
 # run in a process of its own: prints the seconds and the peak memory in bytes, first of the imports alone
 PREPARE = """
 import resource, sys, time
-from charrnn.data import open_text
+from charrnn.data.text import open_text
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 before = peak()

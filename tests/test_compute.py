@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(
 
 COUNT = """
 import resource, sys
-from charrnn.allocator import keep_freed_memory
+from charrnn.compute import keep_freed_memory
 size = 40 << 20  # more than glibc ever takes from the heap by itself
 kept = keep_freed_memory() if sys.argv[1] == "keep" else None
 for round_ in range(8):

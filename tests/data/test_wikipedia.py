@@ -310,7 +310,7 @@ def test_a_split_that_cuts_a_character_says_how_to_read_it(site: Site, tmp_path:
 COMMAND = """
 import json, sys
 from functools import partial
-from charrnn import datasets, wikipedia
+from charrnn.data.datasets import catalogue as datasets; from charrnn.data.datasets import wikipedia
 archive = wikipedia.Archive(**json.loads(sys.argv[1]))
 datasets.DATASETS["enwik8"] = datasets.Dataset(partial(wikipedia.prepare, archive))
 from charrnn.__main__ import main

@@ -405,7 +405,7 @@ def test_a_flipped_bit_is_found_or_changes_nothing(folder: Path, honest_file: Pa
 MEMORY = """
 import resource, sys
 from pathlib import Path
-from charrnn import cli
+from charrnn.cli import main as cli
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

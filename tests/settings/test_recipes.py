@@ -219,7 +219,7 @@ def test_the_wheel_carries_the_recipes(tmp_path: Path) -> None:
     env = environment(PYTHONPATH=str(tmp_path / "site"))
     done = subprocess.run([*program, "recipes"], cwd=tmp_path / "elsewhere", env=env, capture_output=True, check=True)
     assert [line.split("\t")[0] for line in done.stdout.decode().splitlines()] == ALL
-    where = [sys.executable, "-c", "import charrnn.recipes as r; print(r.folder())"]
+    where = [sys.executable, "-c", "import charrnn.settings.recipes as r; print(r.folder())"]
     found = subprocess.run(where, cwd=tmp_path / "elsewhere", env=env, capture_output=True, check=True)
     assert found.stdout.decode().strip() == str(tmp_path / "site/charrnn/recipes")
 

@@ -168,8 +168,8 @@ def test_threads_wait_briefly_save_where_the_user_says_otherwise(own: dict[str, 
 
 def test_that_is_said_before_torch_is_loaded(tmp_path: Path) -> None:
     words = (
-        "import sys; from charrnn import cli, spinning; "
-        "spinning.keep_short = lambda: print('torch' in sys.modules); sys.exit(cli.run(['train', '-h']))"
+        "import sys; from charrnn.cli import main, train; "
+        "train.keep_short = lambda: print('torch' in sys.modules); sys.exit(main.run(['train', '-h']))"
     )
     done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[0] == "False"
