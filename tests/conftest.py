@@ -19,6 +19,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--reference", metavar="DIR", default=str(REFERENCE), help="folder of recorded values to compare with"
     )
     parser.addoption("--t7", metavar="DIR", default=str(CHECKPOINTS), help="folder of the originals' checkpoints")
+    parser.addoption("--kills", metavar="N", type=int, default=100, help="kills in test_soak [100]")
+    parser.addoption("--attempts", metavar="N", type=int, default=10_000, help="broken files in test_soak [10000]")
+    parser.addoption("--first", metavar="NUMBER", type=int, default=0, help="first broken file in test_soak [0]")
 
 
 def pytest_configure(config: pytest.Config) -> None:

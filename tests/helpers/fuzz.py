@@ -1,6 +1,6 @@
-"""Broken and hostile files, by the thousand, against the commands: for test_fuzz and benchmarks/fuzz.py.
+"""Run commands on broken and hostile files, for test_fuzz and test_soak.
 
-Every attempt follows from its number alone, so that one that fails can be run again:
+An attempt depends on its number alone, so one that fails can be repeated:
 
     fuzz.attempt(number, folder)
 """
@@ -33,7 +33,7 @@ SMALL = [
     *("-gpuid", "-1", "-rnn_size", "6", "-num_layers", "1", "-batch_size", "2", "-seq_length", "8"),
     *("-max_epochs", "0.1", "-sample_length", "5", "-threads", "1"),
 ]
-SECONDS = 60  # for one attempt: what takes longer hangs
+SECONDS = 60  # limit for one attempt
 ODD: list[Any] = [
     *(None, True, False, 0, 1, 2, -1, 7, 255, 256, 2**31, 2**63, -(2**63), 10**12, 10**30, 0.0, 0.5, -0.5, 1e-300),
     *(1e308, float("nan"), float("inf"), -float("inf"), "", "a", "lstm", "../../x", "\0", "\ud800", "é" * 300),
@@ -59,7 +59,7 @@ TEXTS: list[bytes] = [
 
 @dataclass(frozen=True)
 class Attempt:
-    """One command on one broken input: what was broken, the command, its exit code and what it printed."""
+    """One command on one broken input, its exit code and its output."""
 
     kind: str
     command: list[str]
@@ -69,11 +69,11 @@ class Attempt:
 
 
 class Wrong(AssertionError):
-    """A command neither did its work nor said in one line why not."""
+    """A command neither worked nor ended in a one-line error."""
 
 
 def prepare(folder: Path) -> None:
-    """What the attempts start from: a text, and a checkpoint that could be sampled, scored and resumed."""
+    """Make what the attempts start from: a text, and a checkpoint that can be sampled, scored and resumed."""
     (folder / "data").mkdir(parents=True)
     (folder / "data" / "input.txt").write_text(SONG * 20, newline="")
     with inside(folder):
@@ -83,7 +83,7 @@ def prepare(folder: Path) -> None:
 
 
 def attempt(number: int, folder: Path) -> Attempt:
-    """Break something and run a command on it, in a folder that ``prepare`` made. Raises Wrong."""
+    """Break something and run a command on it, in a folder made by ``prepare``. Raises Wrong."""
     chance = random.Random(number)
     kind = chance.choice(list(KINDS))
     with inside(folder):
@@ -103,7 +103,7 @@ def attempt(number: int, folder: Path) -> Attempt:
 
 
 def judge(found: Attempt) -> str:
-    """What is wrong with how a command ended, or ''."""
+    """Return what is wrong with the way a command ended, or an empty string."""
     lines = found.err.splitlines()
     if "Traceback" in found.err:
         return "a traceback"
@@ -119,7 +119,7 @@ def judge(found: Attempt) -> str:
 
 
 def check_vocabulary(command: list[str], folder: Path) -> None:
-    """The characters of a model that trained are those of its text."""
+    """Check that a trained model knows exactly the characters of its text."""
     text = Path("text/input.txt").read_bytes()
     codes = set(text) if "bytes" in command else set(map(ord, text.decode()))
     for path in folder.glob("*.pt"):
@@ -127,7 +127,7 @@ def check_vocabulary(command: list[str], folder: Path) -> None:
 
 
 def call(command: list[str], stdin: bytes = b"") -> tuple[int, bytes, str]:
-    """Run a command in this process. Returns its exit code, stdout and stderr."""
+    """Run a command in this process. Return its exit code, stdout and stderr."""
     streams = sys.stdin, sys.stdout, sys.stderr
     out, err = io.BytesIO(), io.BytesIO()
     ours = (
@@ -137,12 +137,14 @@ def call(command: list[str], stdin: bytes = b"") -> tuple[int, bytes, str]:
     )
     sys.stdin, sys.stdout, sys.stderr = ours
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    threads = torch.get_num_threads()
     try:
         code = cli.run(command)
     finally:
         sys.stdin, sys.stdout, sys.stderr = streams
         for number, handler in handlers.items():
             signal.signal(number, handler)
+        torch.set_num_threads(threads)
     return code, out.getvalue(), err.getvalue().decode()
 
 
@@ -158,7 +160,7 @@ def inside(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def limited(seconds: int) -> Iterator[None]:
-    """Raise TimeoutError in what takes longer."""
+    """Raise TimeoutError if the body takes longer."""
 
     def stop(*_: object) -> None:
         raise TimeoutError(f"more than {seconds} s")
@@ -172,11 +174,11 @@ def limited(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-# what is done to bytes
+# ways to break bytes and content
 
 
 def broken(data: bytes, chance: random.Random) -> bytes:
-    """The bytes with a few accidents."""
+    """Return the bytes with a few accidents."""
     found = bytearray(data)
     for _ in range(chance.choice((1, 1, 1, 2, 5, 30))):
         at = chance.randrange(len(found) + 1)
@@ -200,7 +202,7 @@ def broken(data: bytes, chance: random.Random) -> bytes:
 
 
 def altered(value: Any, chance: random.Random) -> Any:
-    """Plain content with one part of it replaced, taken out, or put in."""
+    """Return plain content with one part replaced, removed or added."""
     if isinstance(value, dict) and value and chance.random() < 0.9:
         key = chance.choice(list(value))
         match chance.randrange(12):
@@ -236,7 +238,7 @@ TENSORS: list[Callable[[torch.Tensor], torch.Tensor]] = [
 ]
 
 
-# what is broken: each writes its input and returns the command and its stdin
+# kinds of attempts: each writes its input and returns the command and its stdin
 
 
 def checkpoint_command(chance: random.Random) -> list[str]:
@@ -266,7 +268,7 @@ def checkpoint_content(chance: random.Random) -> tuple[list[str], bytes]:
 
 
 def checkpoint_member(chance: random.Random) -> tuple[list[str], bytes]:
-    """One member broken under a checksum that is right."""
+    """Break one member and give it a valid checksum."""
     with zipfile.ZipFile("honest.pt") as whole, zipfile.ZipFile("bad.pt", "w") as archive:
         target = chance.choice(["archive/data.pkl", "archive/data.pkl", *whole.namelist()])
         for name in whole.namelist():
@@ -298,7 +300,7 @@ def prime_text(chance: random.Random) -> tuple[list[str], bytes]:
 
 
 def cached(chance: random.Random) -> tuple[list[str], bytes]:
-    """The vocabulary or the tokens that an earlier training left beside the text."""
+    """Break the vocabulary or the token ids that an earlier run left next to the text."""
     if not Path("cached/vocab.json").exists():
         shutil.copytree("data", "cached", dirs_exist_ok=True)
     for name in ("vocab.json", "input.npy"):
@@ -334,7 +336,7 @@ def config(chance: random.Random) -> tuple[list[str], bytes]:
 
 
 def toml(value: Any) -> str:
-    """A value as TOML has it, or something like it."""
+    """Return a value in TOML, or something close to it."""
     if isinstance(value, float):
         return {"Infinity": "inf", "-Infinity": "-inf", "NaN": "nan"}.get(json.dumps(value), repr(value))
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Trainings that are killed again and again and must come to the same end, for test_faults and benchmarks/kills.py."""
+"""Kill training runs again and again: they must still end in the same result. For test_faults and test_soak."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from charrnn.files import UNFINISHED
 from tests.helpers.command import SMALL, SONG, write_text
 from tests.training.test_resume import same_run
 
-# a server that has torch loaded forks a real process for each training, in moments
+# a server with torch already loaded quickly forks a real process for each run
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     ["tests.helpers.kills", "charrnn.training.run", "charrnn.cli.train", "charrnn.cli.display", "torch._dynamo"]
 )
-TIMEOUT = 60.0  # seconds: nothing here takes nearly so long
+TIMEOUT = 60.0  # seconds, far more than anything here takes
 RUN = (
     *("train", "-data_dir", "data", *SMALL, "-threads", 1, "-max_epochs", 6, "-eval_val_every", 40, "-save_every", 7),
     *("-dropout", 0.2, "-learning_rate_decay_after", 1, "-learning_rate_decay", 0.8, "-sample_length", 20),
@@ -32,8 +32,10 @@ RUN = (
 
 
 def work(arguments: list[str], folder: str, slow: float, prepare: Callable[[], None] | None) -> None:
-    """In the new process: run the command in ``folder``, its output in log.txt, the disk ``slow`` seconds late
-    with checkpoints."""
+    """Run the command in ``folder``, in the new process. Its output goes to log.txt.
+
+    Every fsync of a checkpoint takes ``slow`` seconds longer.
+    """
     os.chdir(folder)
     log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     os.dup2(log, 1)
@@ -56,10 +58,10 @@ def work(arguments: list[str], folder: str, slow: float, prepare: Callable[[], N
 
 
 def start(folder: Path, *args: object, slow: float = 0.0, prepare: Callable[[], None] | None = None) -> BaseProcess:
-    """A process of its own that runs ``charrnn ARGS`` in ``folder``."""
+    """Start a process that runs ``charrnn ARGS`` in ``folder``."""
     (folder / "log.txt").unlink(missing_ok=True)
     process = SERVER.Process(target=work, args=([str(arg) for arg in args], str(folder), slow, prepare))
-    process.daemon = True  # a test that fails leaves none behind
+    process.daemon = True  # a failing test leaves no process behind
     process.start()
     return process
 
@@ -72,12 +74,12 @@ def output(folder: Path) -> str:
 
 
 def wait_until(happened: Callable[[], bool], process: BaseProcess) -> bool:
-    """Whether it happened before the process ended."""
+    """Wait. Return whether it happened before the process ended."""
     end = time.monotonic() + TIMEOUT
     while not happened():
         if not process.is_alive():
             return happened()
-        assert time.monotonic() < end, "nothing came of it"
+        assert time.monotonic() < end, "it never happened"
         time.sleep(0.001)
     return True
 
@@ -87,12 +89,12 @@ def wait_for_iteration(process: BaseProcess, folder: Path, times: int = 1) -> bo
 
 
 def unfinished(folder: Path) -> list[Path]:
-    """The temporary files of saves that are under way, or were when their process was killed."""
+    """Return the temporary files of saves in progress, or interrupted by a kill."""
     return list(folder.glob(f".*{UNFINISHED}"))
 
 
 def finish(process: BaseProcess) -> int:
-    """Wait for the end. Returns the exit code, negative for a signal."""
+    """Wait for the process to end. Return its exit code, negative for a signal."""
     process.join(TIMEOUT)
     assert process.exitcode is not None, "it does not end"
     return process.exitcode
@@ -100,25 +102,25 @@ def finish(process: BaseProcess) -> int:
 
 @dataclass
 class Kills:
-    """What came of many kills. inside: how many met a save under way; iterations: where each resumed run began."""
+    """Outcome of many kills."""
 
     kills: int = 0
-    inside: int = 0
-    iterations: list[int] = field(default_factory=list)
+    inside: int = 0  # kills during a save
+    iterations: list[int] = field(default_factory=list)  # where each resumed run continued
 
 
 def newest(folder: Path) -> Checkpoint:
-    """The checkpoint that -resume takes, and proof that every other one is whole too."""
+    """Return the checkpoint that -resume takes, after loading every other one as proof that it is whole."""
     for path in folder.glob("*.pt"):
         Checkpoint.load(path)
     return Checkpoint.load(find_newest(folder))
 
 
 def survive(folder: Path, kills: int, seed: int) -> Kills:
-    """Train once undisturbed and once with that many kills, half of them aimed at saves on a slow disk.
+    """Train once undisturbed and once with up to ``kills`` kills, half of them aimed at saves on a slow disk.
 
-    Fewer kills where the run comes to its end before. Raises AssertionError unless every checkpoint met on
-    the way is whole and both end equal.
+    There are fewer kills if the run ends first. Raises AssertionError unless every checkpoint on the way is whole and
+    both runs end equal.
     """
     chance = random.Random(seed)
     whole, parts = folder / "whole", folder / "parts"
@@ -127,7 +129,7 @@ def survive(folder: Path, kills: int, seed: int) -> Kills:
     assert finish(start(whole, *RUN)) == 0, output(whole)
     result = Kills()
     while result.kills < kills:
-        process = start(parts, *going_on(parts), slow=0.03)
+        process = start(parts, *start_or_resume(parts), slow=0.03)
         assert wait_for_iteration(process, parts), output(parts)
         if chance.random() < 0.5:
             wait_until(lambda: bool(unfinished(parts / "cv")), process)
@@ -142,17 +144,17 @@ def survive(folder: Path, kills: int, seed: int) -> Kills:
         result.inside += bool(unfinished(parts / "cv"))
         if list((parts / "cv").glob("*.pt")):
             result.iterations.append(newest(parts / "cv").training["iteration"])
-    assert finish(process if result.kills < kills else start(parts, *going_on(parts))) == 0, output(parts)
-    assert not unfinished(parts / "cv"), "what the killed ones left is gone"
+    assert finish(process if result.kills < kills else start(parts, *start_or_resume(parts))) == 0, output(parts)
+    assert not unfinished(parts / "cv"), "the leftovers of killed processes are removed"
     same_run(last_of(whole / "cv"), last_of(parts / "cv"))
     return result
 
 
-def going_on(folder: Path) -> tuple[object, ...]:
-    """The command that goes on with the run in a folder: from its beginning where nothing was saved yet."""
+def start_or_resume(folder: Path) -> tuple[object, ...]:
+    """Return the command that resumes the run in a folder, or starts it if nothing has been saved yet."""
     return ("train", "-resume", "cv") if list((folder / "cv").glob("*.pt")) else RUN
 
 
 def last_of(folder: Path) -> Path:
-    """The checkpoint of a run's end."""
+    """Return the final checkpoint of a run."""
     return max(folder.glob("lm_*_epoch*.pt"), key=lambda path: path.stat().st_mtime_ns)

@@ -1,4 +1,4 @@
-"""A short run of what benchmarks/fuzz.py does by the thousand."""
+"""A few of the broken files of which test_soak tries thousands."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ ATTEMPTS = 120
 
 def test_broken_files_lead_to_clean_results_or_clean_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    threads = torch.get_num_threads()
     fuzz.prepare(tmp_path / "fuzz")
     codes: Counter[bool] = Counter()
     kinds = set()
@@ -25,12 +24,11 @@ def test_broken_files_lead_to_clean_results_or_clean_errors(tmp_path: Path, monk
         found = fuzz.attempt(number, tmp_path / "fuzz")
         codes[found.code == 0] += 1
         kinds.add(found.kind)
-    torch.set_num_threads(threads)
     assert kinds == set(fuzz.KINDS)
     assert codes[True] > ATTEMPTS // 10 and codes[False] > ATTEMPTS // 4, codes
 
 
-def test_it_notices_a_reader_that_lets_errors_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reader_that_lets_errors_through_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fuzz.prepare(tmp_path / "fuzz")
 
     def careless(path: Path) -> object:
