@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from benchmarks.measure import wall
-from charrnn.cli import main as spinning
+from charrnn import compute
 
 Iteration = Callable[[], Any]
 PAUSE = 0.01  # seconds in which the threads of the process before stop looking for work
@@ -100,7 +100,7 @@ def environment(as_charrnn: bool) -> Iterator[None]:
     """While it lasts, what a process that starts finds set."""
     before = dict(os.environ)
     if as_charrnn:
-        spinning.keep_short()
+        compute.wait_briefly()
     try:
         yield
     finally:

@@ -1,4 +1,7 @@
-"""The device that a command computes on."""
+"""How this process computes: device, precision, threads and memory.
+
+The functions import torch themselves: two of them must run before torch and numpy are loaded.
+"""
 
 from __future__ import annotations
 
@@ -6,106 +9,170 @@ import ctypes
 import os
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from contextlib import AbstractContextManager, nullcontext
-
-import torch
+from typing import TYPE_CHECKING
 
 from charrnn.errors import UserError
 
+if TYPE_CHECKING:
+    import torch
 
-def choose_device(gpuid: int, report: Callable[[str], None], precision: str = "float32") -> torch.device:
-    """The GPU of that number (Apple's MPS counts as number 0), or the CPU for -1.
+Report = Callable[[str], None]
 
-    With the default number 0 and no GPU, says so and returns the CPU. Raises UserError for a GPU that is
-    not there, and for float64 on MPS, which lacks it.
+
+# Devices
+
+
+def choose_device(gpuid: int, report: Report, precision: str = "float32") -> torch.device:
+    """Return GPU number ``gpuid`` (Apple's MPS is number 0), or the CPU for -1.
+
+    Without any GPU, the default number 0 reports that and returns the CPU. Raises UserError for any other GPU that does
+    not exist, and for float64 on MPS, which does not support it.
     """
+    import torch
+
     if gpuid < 0:
         return torch.device("cpu")
     mps = torch.backends.mps.is_available()
     count = torch.cuda.device_count() or int(mps)
     if gpuid >= max(count, 1):
-        there = f"GPUs 0 to {count - 1}" if count > 1 else "GPU 0 alone" if count else "no GPU"
-        raise UserError(f"-gpuid {gpuid}: this machine has {there}; -gpuid -1 computes on the CPU")
+        existing = f"GPUs 0 to {count - 1}" if count > 1 else "only GPU 0" if count else "no GPU"
+        raise UserError(f"-gpuid {gpuid}: this machine has {existing}; for the CPU use -gpuid -1")
     if not count:
-        report("no GPU here: computing on the CPU (-gpuid -1 says so without this line)")
+        report("no GPU found, using the CPU (-gpuid -1 silences this)")
         return torch.device("cpu")
     if torch.cuda.device_count():
-        torch.backends.cudnn.allow_tf32 = False  # or its recurrent layers would round float32's factors unasked
+        torch.backends.cudnn.allow_tf32 = False  # on by default, and would round float32 factors in recurrent layers
         return torch.device("cuda", gpuid)
     if precision == "float64":
-        raise UserError("Apple's MPS has no float64: use -precision float32, or -gpuid -1 for the CPU")
+        raise UserError("-precision float64: Apple's MPS has no float64; use -precision float32, or -gpuid -1")
     return torch.device("mps")
 
 
-def ran_out(error: BaseException) -> bool:
-    """Whether this is how Python, numpy or torch say that memory has run out."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    text = str(error)
-    return "can't allocate memory" in text or "not enough memory" in text or "bad_alloc" in text
+# Precision
+
+
+def weights_dtype(precision: str) -> torch.dtype:
+    """Return the dtype of weights, optimizer state and hidden state.
+
+    Only float64 differs: bf16 and tf32 shorten the factors of products, and everything else stays float32.
+    """
+    import torch
+
+    return torch.float64 if precision == "float64" else torch.float32
+
+
+def prepare(precision: str, device: torch.device, report: Report) -> None:
+    """Set up this process for training in a precision.
+
+    tf32 rounds the factors of float32 products on a GPU to 10 bits. Raises UserError if the device does not support it.
+    Reports if the CPU has no instructions for bf16.
+    """
+    import torch
+
+    if precision == "tf32":
+        if device.type != "cuda":
+            raise UserError("-precision tf32: needs a CUDA GPU; use float32, or bf16 on a CPU that supports it")
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = True
+    if precision == "bf16" and device.type == "cpu" and not has_bf16():
+        report("this CPU has no bf16 instructions: training will be slower than with -precision float32")
+
+
+def has_bf16() -> bool:
+    """Whether the CPU has bf16 instructions (AVX512_BF16, AMX_BF16 or Arm's BF16). True if torch cannot tell."""
+    import torch
+
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return not capabilities or any("bf16" in name and bool(found) for name, found in capabilities.items())
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """Return the context for the forward pass of a training step.
+
+    With bf16, factors of products are rounded to 8 bits and summed in float32. Otherwise the context does nothing.
+    """
+    import torch
+
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+# Threads
+
+
+# GNU OpenMP's busy-waiting, in turns of its loop: some tenths of a millisecond
+SPIN_COUNT = "20000"
+# with any of these set, the user has decided how OpenMP waits
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+
+
+def wait_briefly(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Shorten OpenMP's busy-waiting, unless the user has configured it. Call before torch is loaded.
+
+    By default GNU's OpenMP spins 300,000 turns, some milliseconds, after each of torch's operations on several threads.
+    Meanwhile nothing else can use that core, not even the threads of the compiled kernels. Threads that sleep at once
+    would wake up too slowly for torch's next operation.
+    """
+    if not any(name in environment for name in WAITING):
+        environment["GOMP_SPINCOUNT"] = SPIN_COUNT
+
+
+def one_thread() -> None:
+    """Compute on one thread: with only a few rows at a time, as in sampling, a second thread would just wait.
+
+    Call before numpy is loaded, because its OpenBLAS reads the number of threads only then.
+    """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    import torch
+
+    torch.set_num_threads(1)
+
+
+# Memory
 
 
 def capacity(device: torch.device) -> int:
-    """All the memory of the device in bytes, used or not."""
+    """Return the total memory of the device in bytes, used or free."""
+    import torch
+
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     if sys.platform == "win32":
-        return sys.maxsize  # not worth a way of its own: running out is explained as well
+        return sys.maxsize  # unknown: running out of memory is reported when it happens
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's numbers, in its malloc.h
+def ran_out(error: BaseException) -> bool:
+    """Whether Python, numpy or torch raised this error because memory ran out."""
+    import torch
+
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return any(words in str(error) for words in ("can't allocate memory", "not enough memory", "bad_alloc"))
+
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # from glibc's malloc.h
 
 
 def keep_freed_memory() -> bool:
-    """Have glibc's malloc keep freed memory for later, in this process and from now on. Whether it will.
+    """Make glibc's malloc keep freed memory for this process. Returns whether it succeeded.
 
-    Every iteration frees the large tensors of the one before and asks for as many. glibc gives large blocks back to
-    the system, which then fills each page of the new ones with zeros: thousands of page faults an iteration. Kept, they
-    are found again where they were. The price is that the process keeps its peak, which the next iteration needs
-    anyway, and somewhat more for the gaps between blocks.
+    Each iteration frees the previous one's large tensors and allocates as many again. By default glibc returns large
+    blocks to the system, which fills every page of the new ones with zeros: thousands of page faults per iteration.
+    Kept blocks are reused in place. The process then holds on to its peak memory, which the next iteration needs
+    anyway, and a little more for the gaps between blocks.
 
-    Does nothing where the C library is another one, or where the environment itself says how malloc is to behave.
+    Does nothing with another C library, or if the environment configures malloc.
     """
-    if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc" or _set_by_user():
+    if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc" or _malloc_configured():
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, -1))
 
 
-def _set_by_user() -> bool:
-    """Whether the environment sets MALLOC_..._ or glibc's tunables of malloc, or puts another malloc in its place."""
-    own = any(name.startswith("MALLOC_") and name.endswith("_") for name in os.environ)
-    return own or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or "malloc" in os.environ.get("LD_PRELOAD", "")
-
-
-def weights_dtype(precision: str) -> torch.dtype:
-    """Of weights, optimizer and carried sums: float64, and float32 for all others, whose products alone are shorter."""
-    return torch.float64 if precision == "float64" else torch.float32
-
-
-def prepare(precision: str, device: torch.device, report: Callable[[str], None]) -> None:
-    """Set up this process for training in that precision.
-
-    tf32: float32 whose products on the GPU round their factors to 10 bits. Raises UserError for it elsewhere. On a CPU
-    without instructions for bf16, says so.
-    """
-    if precision == "tf32":
-        if device.type != "cuda":
-            raise UserError("-precision tf32: only a CUDA GPU has it; use float32, or bf16 on a CPU that has that")
-        torch.set_float32_matmul_precision("high")
-        torch.backends.cudnn.allow_tf32 = True
-    if precision == "bf16" and device.type == "cpu" and not has_bf16():
-        report("this CPU has no instructions for bf16: training will be slower than with -precision float32")
-
-
-def has_bf16() -> bool:
-    """Whether the CPU computes in bf16 itself (AVX512_BF16, AMX_BF16 or Arm's BF16). True where torch cannot tell."""
-    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    return not capabilities or any("bf16" in name and bool(there) for name, there in capabilities.items())
-
-
-def arithmetic(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """What a training step's forward pass runs in. bf16: products of values rounded to 8 bits, the sums in float32."""
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+def _malloc_configured() -> bool:
+    """Whether the environment sets MALLOC_..._ or glibc's tunables for malloc, or preloads another malloc."""
+    variables = any(name.startswith("MALLOC_") and name.endswith("_") for name in os.environ)
+    tunables, preloaded = (os.environ.get(name, "") for name in ("GLIBC_TUNABLES", "LD_PRELOAD"))
+    return variables or "glibc.malloc" in tunables or "malloc" in preloaded

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import charrnn
 from benchmarks import apart, growth, loop, measure, networks, picture, startup, subjects
-from charrnn.cli import main as spinning
+from charrnn import compute
 from charrnn.kernels import backend
 from tests.helpers.command import environment
 
@@ -154,12 +154,12 @@ def test_the_command_prints_and_writes_its_figures(tmp_path: Path) -> None:
 
 
 def test_a_process_of_its_own_makes_runs_and_forgets(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in spinning.OWN:
+    for name in compute.WAITING:
         monkeypatch.delenv(name, raising=False)
     before = dict(os.environ)
     with apart.Process(as_charrnn=True) as ours, apart.Process(as_charrnn=False) as theirs:
         assert os.environ == before
-        for process, turns in ((ours, spinning.TURNS), (theirs, None)):
+        for process, turns in ((ours, compute.SPIN_COUNT), (theirs, None)):
             process.arm(expect, "GOMP_SPINCOUNT", turns)()
             with pytest.raises(AssertionError):
                 process.arm(expect, "GOMP_SPINCOUNT", "another")()

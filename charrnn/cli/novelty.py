@@ -12,6 +12,7 @@ import click
 
 from charrnn.cli.flags import Command, Flag, with_defaults
 from charrnn.cli.streams import note, read
+from charrnn.compute import choose_device, one_thread
 from charrnn.settings.option import FROM_ONE, POSITIVE, Interval, Option
 from charrnn.settings.training import TrainingOptions, training_options
 
@@ -78,16 +79,12 @@ def is_checkpoint(source: str) -> bool:
 
 def sampled(source: str, values: dict[str, Any]) -> tuple[TrainingOptions, str]:
     """The settings of a checkpoint's run, and what its model writes."""
-    import torch
-
+    one_thread()
     from charrnn.checkpoints.checkpoint import Checkpoint
-    from charrnn.compute import choose_device
     from charrnn.sampling.sampler import sample
 
     saved = Checkpoint.load(source)
     device = choose_device(values["gpuid"], note, saved.options.precision)
-    if device.type == "cpu":
-        torch.set_num_threads(1)  # one character at a time leaves a second thread nothing but waiting
     model = saved.build().to(device)
     prime = "" if saved.vocabulary.unknown("\n") else "\n"
     characters = sample(model, saved.vocabulary, prime, values["length"], values["temperature"], seed=values["seed"])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import click
 
 from charrnn.cli.flags import Command, Flag, exclude, given, with_defaults
 from charrnn.cli.streams import note, read, read_stdin
+from charrnn.compute import choose_device, one_thread
 from charrnn.settings.option import FROM_ONE, FROM_ZERO, Interval, Option
 
 FROM_STDIN = "--primetext-from-stdin"
@@ -91,12 +91,10 @@ def sample(
     exclude(*EXCLUSIVE)
     values = with_defaults(OPTIONS, values)
 
-    # before numpy is there: a row or a few at a time leave a second thread nothing but waiting
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    one_thread()
     import torch
 
     from charrnn.checkpoints.checkpoint import Checkpoint
-    from charrnn.compute import choose_device
     from charrnn.errors import printable
     from charrnn.sampling import beam, output
     from charrnn.sampling.conversation import Conversation, choice, converse
@@ -109,8 +107,6 @@ def sample(
     drawn = choice(values)
     saved = Checkpoint.load(checkpoint)
     device = choose_device(values["gpuid"], report, saved.options.precision)
-    if device.type == "cpu":
-        torch.set_num_threads(1)
     sampler = Sampler(saved.build().to(device), saved.vocabulary, getattr(torch, values["precision"]))
     loss = "" if saved.val_loss is None else f", validation loss {saved.val_loss:.4f}"
     report(f"{saved.options.model} from epoch {saved.epoch:.2f}{loss}")

@@ -13,7 +13,7 @@ import click
 
 from charrnn import registry
 from charrnn.cli.flags import Command, Flag, exclude, given, one_by_one
-from charrnn.cli.main import keep_short
+from charrnn.compute import wait_briefly
 from charrnn.settings import recipes
 from charrnn.settings.option import Option
 from charrnn.settings.resolve import Configuration
@@ -66,7 +66,7 @@ class TrainCommand(Command):
     """Finds out the model first and adds the flags that the model declares, then parses once."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        keep_short()  # here, since the model's file loads torch
+        wait_briefly()  # before the model's file loads torch
         args = one_by_one(args, "input")
         flags = {name.lstrip("-"): value for name, value in given(args, self.arity(ctx))}
         if ctx.resilient_parsing:  # to complete a command line no model is loaded

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from charrnn.compute import arithmetic
+from charrnn.compute import autocast
 from charrnn.errors import size
 from charrnn.evaluation.loss import summed_loss
 from charrnn.kernels import backend
@@ -176,5 +176,5 @@ def plain_operations() -> Iterator[None]:
 def one_objective(run: Run) -> Tensor:
     run.model.train()
     x, y = (part.to(run.training.device) for part in run.training.train.batch(0))
-    with arithmetic(run.options.precision, run.training.device):
+    with autocast(run.options.precision, run.training.device):
         return summed_loss(run.model(x, None)[0], y)

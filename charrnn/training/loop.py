@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from charrnn.compute import arithmetic
+from charrnn.compute import autocast
 from charrnn.data.minibatches import Minibatches
 from charrnn.errors import UserError
 from charrnn.evaluation.loss import evaluate, summed_loss
@@ -133,7 +133,7 @@ class Training:
         x, y = x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
 
         self.optimizer.zero_grad()
-        with arithmetic(self.options.precision, self.device):
+        with autocast(self.options.precision, self.device):
             logits, state = self.model(x, self.state)
             objective = summed_loss(logits, y)
         if not isinstance(state, tuple):  # a lone tensor would be taken for a tuple of its rows, and pass
@@ -241,7 +241,7 @@ class Training:
 
         Its type may be another where -precision bf16 went on with a GPU's kernels or a CPU's. Raises ValueError.
         """
-        with evaluating(self.model), arithmetic(self.options.precision, self.device):
+        with evaluating(self.model), autocast(self.options.precision, self.device):
             _, own = self.model(self.train.batch(0)[0][:1].to(self.device), None)
         if [(s.shape, s.is_floating_point()) for s in saved] != [(s.shape, s.is_floating_point()) for s in own]:
             raise ValueError("the carried state is not this model's")

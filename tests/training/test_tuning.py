@@ -16,7 +16,6 @@ import torch
 
 from charrnn import load, registry
 from charrnn.checkpoints.checkpoint import Checkpoint
-from charrnn.cli import main as spinning
 from charrnn.data.text import open_text
 from charrnn.errors import UserError
 from charrnn.kernels import backend
@@ -157,19 +156,3 @@ def test_a_number_in_the_environment_is_the_most(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "charrnn", "train", "-data_dir", "data", *map(str, SMALL), "-max_epochs", "0.1"]
     subprocess.run(words, cwd=tmp_path, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert Checkpoint.load(tmp_path / "cv").options.threads == 1
-
-
-@pytest.mark.parametrize("own", [{}, {"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "7"}])
-def test_threads_wait_briefly_save_where_the_user_says_otherwise(own: dict[str, str]) -> None:
-    environment = dict(own)
-    spinning.keep_short(environment)
-    assert environment == (own or {"GOMP_SPINCOUNT": spinning.TURNS})
-
-
-def test_that_is_said_before_torch_is_loaded(tmp_path: Path) -> None:
-    words = (
-        "import sys; from charrnn.cli import main, train; "
-        "train.keep_short = lambda: print('torch' in sys.modules); sys.exit(main.run(['train', '-h']))"
-    )
-    done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[0] == "False"
