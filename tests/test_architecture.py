@@ -21,8 +21,8 @@ MODULES = {".".join(p.relative_to(PACKAGE.parent).with_suffix("").parts): p for 
 
 # a package imports only what stands to its left; bars separate levels, and nothing imports sideways
 ORDER = """
-    errors files model kernels | compute settings | registry data | testing sampling checkpoints
-    | evaluation reports | training | cli | __main__
+    errors files model kernels | compute settings | registry data | testing checkpoints
+    | sampling evaluation reports | training | cli | __main__
 """
 LEVEL = {name: level for level, names in enumerate(ORDER.split("|")) for name in names.split()}
 

@@ -1,15 +1,26 @@
-"""What commands read from stdin and say on stderr."""
+"""What commands read from files and stdin, and write to stderr."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from charrnn.errors import UserError
 
 
+def note(line: str) -> None:
+    """Write a line to stderr, for the person at the terminal."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def silent(line: str) -> None:
+    """Write nothing: in place of ``note``."""
+
+
 def read(file: str, encoding: str) -> str:
-    """A whole file, or stdin for -, as text."""
+    """Return the text of a file, or of stdin for -. Raises UserError if it cannot be read or decoded."""
     try:
         data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
         return data.decode("utf-8", "surrogateescape" if encoding == "bytes" else "strict")
@@ -19,13 +30,25 @@ def read(file: str, encoding: str) -> str:
         raise UserError(f"{file} is not UTF-8 at byte {error.start}: convert it first") from None
 
 
-def note(line: str) -> None:
-    """A line for the person at the terminal, apart from the output proper."""
-    print(line, file=sys.stderr, flush=True)
-
-
 def read_stdin() -> str:
-    """All of stdin as text; bytes that are not UTF-8 as surrogate escapes, for the encoding `bytes`."""
+    """Return all of stdin as text; bytes that are not UTF-8 become surrogate escapes, for the encoding ``bytes``."""
     if sys.stdin.isatty():
-        raise UserError("-primetext with no text reads it from stdin: pipe a text in, or give one")
+        raise UserError("-primetext without a value reads the text from stdin: pipe a text in, or give one")
     return sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
+
+
+def lines(greeting: str) -> Iterator[str]:
+    """Yield the lines of stdin; on a terminal, after a greeting, with a prompt, line editing and history."""
+    if not sys.stdin.isatty():
+        for data in sys.stdin.buffer:
+            yield data.decode("utf-8", "surrogateescape").removesuffix("\n")
+        return
+    note(greeting)
+    with suppress(ImportError):  # not every system has it
+        import readline  # noqa: F401  input() edits lines with it
+    while True:
+        try:
+            yield input("> ")
+        except EOFError:
+            print()
+            return

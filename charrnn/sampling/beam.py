@@ -1,4 +1,4 @@
-"""Beam search: the most probable text, as far as keeping a few candidates at a time can find it."""
+"""Beam search: the most probable text that a search with a limited number of candidates finds."""
 
 from __future__ import annotations
 
@@ -8,101 +8,102 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from charrnn.sampling.choice import Floats, Numbers
+from charrnn.sampling.choice import Floats, Ids
 from charrnn.sampling.sampler import Sampler, State, Written, concatenated, select, surprises
 
-STEP = 256  # candidates that take a time step side by side: without a prime text there are as many as tokens
+STEP = 256  # candidates per batch of a time step; without a prime text there are as many candidates as tokens
 
 
 @dataclass
 class Candidates:
-    """Texts of one length, side by side.
+    """N texts of the same length L."""
 
-    numbers: int64 (N, L), their characters; costs: float64 (N, L), the surprise at each in nats; totals: float64 (N,),
-    its sum over the text.
-    """
-
-    numbers: Numbers
+    # token ids, int64 (N, L)
+    ids: Ids
+    # surprise at each token in nats, float64 (N, L)
     costs: Floats
+    # the sum of each text's costs, float64 (N,)
     totals: Floats
 
-    def extended(self, surprises: Floats, size: int) -> tuple[Candidates, Numbers]:
-        """The ``size`` most probable texts of one more character, from surprises (N, V), and the candidate each had."""
+    def extended(self, surprises: Floats, size: int) -> tuple[Candidates, Ids]:
+        """Return the ``size`` most probable texts of one more token, and the row each of them continues.
+
+        ``surprises`` are those at every possible next token, (N, V).
+        """
         totals = self.totals[:, None] + surprises
-        rows, numbers = np.unravel_index(least(totals.ravel(), size), totals.shape)
+        rows, ids = np.unravel_index(smallest(totals.ravel(), size), totals.shape)
         return Candidates(
-            np.column_stack([self.numbers[rows], numbers]),
-            np.column_stack([self.costs[rows], surprises[rows, numbers]]),
-            totals[rows, numbers],
+            np.column_stack([self.ids[rows], ids]),
+            np.column_stack([self.costs[rows], surprises[rows, ids]]),
+            totals[rows, ids],
         ), rows
 
-    def __getitem__(self, rows: Numbers) -> Candidates:
-        return Candidates(self.numbers[rows], self.costs[rows], self.totals[rows])
+    def __getitem__(self, rows: Ids) -> Candidates:
+        return Candidates(self.ids[rows], self.costs[rows], self.totals[rows])
 
     def __len__(self) -> int:
         return len(self.totals)
 
-    def end_with(self, end: list[int]) -> NDArray[np.bool_]:
-        """Which of them end with those characters, bool (N,)."""
-        if not end or self.numbers.shape[1] < len(end):
+    def end_with(self, stop: list[int]) -> NDArray[np.bool_]:
+        """Return which texts end with these tokens, bool (N,); none if there are no tokens."""
+        if not stop or self.ids.shape[1] < len(stop):
             return np.zeros(len(self), np.bool_)
-        done: NDArray[np.bool_] = (self.numbers[:, -len(end) :] == end).all(-1)
-        return done
+        ended: NDArray[np.bool_] = (self.ids[:, -len(stop) :] == stop).all(-1)
+        return ended
 
     def common(self) -> int:
-        """How many characters they all begin with."""
-        differ = (self.numbers != self.numbers[0]).any(0)
+        """Return the number of tokens that all texts have in common at their beginning."""
+        differ = (self.ids != self.ids[0]).any(0)
         return int(differ.argmax()) if differ.any() else len(differ)
 
 
-def least(totals: Floats, size: int) -> Numbers:
-    """The places of the ``size`` least of them (N,), in ascending order; of equal ones the first come first."""
+def smallest(totals: Floats, size: int) -> Ids:
+    """Return the places of the ``size`` smallest totals (N,), in ascending order; equal totals keep their order."""
     if size < len(totals):
         near = np.flatnonzero(totals <= np.partition(totals, size - 1)[size - 1])
     else:
         near = np.arange(len(totals))
-    found: Numbers = near[totals[near].argsort(kind="stable")[:size]]
+    found: Ids = near[totals[near].argsort(kind="stable")[:size]]
     return found
 
 
 def beam_search(sampler: Sampler, prime: str, length: int, size: int, stop: str = "") -> Iterator[Written]:
     """Continue the prime text with the most probable text that a beam of ``size`` candidates finds.
 
-    The text has ``length`` tokens, or ends with the text ``stop``: the probability of the whole decides between a
-    candidate that has ended and one that goes on. A token is yielded as soon as all candidates agree on it. Without
-    a prime text all first tokens are equally probable, as in sampling. Raises UserError, before anything is
-    yielded, for tokens that the vocabulary lacks.
+    The text has ``length`` tokens or ends with the text ``stop``, and the probability of the whole text decides
+    between a candidate that has ended and one that continues. A token is yielded as soon as all candidates agree on
+    it. Without a prime text all first tokens are equally probable, as in sampling. Raises UserError for unknown
+    tokens, before anything is yielded.
     """
     return _search(sampler, sampler.encode(prime), length, size, sampler.encode(stop, "the text of -stop"))
 
 
-def _search(sampler: Sampler, prime: list[int], length: int, size: int, end: list[int]) -> Iterator[Written]:
+def _search(sampler: Sampler, prime: list[int], length: int, size: int, stop: list[int]) -> Iterator[Written]:
     live = Candidates(np.zeros((1, 0), np.int64), np.zeros((1, 0)), np.zeros(1))
     ended: Candidates | None = None
-    said = 0
+    agreed = 0
     state: State | None = None
     for step in range(length):
         live, state = _extend(sampler, live, state, size) if step else _begin(sampler, live, prime, size)
-        done = live.end_with(end)
+        done = live.end_with(stop)
         if done.any() and (ended is None or live.totals[done][0] < ended.totals[0]):
             ended = live[np.flatnonzero(done)[:1]]
-        # a text only gets less probable as it grows: one that an ended text beats already can be let go
+        # a text only becomes less probable as it grows, so drop every text that an ended one already beats
         going = np.flatnonzero(~done & (live.totals < ended.totals[0])) if ended else np.arange(len(live))
         if not len(going):
             break
         live, state = live[going], state and select(state, going.tolist())
         if ended is None:
-            agreed = live.common()
-            yield from _written(sampler, prime, live, said, agreed)
-            said = agreed
+            before, agreed = agreed, live.common()
+            yield from _written(sampler, prime, live, before, agreed)
     else:
         ended = live if length else None
     if ended:
-        yield from _written(sampler, prime, ended, said, ended.numbers.shape[1])
+        yield from _written(sampler, prime, ended, agreed, ended.ids.shape[1])
 
 
 def _begin(sampler: Sampler, live: Candidates, prime: list[int], size: int) -> tuple[Candidates, State | None]:
-    """The first token of each candidate, and the state before it: none without a prime text."""
+    """Return candidates of one token, and the state before that token; None without a prime text."""
     logits, state = sampler.read(prime, 1)
     if logits is None:
         V = len(sampler.vocabulary)
@@ -112,24 +113,24 @@ def _begin(sampler: Sampler, live: Candidates, prime: list[int], size: int) -> t
 
 
 def _extend(sampler: Sampler, live: Candidates, state: State | None, size: int) -> tuple[Candidates, State]:
-    """One time step: the best ``size`` texts of one more token, and the state before it."""
+    """Take one time step: return the best ``size`` texts of one more token, and the state before that token."""
     parts: list[tuple[Candidates, State]] = []
     for start in range(0, len(live), STEP):
-        some = np.arange(start, min(start + STEP, len(live)))
-        logits, after = sampler.advance(live.numbers[some, -1], state and select(state, some.tolist()))
-        best, rows = live[some].extended(surprises(logits), size)
+        batch = np.arange(start, min(start + STEP, len(live)))
+        logits, after = sampler.advance(live.ids[batch, -1], state and select(state, batch.tolist()))
+        best, rows = live[batch].extended(surprises(logits), size)
         parts.append((best, select(after, rows.tolist())))
     if len(parts) == 1:
         return parts[0]
     candidates, states = zip(*parts, strict=True)
     together = Candidates(*(np.concatenate([getattr(c, f.name) for c in candidates]) for f in fields(Candidates)))
-    best_of_all = least(together.totals, size)
+    best_of_all = smallest(together.totals, size)
     return together[best_of_all], select(concatenated(states), best_of_all.tolist())
 
 
 def _written(sampler: Sampler, prime: list[int], candidates: Candidates, start: int, stop: int) -> Iterator[Written]:
-    """Those tokens of the first candidate, which is the most probable."""
-    best: list[int] = candidates.numbers[0, :stop].tolist()
+    """Yield tokens ``start`` to ``stop`` of the first candidate, which is the most probable."""
+    best: list[int] = candidates.ids[0, :stop].tolist()
     before = [prime[-1] if prime else None, *best]
     for k in range(start, stop):
         yield Written(0, sampler.vocabulary.piece(best[k], before[k]), -float(candidates.costs[0, k]))

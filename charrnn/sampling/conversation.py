@@ -1,110 +1,68 @@
-"""A conversation with a model: type a beginning, read how it goes on, change the settings on the way."""
+"""A conversation with a model: type a text, read how the model continues it, change settings on the way."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
 
 from charrnn.errors import UserError, nearest
 from charrnn.sampling.choice import Choice
+from charrnn.sampling.generate import generate
 from charrnn.sampling.output import Stream, write_plain
 from charrnn.sampling.sampler import Sampler
-from charrnn.settings.option import Option
+from charrnn.settings.sampling import SamplingOptions, sampling_options
 
-HELP = """Type a beginning and press Enter: the model goes on from it. An empty line goes on from the last one again.
-  /NAME          show a setting: {names}
+CHANGEABLE = ("temperature", "length", "top_k", "top_p", "sample", "seed")
+
+HELP = f"""Type a text and press Enter; the model continues it. An empty line continues the last text again.
+  /NAME          show a setting: {", ".join(CHANGEABLE)}
   /NAME VALUE    change it
-  /help          this
-  //text         a beginning that starts with /
-Ctrl-C stops a text, Ctrl-D ends."""
+  /help          show this
+  //text         a text that starts with /
+Ctrl-C stops the model's text, Ctrl-D ends the conversation."""
 
 
 class Conversation:
-    """Answers lines: beginnings with a continuation each, /commands with a note.
+    """Answer lines: a text with its continuation, a /command with a note.
 
-    settings: length, seed and the fields of Choice, by their flags' names, with the Options that check them. The first
-    continuation has the seed given, each further one the next. stop: what ends a text before its length does.
+    The first continuation has the seed of the options, and each one after it the next seed.
     """
 
-    def __init__(
-        self,
-        sampler: Sampler,
-        options: dict[str, Option],
-        settings: dict[str, Any],
-        note: Callable[[str], None],
-        stop: str = "",
-    ) -> None:
+    def __init__(self, sampler: Sampler, options: SamplingOptions, note: Callable[[str], None]) -> None:
         self.sampler = sampler
         self.options = options
-        self.settings = {name: settings[name] for name in options}
         self.note = note
-        self.stop = stop
-        self.beginning = ""
+        self.prime = ""
 
     def answer(self, line: str, stream: Stream) -> None:
-        """Raises UserError for a setting or a beginning that cannot be."""
+        """Raises UserError for an unknown command, an impossible value, or a text with unknown tokens."""
         if line.startswith("/") and not line.startswith("//"):
             self.note(self.command(line[1:]))
         else:
-            self.go_on(line.removeprefix("/") if line.startswith("//") else line, stream)
+            self.continue_text(line.removeprefix("/") if line.startswith("//") else line, stream)
 
     def command(self, words: str) -> str:
-        """Obey what stood behind a slash, and say what came of it."""
+        """Carry out the command after a slash, and return its answer."""
         name, _, value = words.strip().partition(" ")
         if name == "help":
-            return HELP.format(names=", ".join(self.options))
-        if name not in self.options:
-            raise UserError(f"there is no /{name}{nearest(name, ['help', *self.options])}: /help lists what there is")
+            return HELP
+        if name not in CHANGEABLE:
+            raise UserError(f"no command /{name}{nearest(name, ['help', *CHANGEABLE])}; /help lists the commands")
         if value:
-            changed = self.settings | {name: self.options[name].convert(value.strip())}
-            choice(changed)
-            self.settings = changed
-        shown = self.settings[name]
+            changed = replace(self.options, **{name: sampling_options()[name].convert(value.strip())})
+            Choice.of(changed)  # raises UserError for a temperature of 0
+            self.options = changed
+        shown = getattr(self.options, name)
         return f"{name} {shown:g}" if isinstance(shown, float) else f"{name} {int(shown)}"
 
-    def go_on(self, beginning: str, stream: Stream) -> None:
-        beginning = self.sampler.vocabulary.tidy(beginning) or self.beginning
-        settings = self.settings
-        seed = settings["seed"]
-        written = self.sampler.write(beginning, settings["length"], choice(settings), [seed], self.stop)
-        self.beginning = beginning
-        settings["seed"] = (seed + 1) % 2**63
+    def continue_text(self, text: str, stream: Stream) -> None:
+        """Write the text and its continuation to the stream."""
+        prime = self.sampler.vocabulary.tidy(text) or self.prime
+        written = generate(self.sampler, prime, self.options)
+        self.prime = prime
+        self.options = replace(self.options, seed=(self.options.seed + 1) % 2**63)
         try:
-            write_plain(stream, beginning, 1, written, self.stop)
-        except KeyboardInterrupt:  # enough of this text, not of the conversation
+            write_plain(stream, prime, 1, written, self.options.stop)
+        except KeyboardInterrupt:  # ends this text, not the conversation
             stream.write("\n")
         stream.flush()
-
-
-def choice(settings: dict[str, Any]) -> Choice:
-    """The Choice among settings named as the flags are."""
-    return Choice(settings["temperature"], not settings["sample"], settings["top_k"], settings["top_p"])
-
-
-def converse(conversation: Conversation, stream: Stream) -> None:
-    """Answer every line of stdin; on a terminal with a prompt, line editing and history."""
-    on_terminal = sys.stdin.isatty()
-    if on_terminal:
-        conversation.note("type a beginning; /help tells more, Ctrl-D ends")
-    for line in lines(on_terminal):
-        try:
-            conversation.answer(line, stream)
-        except UserError as error:
-            conversation.note(str(error))
-
-
-def lines(on_terminal: bool) -> Iterator[str]:
-    if not on_terminal:
-        for data in sys.stdin.buffer:
-            yield data.decode("utf-8", "surrogateescape").removesuffix("\n")
-        return
-    with suppress(ImportError):  # not every system has it
-        import readline  # noqa: F401  input() edits lines with it
-    while True:
-        try:
-            yield input("> ")
-        except EOFError:
-            print()
-            return

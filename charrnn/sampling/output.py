@@ -1,4 +1,4 @@
-"""Where written text goes: streamed to stdout as it is made, or into a file that is whole or not there."""
+"""Where written text goes: to stdout as it is made, or into a file that is replaced once it is complete."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from charrnn.errors import UserError
 from charrnn.files import interruptible, replacing
 from charrnn.sampling.sampler import Written
 
-PATIENCE = 0.02  # seconds that text may wait for more: below what an eye sees, above what a write costs
+PATIENCE = 0.02  # seconds that text may wait for more: too short to see, long enough to save most writes
 
 
 class Stream:
-    """Text that goes out as it is made, byte for byte, or through ``shown`` where that is given: for a terminal."""
+    """Text written to a file as it is made, byte for byte; for a terminal, through ``shown``."""
 
     def __init__(self, file: IO[bytes], shown: Callable[[str], str] | None = None) -> None:
         self.file = file
         self.shown = shown
-        # characters may come byte by byte: a terminal is shown whole ones
+        # a character may arrive byte by byte; a terminal is shown only whole ones
         self.decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self.flushed = time.monotonic()
 
@@ -39,7 +39,7 @@ class Stream:
             self.flushed = now
 
     def flush(self) -> None:
-        """Show all of what was written, the bytes of a character that was left incomplete too."""
+        """Show everything written so far, including the bytes of an incomplete character."""
         if self.shown:
             self.file.write(self.shown(self.decoder.decode(b"", final=True)).encode())
         self.file.flush()
@@ -47,10 +47,10 @@ class Stream:
 
 @contextmanager
 def destination(path: str, shown: Callable[[str], str]) -> Iterator[Stream]:
-    """Stdout, or the file of that path, which is replaced once all of it is written. Raises UserError.
+    """Open stdout if ``path`` is empty, else the file, which is replaced once all text is written.
 
-    shown: what a terminal is given for a text. Ctrl-C raises KeyboardInterrupt while the text is written: what has
-    been made goes out to stdout, and a file is as it was.
+    A terminal gets the text through ``shown``. While the text is written, Ctrl-C raises KeyboardInterrupt: stdout
+    keeps the text made so far, and a file keeps its old content. Raises UserError if the file cannot be written.
     """
     with interruptible():
         if not path:
@@ -64,13 +64,13 @@ def destination(path: str, shown: Callable[[str], str]) -> Iterator[Stream]:
             with replacing(Path(path)) as file:
                 yield Stream(file)
         except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror}; name another -output") from None
+            raise UserError(f"cannot write {path}: {error.strerror}; choose another -output") from None
 
 
 def write_plain(stream: Stream, prime: str, texts: int, written: Iterable[Written], stop: str = "") -> None:
-    """The prime text, what follows it and a newline, for each text; a line ---- between two of them.
+    """Write each text as the prime text, its continuation and a newline, with a line ---- between texts.
 
-    The first text goes out as it is made, the others, made beside it, once it has ended.
+    The first text is written as it is made; the others, made at the same time, follow once it has ended.
     """
     others: list[list[str]] = [[] for _ in range(texts)]
     stream.write(prime)
@@ -82,28 +82,31 @@ def write_plain(stream: Stream, prime: str, texts: int, written: Iterable[Writte
             stream.write(text)
             tail = (tail + text)[-len(stop) :] if stop else ""
     stream.write(end_of_line(tail, stop))
-    for characters in others[1:]:
-        text = "".join(characters)
+    for pieces in others[1:]:
+        text = "".join(pieces)
         stream.write(f"----\n{prime}{text}{end_of_line(text, stop)}")
 
 
 def end_of_line(text: str, stop: str) -> str:
-    """The newline after a text, unless it is what ended the text."""
+    """Return the newline that follows a text, or nothing if the text was ended by one."""
     return "" if stop.endswith("\n") and text.endswith(stop) else "\n"
 
 
 def write_json(stream: Stream, prime: str, seeds: Sequence[int | None], written: Iterable[Written]) -> None:
-    """One JSON object in a line for each text, with the natural log probability of each of its characters.
+    """Write a line of JSON for each text, with the natural log probability of each of its tokens.
 
-    seeds: one a text; None where the text follows from none.
+    There is one seed for each text; None if the text does not depend on one.
     """
     texts: list[list[Written]] = [[] for _ in seeds]
-    for character in written:
-        texts[character.stream].append(character)
-    for k, (seed, characters) in enumerate(zip(seeds, texts, strict=True)):
-        # joined as bytes: under the encoding bytes one character may have come in several pieces
-        data = "".join(character.text for character in characters).encode("utf-8", "surrogateescape")
-        sample: dict[str, Any] = {"sample": k, "seed": seed, "prime": prime}
-        sample["text"] = data.decode("utf-8", "surrogateescape")
-        sample["log_probabilities"] = [character.log_probability for character in characters]
+    for token in written:
+        texts[token.stream].append(token)
+    for k, (seed, tokens) in enumerate(zip(seeds, texts, strict=True)):
+        sample: dict[str, Any] = {"sample": k, "seed": seed, "prime": prime, "text": joined(tokens)}
+        sample["log_probabilities"] = [token.log_probability for token in tokens]
         stream.write(json.dumps(sample) + "\n")
+
+
+def joined(tokens: Iterable[Written]) -> str:
+    """Join the texts of tokens; under the encoding ``bytes`` a character may be several tokens."""
+    data = "".join(token.text for token in tokens).encode("utf-8", "surrogateescape")
+    return data.decode("utf-8", "surrogateescape")

@@ -1,9 +1,9 @@
-"""Writing text with a model, one token (character or word) at a time, in one stream or many side by side.
+"""Write text with a model, one token (character, byte or word) at a time, in one stream or many side by side.
 
-All arithmetic is float64, whatever the model was trained in. Sums over one row and over many, on one thread and on
-two, on a CPU and on a GPU come out different in their last bits, and in float32 every few hundred thousand characters
-a draw falls between two such sums: the text then goes another way. In float64 the gap is a billion times narrower, so
-that a seed means one text.
+All arithmetic is float64, whatever precision the model was trained in. Sums over one row and over many, on one thread
+and on two, on a CPU and on a GPU differ in their last bits. In float32, one draw in a few hundred thousand falls
+between two such sums, and from there on the text is different. In float64 the gap is a billion times narrower, so a
+seed always writes the same text.
 """
 
 from __future__ import annotations
@@ -22,37 +22,49 @@ from torch import Tensor, nn
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import UserError
 from charrnn.model import device_of, evaluating, stepper
-from charrnn.sampling.choice import Choice, Floats, Numbers
+from charrnn.sampling.choice import Choice, Floats, Ids
 
-State = tuple[Any, ...]  # of tensors, or of arrays where the model steps in numpy; the batch on dimension -2
+# of tensors, or of arrays if the model steps in numpy; the batch is dimension -2
+State = tuple[Any, ...]
+NumpyStep = Callable[[Ids, State], tuple[NDArray[Any], State]]
 
-
-NumpyStep = Callable[[Numbers, State], tuple[NDArray[Any], State]]
-
-
-BLOCK = 512  # time steps of a prime text that are read at once
-
-
+BLOCK = 512  # time steps of prime text read at once
 DRAWS = 64  # time steps whose random numbers are drawn at once
 
 
 class Written(NamedTuple):
-    """One more token: of which stream, from 0, its text, and its natural log probability under the model itself.
+    """One token that was written."""
 
-    text: a word has the space before it in it. The probability is that before temperature, top_k and top_p; nan where
-    it was not asked for.
-    """
-
+    # the number of its stream, from 0
     stream: int
+    # a word includes the space before it
     text: str
+    # natural logarithm of the model's own probability, before temperature, top_k and top_p; nan if not asked for
     log_probability: float
 
 
+class Row:
+    """A text in progress: one row of the batch."""
+
+    def __init__(self, stream: int, prime: list[int], stop: list[int]) -> None:
+        self.stream = stream
+        self.last = prime[-1] if prime else None
+        self.stop = stop
+        self.recent = deque[int](maxlen=len(stop))
+        self.ended = False
+
+    def append(self, token: int) -> None:
+        self.last = token
+        if self.stop:
+            self.recent.append(token)
+            self.ended = list(self.recent) == self.stop
+
+
 class Sampler:
-    """Writes with a model as it is now, untouched by what becomes of the model afterwards."""
+    """Sample from a copy of the model; training it further does not affect the sampler."""
 
     def __init__(self, model: nn.Module, vocabulary: Vocabulary, dtype: torch.dtype = torch.float64) -> None:
-        self.model, self.mode = still(model, dtype)
+        self.model, self.mode = frozen_copy(model, dtype)
         self.vocabulary = vocabulary
         self.step = stepper(self.model)
         self.device = device_of(self.model)
@@ -68,51 +80,48 @@ class Sampler:
         stop: str = "",
         scored: bool = False,
     ) -> Iterator[Written]:
-        """Continue the prime text in one stream for each seed, the streams side by side.
+        """Continue the prime text in one stream for each seed, side by side.
 
-        A stream ends after ``length`` tokens, or once it has written the text ``stop``. What it writes follows
-        from its seed alone, not from how many are beside it. Without a prime text the first character is drawn
-        uniformly, as in char-rnn. scored: whether log probabilities are wanted. Raises UserError, before anything is
-        yielded, for characters that the vocabulary lacks.
+        A stream ends after ``length`` tokens, or once it has written the text ``stop``. Its text depends only on its
+        seed, not on the other streams. Without a prime text the first token is drawn uniformly, as in char-rnn.
+        ``scored`` asks for log probabilities. Raises UserError for unknown tokens, before anything is yielded.
         """
         return self._write(self.encode(prime), length, choice, seeds, self.encode(stop, "the text of -stop"), scored)
 
     def _write(
-        self, prime: list[int], length: int, choice: Choice, seeds: Sequence[int], end: list[int], scored: bool
+        self, prime: list[int], length: int, choice: Choice, seeds: Sequence[int], stop: list[int], scored: bool
     ) -> Iterator[Written]:
         logits, state = self.read(prime, len(seeds))
-        alive = list(range(len(seeds)))
-        recent = [deque[int](maxlen=len(end)) for _ in seeds]
-        last: list[int | None] = [prime[-1] if prime else None] * len(seeds)
-        piece = self.vocabulary.piece
+        rows = [Row(stream, prime, stop) for stream in range(len(seeds))]
+        token_text = self.vocabulary.piece
         for left, draws in zip(reversed(range(length)), uniforms(seeds), strict=False):
-            own = draws if len(alive) == len(seeds) else draws[alive]
-            if logits is None:
-                size = len(self.vocabulary)
-                chosen = (own * size).astype(np.int64)
-                nats = [math.log(size)] * len(alive)
-            else:
-                chosen = choice.choose(logits, own)
-                nats = surprises(logits)[range(len(alive)), chosen].tolist() if scored else [math.nan] * len(alive)
-            ended = set()
-            for k, number, cost in zip(alive, chosen.tolist(), nats, strict=True):
-                if end:
-                    recent[k].append(number)
-                    if list(recent[k]) == end:
-                        ended.add(k)
-                yield Written(k, piece(number, last[k]), -cost)
-                last[k] = number
-            if not left or len(ended) == len(alive):
+            own = draws if len(rows) == len(seeds) else draws[[row.stream for row in rows]]
+            ids, log_probabilities = self.pick(logits, choice, own, scored)
+            for row, token, log_probability in zip(rows, ids.tolist(), log_probabilities, strict=True):
+                yield Written(row.stream, token_text(token, row.last), log_probability)
+                row.append(token)
+            going = [k for k, row in enumerate(rows) if not row.ended] if stop else range(len(rows))
+            if not left or not going:
                 return
-            if ended:
-                rows = [row for row, k in enumerate(alive) if k not in ended]
-                alive = [alive[row] for row in rows]
-                chosen = chosen[rows]
-                state = state and select(state, rows)
-            logits, state = self.advance(chosen, state)
+            if len(going) < len(rows):
+                rows, ids, state = [rows[k] for k in going], ids[going], state and select(state, going)
+            logits, state = self.advance(ids, state)
+
+    def pick(self, logits: Floats | None, choice: Choice, draws: Floats, scored: bool) -> tuple[Ids, list[float]]:
+        """Choose the next token of each row from its logits (N, V), or uniformly if there are none yet.
+
+        Returns the token ids, int64 (N,), and their log probabilities; nan unless ``scored``.
+        """
+        if logits is None:
+            size = len(self.vocabulary)
+            return (draws * size).astype(np.int64), [-math.log(size)] * len(draws)
+        ids = choice.choose(logits, draws)
+        if not scored:
+            return ids, [math.nan] * len(ids)
+        return ids, (-surprises(logits)[np.arange(len(ids)), ids]).tolist()
 
     def encode(self, text: str, what: str = "the prime text") -> list[int]:
-        """The numbers of a text's characters. Raises UserError that names the unknown ones."""
+        """Return the token ids of a text. Raises UserError naming the unknown tokens."""
         if missing := self.vocabulary.unknown(text):
             skip = ", or -unknown skip does" if what == "the prime text" else ""
             raise UserError(
@@ -122,7 +131,7 @@ class Sampler:
         return self.vocabulary.encode(text)
 
     def read(self, prime: list[int], streams: int) -> tuple[Floats | None, State | None]:
-        """The logits (N, V) and the state after a prime text, the same for N streams; None without a text."""
+        """Return the logits (N, V) and the state after the prime text, equal for all N streams; None without one."""
         if not prime:
             return None, None
         x = torch.tensor(prime, device=self.device)[:, None]
@@ -131,20 +140,20 @@ class Sampler:
             for block in x.split(BLOCK):
                 logits, state = self.model(block, state)
         assert state is not None
-        return checked(logits[-1].expand(streams, -1)), self.kept(select(state, [0] * streams))
+        return on_cpu(logits[-1].expand(streams, -1)), self.for_step(select(state, [0] * streams))
 
-    def advance(self, chosen: Numbers, state: State | None) -> tuple[Floats, State]:
-        """One time step: the logits (N, V) and the state after each stream's next character."""
+    def advance(self, ids: Ids, state: State | None) -> tuple[Floats, State]:
+        """Take one time step: return the logits (N, V) and the state after each stream's next token."""
         if self.numpy_step and state:
-            scores, state = self.numpy_step(chosen, state)
+            scores, state = self.numpy_step(ids, state)
             return shifted(scores), state
-        # entered anew at each character: a generator must not leave its mode behind while it waits
+        # entered at every token, because a suspended generator must not leave its mode in force
         with self.mode():
-            logits, state = self.step(torch.from_numpy(chosen).to(self.device), state)
-        return checked(logits), self.kept(state)
+            logits, state = self.step(torch.from_numpy(ids).to(self.device), state)
+        return on_cpu(logits), self.for_step(state)
 
-    def kept(self, state: State) -> State:
-        """A state as the next step wants it: in numpy's arrays where the model steps in numpy."""
+    def for_step(self, state: State) -> State:
+        """Convert a state of tensors to what the next step takes: numpy arrays, if the model steps in numpy."""
         return tuple(part.numpy() for part in state) if self.numpy_step else state
 
 
@@ -157,35 +166,26 @@ def sample(
     greedy: bool = False,
     seed: int = 123,
 ) -> Iterator[str]:
-    """Write ``length`` tokens that continue the prime text, each yielded as soon as it is made.
+    """Write ``length`` tokens that continue the prime text, yielding each as soon as it is made.
 
-    The draws come from a generator of their own, so that sampling never changes a training run. Raises UserError for
-    a character of the prime text that the vocabulary lacks, before anything is yielded.
+    The draws come from a generator of their own, so sampling never changes a training run. Raises UserError for an
+    unknown token in the prime text, before anything is yielded.
     """
     written = Sampler(model, vocabulary).write(prime, length, Choice(temperature, greedy), [seed])
-    return (character.text for character in written)
+    return (token.text for token in written)
 
 
-def known(text: str, vocabulary: Vocabulary, report: Callable[[str], None]) -> str:
-    """The text without the characters that the vocabulary lacks, which are reported."""
-    missing = vocabulary.unknown(text)
-    if not missing:
-        return text
-    report(f"left out of the prime text, as the model's training text never had it: {', '.join(missing)}")
-    lacking = set(vocabulary.lacks(vocabulary.split(text)))
-    return vocabulary.decode(vocabulary.number(code) for code in vocabulary.split(text) if code not in lacking)
+def frozen_copy(model: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, Callable[[], Any]]:
+    """Return a copy of the model in that precision and in evaluation mode, laid out for small matrix products.
 
-
-def still(model: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, Callable[[], Any]]:
-    """A copy of the model in that precision, in evaluation mode and laid out for small products; and how to call it.
-
-    A model that cannot be copied, or that insists on the precision it was trained in, is used as it is.
+    Also returns the context manager to call it in. A model that cannot be copied, or that works only in the precision
+    it was trained in, is used as it is.
     """
     if device_of(model).type == "mps":
-        dtype = torch.float32  # all it has
+        dtype = torch.float32  # MPS has no float64
     try:
         copy = deepcopy(model).to(dtype).eval()
-        _lay_out(copy)
+        _store_by_columns(copy)
         x = torch.zeros(1, 1, dtype=torch.int64, device=device_of(model))
         with torch.inference_mode():
             stepper(copy)(x[0], copy(x, None)[1])
@@ -194,10 +194,10 @@ def still(model: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, Callable[[],
     return copy, torch.inference_mode
 
 
-def _lay_out(model: nn.Module) -> None:
-    """Store each weight matrix by columns, its values as they were.
+def _store_by_columns(model: nn.Module) -> None:
+    """Store each weight matrix by columns, with the same values.
 
-    With a single row the product with a matrix takes as long as reading it, and by columns that goes faster.
+    The product of a single row with a matrix takes as long as reading the matrix, and reading by columns is faster.
     """
     if device_of(model).type == "cpu":
         for p in model.parameters():
@@ -205,21 +205,21 @@ def _lay_out(model: nn.Module) -> None:
                 p.data = p.data.t().contiguous().t()
 
 
-def select(state: State, rows: list[int]) -> State:
-    """The state of those rows of the batch, in that order; a row may come more than once."""
+def select(state: State, rows: Sequence[int]) -> State:
+    """Return the state of those rows of the batch, in that order; rows may repeat."""
     return tuple(part[..., rows, :] for part in state)
 
 
 def concatenated(states: Iterable[State]) -> State:
-    """The state of all rows of those states, one after the other."""
+    """Join the rows of several states into one state."""
     parts = zip(*states, strict=True)
     return tuple(np.concatenate(p, -2) if isinstance(p[0], np.ndarray) else torch.cat(p, -2) for p in parts)
 
 
 def uniforms(seeds: Sequence[int]) -> Iterator[Floats]:
-    """Numbers in [0, 1), float64 (N,), one for each seed at every time step.
+    """Yield numbers in [0, 1), float64 (N,), one for each seed, at every time step.
 
-    Those of a seed are the same on every device and thread count, whatever the other seeds are.
+    The numbers of a seed are the same on every device and for every thread count, whatever the other seeds are.
     """
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     while True:
@@ -227,15 +227,15 @@ def uniforms(seeds: Sequence[int]) -> Iterator[Floats]:
         yield from torch.stack(block, 1).numpy()
 
 
-def checked(logits: Tensor) -> Floats:
-    """What shifted gives, of a tensor on any device."""
+def on_cpu(logits: Tensor) -> Floats:
+    """Return the shifted logits of a tensor on any device."""
     return shifted(logits.cpu().double().numpy())
 
 
 def shifted(logits: NDArray[Any]) -> Floats:
-    """Logits (N, V) in float64 less the greatest of each row, as exp takes them without overflow.
+    """Return logits (N, V) in float64 minus the largest of each row, so that exp cannot overflow.
 
-    Raises UserError where they are no numbers.
+    Raises UserError if they are not finite.
     """
     scores = logits.astype(np.float64, copy=False)
     top = np.maximum.reduce(scores, -1, keepdims=True)
@@ -246,6 +246,6 @@ def shifted(logits: NDArray[Any]) -> Floats:
 
 
 def surprises(logits: Floats) -> Floats:
-    """-log softmax(logits), in nats: (N, V). The greatest logit of each row is 0."""
+    """Return -log softmax(logits) in nats, (N, V). The largest logit of each row must be 0."""
     result: Floats = np.log(np.exp(logits).sum(-1, keepdims=True)) - logits
     return result

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import os
 import types
-from dataclasses import dataclass
-from typing import Any, Literal, Union, get_args, get_origin
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from charrnn.errors import UserError
 
@@ -144,6 +145,24 @@ def make_option(name: str, annotation: Any, default: Any, **rest: Any) -> Option
     if annotation not in (int, float, str, bool):
         raise TypeError(f"{name}: {annotation} is not int, float, str, bool, a Literal or an Optional of these")
     return Option(name, annotation, default, optional=optional, choices=choices, repeatable=repeatable, **rest)
+
+
+def options_of(kind: type[Any]) -> dict[str, Option]:
+    """Return every field of a dataclass of settings as an Option, in the order of declaration."""
+    hints = get_type_hints(kind)
+    return {f.name: make_option(f.name, hints[f.name], f.default, **f.metadata) for f in fields(kind)}
+
+
+Settings = TypeVar("Settings")
+
+
+def checked(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
+    """Make a dataclass of settings from plain values.
+
+    Raises UserError, naming the setting, if a value is of the wrong type or out of range.
+    """
+    options = options_of(kind)
+    return kind(**{name: options[name].convert(value) for name, value in values.items()})
 
 
 POSITIVE = Interval(low=0, open_low=True)

@@ -173,9 +173,9 @@ def test_a_conversation_through_a_pipe(trained: Path, sampled: Sampled) -> None:
     said = done.stderr.decode()
     for words in (
         "temperature 3\nlength 7\nseed 123\n",
-        "there is no /lenth (did you mean length?)",
+        "no command /lenth (did you mean length?)",
         "-top_p 2: must be in (0, 1]",
-        "-temperature 0: must be over 0",
+        "-temperature 0: must be positive",
         "'7'",
         "the prime text has '/'",
         "Ctrl-D ends",

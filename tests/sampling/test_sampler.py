@@ -18,8 +18,9 @@ from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import UserError, printable
 from charrnn.sampling.beam import beam_search
 from charrnn.sampling.choice import Choice
+from charrnn.sampling.generate import without_unknown
 from charrnn.sampling.output import Stream
-from charrnn.sampling.sampler import BLOCK, Sampler, known, sample, uniforms
+from charrnn.sampling.sampler import BLOCK, Sampler, sample, uniforms
 
 VOCABULARY = Vocabulary(tuple(range(97, 104)))
 
@@ -236,11 +237,11 @@ def test_a_long_prime_text_is_read_in_blocks() -> None:
 
 def test_unknown_characters_can_be_left_out() -> None:
     said: list[str] = []
-    assert known("a!b\nc", VOCABULARY, said.append) == "abc"
+    assert without_unknown("a!b\nc", VOCABULARY, said.append) == "abc"
     assert "'\\n', '!'" in said[0]
-    assert known("abc", VOCABULARY, said.append) == "abc"
+    assert without_unknown("abc", VOCABULARY, said.append) == "abc"
     assert len(said) == 1
-    assert known("a\udce2b", Vocabulary(tuple(range(128)), "bytes"), said.append) == "ab"
+    assert without_unknown("a\udce2b", Vocabulary(tuple(range(128)), "bytes"), said.append) == "ab"
 
 
 class Stubborn(nn.Module):

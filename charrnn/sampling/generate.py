@@ -1,0 +1,57 @@
+"""Generate text from a checkpoint: what ``charrnn sample`` and ``charrnn.sample`` share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+
+from charrnn.checkpoints.checkpoint import Checkpoint
+from charrnn.compute import choose_device
+from charrnn.data.vocabulary import Vocabulary
+from charrnn.sampling.beam import beam_search
+from charrnn.sampling.choice import Choice
+from charrnn.sampling.sampler import Sampler, Written
+from charrnn.settings.sampling import SamplingOptions
+
+Report = Callable[[str], None]
+
+
+def make_sampler(checkpoint: Checkpoint, options: SamplingOptions, report: Report) -> Sampler:
+    """Return a Sampler of the checkpoint's model, on the device that the settings name. Raises UserError."""
+    device = choose_device(options.gpuid, report, checkpoint.options.precision)
+    model = checkpoint.build().to(device)
+    return Sampler(model, checkpoint.vocabulary, getattr(torch, options.precision))
+
+
+def generate(sampler: Sampler, prime: str, options: SamplingOptions, scored: bool = False) -> Iterator[Written]:
+    """Continue the prime text: by beam search, or in ``num_samples`` streams whose seeds count up.
+
+    Raises UserError for unknown tokens and for a temperature that is not positive, before anything is yielded.
+    """
+    choice = Choice.of(options)
+    if options.beam:
+        return beam_search(sampler, prime, options.length, options.beam, options.stop)
+    return sampler.write(prime, options.length, choice, seeds(options), options.stop, scored)
+
+
+def seeds(options: SamplingOptions) -> list[int]:
+    """Return the seed of each text."""
+    return [(options.seed + k) % 2**63 for k in range(options.num_samples)]
+
+
+def prime_text(text: str, vocabulary: Vocabulary, options: SamplingOptions, report: Report) -> str:
+    """Return the prime text in the form that the model writes, without its unknown tokens if they are to be skipped."""
+    if options.unknown == "skip":
+        text = without_unknown(text, vocabulary, report)
+    return vocabulary.tidy(text)
+
+
+def without_unknown(text: str, vocabulary: Vocabulary, report: Report) -> str:
+    """Return the text without its unknown tokens, and report them."""
+    missing = vocabulary.unknown(text)
+    if not missing:
+        return text
+    report(f"left out of the prime text, as the model's training text never had it: {', '.join(missing)}")
+    lacking = set(vocabulary.lacks(vocabulary.split(text)))
+    return vocabulary.decode(vocabulary.number(code) for code in vocabulary.split(text) if code not in lacking)
