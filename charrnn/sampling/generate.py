@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 
 from charrnn.checkpoints.checkpoint import Checkpoint
-from charrnn.compute import choose_device
+from charrnn.compute import Report, choose_device
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.sampling.beam import beam_search
 from charrnn.sampling.choice import Choice
 from charrnn.sampling.sampler import Sampler, Written
 from charrnn.settings.sampling import SamplingOptions
-
-Report = Callable[[str], None]
 
 
 def make_sampler(checkpoint: Checkpoint, options: SamplingOptions, report: Report) -> Sampler:
