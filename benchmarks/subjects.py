@@ -42,7 +42,7 @@ class Subject:
 
     def model(self) -> nn.Module:
         torch.manual_seed(0)
-        return registry.create(self.name.partition(" ")[0], V, self.size, self.layers, 0.0, **self.options)
+        return registry.find(self.name.partition(" ")[0]).create(V, self.size, self.layers, 0.0, **self.options)
 
 
 COMPILED = ("gru", "rnn", "rhn")

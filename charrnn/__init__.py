@@ -25,4 +25,4 @@ def load(path: str | Path, **options: Any) -> tuple[nn.Module, Vocabulary]:
     from charrnn.checkpoints.checkpoint import Checkpoint
 
     checkpoint = Checkpoint.load(path)
-    return checkpoint.build(**options).eval(), checkpoint.vocabulary
+    return checkpoint.build(checkpoint.model_file(), **options).eval(), checkpoint.vocabulary

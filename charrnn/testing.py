@@ -49,7 +49,7 @@ class Case:
     def fresh(self, seed: int = 1, dropout: float = 0.0, rnn_size: int = H) -> nn.Module:
         """As ``create`` leaves it, in float32 and in training mode."""
         torch.manual_seed(seed)
-        return registry.create(self.name, V, rnn_size, self.n_layers, dropout, **self.own)
+        return registry.find(self.name).create(V, rnn_size, self.n_layers, dropout, **self.own)
 
     def build(self, seed: int = 1, dropout: float = 0.0) -> Any:
         """In float64, in evaluation mode, and away from its initial weights: a weight that starts at 0 hides what it
@@ -65,7 +65,7 @@ def cases(name: str) -> list[Case]:
     """One, two and three layers with the default options; two layers with each other value of each option that has
     but a few (bool and Literal)."""
     found = [Case(name, n_layers) for n_layers in (1, 2, 3)]
-    for option in registry.describe(name).values():
+    for option in registry.find(name).options.values():
         values = (False, True) if option.type is bool else option.choices
         found += [Case(name, 2, {option.name: value}) for value in values if value != option.default]
     return found

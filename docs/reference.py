@@ -57,7 +57,7 @@ def models() -> Iterator[str]:
     yield "## Flags of the models\n"
     yield "They belong to `charrnn train` with that `-model`. A model of your own adds its own in the same way.\n"
     for file in registry.models().values():
-        own = list(registry.describe(file.name).values()) if file.origin == registry.BUILT_IN else []
+        own = list(file.options.values()) if file.origin == registry.BUILT_IN else []
         if own:
             yield f"### `-model {file.name}`\n"
             yield file.summary + "\n"

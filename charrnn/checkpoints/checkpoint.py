@@ -20,6 +20,7 @@ from charrnn.compute import weights_dtype
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import UserError
 from charrnn.files import replacing
+from charrnn.registry import ModelFile
 from charrnn.settings.training import TrainingOptions, training_options
 
 FORMAT = 1
@@ -131,24 +132,28 @@ class Checkpoint:
             software=_software(content.get("software", {})),
         )
 
-    def build(self, **options: Any) -> nn.Module:
-        """The model with its weights, on the CPU, in the precision it was trained in.
+    def model_file(self) -> ModelFile:
+        """Find the model's file. Raises UserError if there is none."""
+        return registry.find(self.options.model)
 
-        options: settings to use in place of the saved ones; ``dropout`` and the model's own. Raises
-        UserError where the weights do not fit the model, before it takes memory.
+    def build(self, model_file: ModelFile, **options: Any) -> nn.Module:
+        """Return the model with its weights, on the CPU, in the precision it was trained in.
+
+        ``options`` replace saved settings: ``dropout`` and the model's own. Raises UserError if the weights do
+        not fit the model, before taking memory for it.
         """
-        self.check(**options)
-        model: nn.Module = registry.create(*self._arguments(options), **self._own(options))
+        self.check(model_file, **options)
+        model = model_file.create(*self._sizes(options), **self._own(options))
         model.to(weights_dtype(self.options.precision))
         self.restore(model)
         return model
 
-    def check(self, **options: Any) -> None:
-        """Raise UserError where the weights do not fit the model that the settings describe.
+    def check(self, model_file: ModelFile, **options: Any) -> None:
+        """Raise UserError if the weights do not fit the model that the settings describe.
 
-        Takes no memory: the model is built without its numbers. One that cannot be is checked by ``restore``.
+        Takes no memory: it builds only the model's skeleton. ``restore`` checks a model that has none.
         """
-        skeleton = registry.skeleton(*self._arguments(options), **self._own(options))
+        skeleton = model_file.skeleton(*self._sizes(options), **self._own(options))
         if skeleton is None:
             return
         skeleton.to(weights_dtype(self.options.precision))
@@ -171,10 +176,9 @@ class Checkpoint:
         except RuntimeError as error:
             raise misfit(self.options.model, str(error).splitlines()[-1].strip()) from None
 
-    def _arguments(self, options: dict[str, Any]) -> tuple[str, int, int, int, float]:
+    def _sizes(self, options: dict[str, Any]) -> tuple[int, int, int, float]:
         saved = self.options
-        dropout = options.get("dropout", saved.dropout)
-        return saved.model, len(self.vocabulary), saved.rnn_size, saved.num_layers, dropout
+        return len(self.vocabulary), saved.rnn_size, saved.num_layers, options.get("dropout", saved.dropout)
 
     def _own(self, options: dict[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in (self.model_options | options).items() if name != "dropout"}

@@ -138,7 +138,7 @@ def _checkpoint(root: Any, size: int, report: Report) -> Checkpoint:
     opt = _get(root, "opt", dict)
     settings = _settings(opt, report)
     model, n_layers = settings["model"], settings["num_layers"]
-    own = {name: option.default for name, option in registry.describe(model).items()}
+    own = {name: option.default for name, option in registry.find(model).options.items()}
     tied = model == "grid_lstm" and bool(_get(opt, "tie_weights", float))
     if model == "grid_lstm":
         own["tie_weights"] = tied

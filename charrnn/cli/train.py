@@ -71,10 +71,11 @@ class TrainCommand(Command):
         flags = {name.lstrip("-"): value for name, value in given(args, self.arity(ctx))}
         if ctx.resilient_parsing:  # to complete a command line no model is loaded
             model = flags.get("model", "")
-            own = registry.outline(model)
+            known = registry.models()
+            own = known[model].outline if model in known else []
         else:
             model = configuration.model_of(flags)
-            own = list(registry.describe(model).values())
+            own = list(registry.find(model).options.values())
         ctx.meta["own"] = [Flag(replace(option, group=f"Model {model}")) for option in own]
         return super().parse_args(ctx, args)
 

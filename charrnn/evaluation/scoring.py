@@ -106,7 +106,8 @@ class Scorer:
                 raise UserError(f"-unk {unk}: is a word, and this is a model of {self.vocabulary.units}")
             self.vocabulary = self.vocabulary.with_unk(unk)
         device = choose(self.saved.options.precision)
-        self.models = [member.build().to(device) for member in members]
+        files = {member.options.model: member.model_file() for member in members}
+        self.models = [member.build(files[member.options.model]).to(device) for member in members]
         self.method = method
 
     def split(self, name: str, data_dir: str | None, batch_size: int, report: Report) -> Scored:

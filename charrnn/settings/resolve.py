@@ -18,6 +18,16 @@ class Saved(Protocol):
     model_options: dict[str, Any]
 
 
+class Model(Protocol):
+    """What is asked of a model: its name and its own options."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def options(self) -> dict[str, Option]: ...
+
+
 TEXT = {"data_dir", "input"}
 
 
@@ -33,6 +43,8 @@ class Configuration:
     """
 
     options: TrainingOptions
+    # the registry's ModelFile
+    model: Any
     model_options: dict[str, Any]
     start: Any = None
     resume: Any = None
@@ -43,8 +55,7 @@ class Configuration:
 def resolve(
     given: Mapping[str, Any],
     file: Mapping[str, Any],
-    model: str,
-    own: Mapping[str, Option],
+    model: Model,
     start: Saved | None = None,
     going_on: Saved | None = None,
     config: str | None = None,
@@ -52,7 +63,7 @@ def resolve(
 ) -> Configuration:
     """Every setting: a flag wins over the file, the file over the defaults.
 
-    own: the model's own options. start: the checkpoint of -init_from, whose model and sizes hold; going_on: that of
+    start: the checkpoint of -init_from, whose model and sizes hold; going_on: that of
     -resume, of which all but harmless settings hold. Raises UserError.
     """
     for source in (file, given):
@@ -63,11 +74,11 @@ def resolve(
     chosen = {**file, **given}
     if resume and chosen.get("init_from"):
         raise UserError("-resume goes on with a run, -init_from begins a new one: give one of them")
-    known = training_options() | dict(own)
+    known = training_options() | model.options
     for name in chosen:
         if name not in known:
             where = f"{config}: " if given.get(name) is None else ""
-            raise UserError(f"{where}there is no setting {name}{nearest(name, list(known))} for the model {model}")
+            raise UserError(f"{where}there is no setting {name}{nearest(name, list(known))} for the model {model.name}")
     values = {name: known[name].convert(value) for name, value in chosen.items()}
     notes = []
     sources = dict.fromkeys(known, "default") | dict.fromkeys(file, str(config)) | dict.fromkeys(given, "flag")
@@ -89,7 +100,7 @@ def resolve(
     options = TrainingOptions(**{name: values[name] for name in training_options() if name in values})
     model_options = {name: values.get(name, o.default) for name, o in known.items() if name not in training_options()}
     _check_together(options)
-    return Configuration(options, model_options, start, going_on, sources, notes)
+    return Configuration(options, model, model_options, start, going_on, sources, notes)
 
 
 def model_of(chosen: Mapping[str, Any], saved: Saved | None) -> str:

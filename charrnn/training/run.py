@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 from charrnn import compute as precision
-from charrnn import registry
 from charrnn.checkpoints.checkpoint import Checkpoint
 from charrnn.checkpoints.folder import NAME
 from charrnn.compute import choose_device, keep_freed_memory
@@ -61,11 +60,12 @@ class Run:
         self.report = report
         self.folder = Path(options.checkpoint_dir)
         size = (options.rnn_size, options.num_layers, options.dropout)
-        registry.check(options.model, *size, **self.model_options)
+        model_file = configuration.model
+        model_file.check(*size, **self.model_options)
         for saved in (configuration.start, configuration.resume):
             if saved:
-                saved.check(**self.model_options)
-        memory.check(registry.skeleton(options.model, 1, *size, **self.model_options), options, device)
+                saved.check(model_file, **self.model_options)
+        memory.check(model_file.skeleton(1, *size, **self.model_options), options, device)
 
         self.text = self._open_text(report, keep, configuration.start or configuration.resume)
         self.vocabulary = self.text.vocabulary
@@ -74,10 +74,10 @@ class Run:
         splits = self.task.split(self.text, options)
         self.options = options = with_seq_length(options, splits["train"])
 
-        self.skeleton = registry.skeleton(options.model, len(self.vocabulary), *size, **self.model_options)
+        self.skeleton = model_file.skeleton(len(self.vocabulary), *size, **self.model_options)
         torch.manual_seed(options.seed)
         with self.enough_memory():
-            self.model = registry.create(options.model, len(self.vocabulary), *size, **self.model_options)
+            self.model = model_file.create(len(self.vocabulary), *size, **self.model_options)
             self.model.to(device, precision.weights_dtype(options.precision))
             if configuration.start:
                 self._start_from(configuration.start)

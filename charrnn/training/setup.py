@@ -27,8 +27,8 @@ def configure(flags: Mapping[str, Any], config: str | None = None, resume: str |
         start, going_on = _load(chosen.get("init_from")), _load(resume, newest=True)
     else:
         start = going_on = None
-    model = _model_of(chosen, start or going_on)
-    return resolve(given, file, model, registry.describe(model), start, going_on, config, resume)
+    model = registry.find(_model_of(chosen, start or going_on))
+    return resolve(given, file, model, start, going_on, config, resume)
 
 
 def model_of(flags: dict[str, str]) -> str:

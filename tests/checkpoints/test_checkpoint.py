@@ -23,7 +23,7 @@ ALPHABET = Vocabulary(tuple(range(97, 108)))
 
 def make(name: str = "lstm", **options: Any) -> Checkpoint:
     torch.manual_seed(2)
-    model = registry.create(name, len(ALPHABET), 8, 2, 0.0)
+    model = registry.find(name).create(len(ALPHABET), 8, 2, 0.0)
     settings = TrainingOptions(model=name, rnn_size=8, num_layers=2, **options)
     return Checkpoint(settings, {}, ALPHABET, dict(model.state_dict()), epoch=1.5, val_loss=1.25)
 
@@ -33,7 +33,7 @@ def make(name: str = "lstm", **options: Any) -> Checkpoint:
 def test_round_trip(tmp_path: Path, name: str, precision: str) -> None:
     torch.manual_seed(2)
     dtype = getattr(torch, precision)
-    model = registry.create(name, len(ALPHABET), 8, 2, 0.0).to(dtype).eval()
+    model = registry.find(name).create(len(ALPHABET), 8, 2, 0.0).to(dtype).eval()
     options = TrainingOptions(model=name, rnn_size=8, num_layers=2, precision=precision)  # type: ignore[arg-type]
     saved = Checkpoint(options, {}, ALPHABET, dict(model.state_dict()))
     again, vocabulary = load(saved.save(tmp_path / "one.pt"))

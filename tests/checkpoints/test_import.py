@@ -48,7 +48,7 @@ def log_probabilities(checkpoint: Checkpoint, text: bytes) -> np.ndarray:
     """(T, V): after each character of the text, from a zero state."""
     numbers = torch.tensor(checkpoint.vocabulary.encode(text.decode("utf-8", "surrogateescape")))
     with torch.no_grad():
-        logits, _ = checkpoint.build().eval()(numbers[:, None], None)
+        logits, _ = checkpoint.build(checkpoint.model_file()).eval()(numbers[:, None], None)
     return logits[:, 0].log_softmax(-1).numpy()
 
 
@@ -464,7 +464,7 @@ def test_a_damaged_file_is_refused_or_is_a_whole_checkpoint(
     except UserError as error:
         assert "old.t7" in str(error)
         return
-    logits, _ = checkpoint.build()(torch.zeros(2, 1, dtype=torch.long), None)
+    logits, _ = checkpoint.build(checkpoint.model_file())(torch.zeros(2, 1, dtype=torch.long), None)
     assert logits.shape == (2, 1, 5)
     again = Checkpoint.load(checkpoint.save(tmp_path / "new.pt"))
     assert again.vocabulary == checkpoint.vocabulary
@@ -480,7 +480,8 @@ def test_a_damaged_original_is_refused_or_is_a_whole_checkpoint(
         place %= len(data)
         data[place : place + len(content)] = content
     try:
-        load(tmp_path, bytes(data)).build()
+        checkpoint = load(tmp_path, bytes(data))
+        checkpoint.build(checkpoint.model_file())
     except UserError as error:
         assert "old.t7" in str(error)
 

@@ -146,7 +146,7 @@ def test_dynamic_evaluation_goes_into_the_lines(scores: Scores) -> None:
 @pytest.mark.parametrize("name", registry.models())
 def test_dynamic_losses_are_those_of_a_loop_that_learns(name: str) -> None:
     torch.manual_seed(2)
-    model = registry.create(name, 6, 8, 2, 0.4).double()
+    model = registry.find(name).create(6, 8, 2, 0.4).double()
     tokens = torch.randint(6, (24,))
     weights = {key: value.clone() for key, value in model.state_dict().items()}
     found = dynamic_losses(model, tokens[:-1], tokens[1:], 0.3, 5)
@@ -180,7 +180,7 @@ def losses_of(model: nn.Module, weights: dict[str, Tensor], tokens: Tensor) -> l
 
 def test_a_rate_that_breaks_the_weights_is_an_error() -> None:
     torch.manual_seed(2)
-    model = registry.create("rnn", 6, 8, 1, 0.0)
+    model = registry.find("rnn").create(6, 8, 1, 0.0)
     tokens = torch.randint(6, (40,))
     with pytest.raises(UserError, match="lower the rate"):
         dynamic_losses(model, tokens[:-1], tokens[1:], 1e38, 5)

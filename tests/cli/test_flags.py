@@ -42,7 +42,7 @@ def flags() -> Iterator[tuple[str, list[str], Option]]:
             if isinstance(flag, Flag):
                 yield name, BASE.get(name, []), flag.option
     for model in registry.models():
-        for option in registry.describe(model).values():
+        for option in registry.find(model).options.values():
             yield "train", [*BASE["train"], "-model", model], option
 
 

@@ -234,7 +234,7 @@ def test_loss_and_gradient_are_those_of_each_problem_alone(tmp_path: Path, name:
     folder = prepared(tmp_path, 2, 42, 9)
     lines = (folder / "train.txt").read_text().splitlines()
     torch.manual_seed(1)
-    model = registry.create(name, len(SYMBOLS), 7, 2, 0.0).double()
+    model = registry.find(name).create(len(SYMBOLS), 7, 2, 0.0).double()
     weights = list(model.parameters())
     for p in weights:  # far enough from the start for losses to differ
         nn.init.uniform_(p, -0.8, 0.8)

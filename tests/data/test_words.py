@@ -314,7 +314,7 @@ def test_blocks_are_shorter_where_the_vocabulary_is_large() -> None:
 
 def sampler(size: int) -> Sampler:
     torch.manual_seed(size)
-    model = registry.create("lstm", size, 6, 1, 0.0)
+    model = registry.find("lstm").create(size, 6, 1, 0.0)
     for p in model.parameters():
         nn.init.normal_(p)
     return Sampler(model, Words(("<eos>", *(f"w{n}" for n in range(1, size)))))
@@ -386,7 +386,7 @@ def test_a_looked_up_layer_equals_the_product_with_one_hot_vectors(kind: type[nn
 
 @pytest.mark.parametrize("name", ["lstm", "gru", "rnn", "grid_lstm"])
 def test_no_model_makes_one_hot_vectors_of_many_words(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = registry.create(name, 3000, 8, 2, 0.0)
+    model = registry.find(name).create(3000, 8, 2, 0.0)
     expected = model(torch.arange(12).view(4, 3), None)[0].sum()
     monkeypatch.setattr(F, "one_hot", lambda *_: pytest.fail("one-hot vectors"))
     logits, _ = model(torch.arange(12).view(4, 3), None)

@@ -165,7 +165,7 @@ def command(name: str) -> click.Command:
 def flags(name: str, model: str = "") -> dict[str, str]:
     """The flags of a command, with the model's own, and the default of each as the tables show it."""
     options = [p.option for p in command(name).params if isinstance(p, Flag)]
-    options += list(registry.describe(model).values()) if model else []
+    options += list(registry.find(model).options.values()) if model else []
     defaults = {}
     for option in options:
         value = option.default

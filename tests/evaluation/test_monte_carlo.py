@@ -26,7 +26,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 def make_rhn(**own: Any) -> nn.Module:
     torch.manual_seed(0)
-    return registry.create("rhn", 6, 8, 2, 0.3, depth=2, init_scale=0.6, **own).double()
+    return registry.find("rhn").create(6, 8, 2, 0.3, depth=2, init_scale=0.6, **own).double()
 
 
 class Plain(nn.Module):

@@ -324,7 +324,7 @@ def settle(name: str, **options: Any) -> TrainingOptions:
     split = Split(np.random.default_rng(0).integers(0, 7, 6000, dtype=np.uint8), 600, 0, 100, 10, 6, carries=True)
     chosen = TrainingOptions(model=name, batch_size=10, seq_length=6, threads=1, **options)
     with torch.random.fork_rng(devices=[]):
-        model = registry.create(name, 7, 8, 1, 0.0)
+        model = registry.find(name).create(7, 8, 1, 0.0)
     return threads.settle(model, split, chosen, lambda line: None)
 
 

@@ -248,7 +248,7 @@ def test_slope_is_that_of_a_known_function():
     [("lstm", {}, 240_321), ("gru", {}, 182_337), ("gru", {"reset_after": True}, 182_337), ("rnn", {}, 66_369)],
 )
 def test_numbers_of_parameters(name, own, count):
-    model = registry.create(name, 65, 128, 2, 0.0, **own)
+    model = registry.find(name).create(65, 128, 2, 0.0, **own)
     assert sum(p.numel() for p in model.parameters()) == count
 
 

@@ -67,18 +67,18 @@ def test_the_built_in_models():
     for name, file in models.items():
         assert file.name == name == file.path.stem and file.path.is_file() and file.origin == registry.BUILT_IN
         assert 10 < len(file.summary) < 120 and file.summary in file.path.read_text()
-        options = registry.describe(name).values()
+        options = registry.find(name).options.values()
         assert all(option.help for option in options)
-        assert isinstance(registry.create(name, *SIZES), nn.Module)
-        registry.check(name, 5, 2, 0.0, **{option.name: option.default for option in options})
+        assert isinstance(registry.find(name).create(*SIZES), nn.Module)
+        registry.find(name).check(5, 2, 0.0, **{option.name: option.default for option in options})
 
 
 def test_a_file_in_the_working_directory():
     write("mine")
     file = registry.models()["mine"]
     assert (file.summary, file.path.resolve()) == ("A line of summary.", Path("models/mine.py").resolve())
-    assert registry.describe("mine") == {}
-    model = registry.create("mine", *SIZES)
+    assert registry.find("mine").options == {}
+    model = registry.find("mine").create(*SIZES)
     assert isinstance(model, nn.Linear) and (model.in_features, model.out_features) == (7, 5)
 
 
@@ -87,7 +87,7 @@ def test_each_directory_of_the_environment(monkeypatch):
     write("two", folder="b")
     monkeypatch.setenv("CHARRNN_MODELS", os.pathsep.join(["a", "", "missing", str(Path("b").resolve())]))
     assert {"one", "two"} <= registry.models().keys()
-    assert isinstance(registry.create("two", *SIZES), nn.Linear)
+    assert isinstance(registry.find("two").create(*SIZES), nn.Linear)
 
 
 def declare(point: str, folder: str = "site") -> None:
@@ -106,7 +106,7 @@ def test_an_entry_point_of_an_installed_package(file, monkeypatch):
     monkeypatch.syspath_prepend("site")
     found = registry.models()["theirs"]
     assert found.path.resolve() == path.resolve() and "their-models" in found.origin
-    assert isinstance(registry.create("theirs", *SIZES), nn.Linear)
+    assert isinstance(registry.find("theirs").create(*SIZES), nn.Linear)
     assert "their_models" not in sys.modules
 
 
@@ -156,7 +156,7 @@ def test_a_file_counts_by_a_top_level_create(source):
 def test_a_file_without_it_does_not_count(source):
     write("mine", source)
     assert "mine" not in registry.models()
-    assert "there is no model mine" in refused(registry.find, "mine")
+    assert "no model mine" in refused(registry.find, "mine")
 
 
 def test_files_that_are_not_models():
@@ -171,9 +171,9 @@ def test_only_the_requested_file_is_executed():
     write("mine")
     write("other", EXECUTED + PLUGIN)
     registry.models()
-    registry.create("mine", *SIZES)
+    registry.find("mine").create(*SIZES)
     with pytest.raises(AssertionError, match="this file was executed"):
-        registry.load("other")
+        _ = registry.find("other").module
 
 
 def test_a_listing_costs_no_torch_and_runs_nothing():
@@ -195,7 +195,7 @@ def test_a_name_is_a_plain_word(name):
 
 def test_an_unknown_name_lists_what_there_is():
     write("mine")
-    message = refused(registry.create, "lsmt", *SIZES)
+    message = refused(registry.find, "lsmt")
     assert "no model lsmt (did you mean lstm?)" in message
     assert {"lstm", "gru", "rnn", "grid_lstm", "rhn", "mine"} <= set(re.findall(r"\w+", message))
     assert "did you mean" not in refused(registry.find, "qqqqq")
@@ -203,11 +203,10 @@ def test_an_unknown_name_lists_what_there_is():
 
 def test_a_built_in_name_with_other_contents_names_both_files():
     path = write("lstm")
-    for call in (registry.find, registry.load, registry.describe):
-        message = refused(call, "lstm")
-        assert str(registry.built_in_folder() / "lstm.py") in message and str(path) in message
-        assert "pip install -e ." in message
-    assert isinstance(registry.create("gru", *SIZES), nn.Module)
+    message = refused(registry.find, "lstm")
+    assert str(registry.built_in_folder() / "lstm.py") in message and str(path) in message
+    assert "pip install -e ." in message
+    assert isinstance(registry.find("gru").create(*SIZES), nn.Module)
     assert registry.models()["lstm"].origin == registry.BUILT_IN
 
 
@@ -217,14 +216,14 @@ def test_equal_bytes_do_not_clash(monkeypatch):
     write("mine", folder="a")
     write("mine", folder="b")
     monkeypatch.setenv("CHARRNN_MODELS", os.pathsep.join("ab"))
-    assert isinstance(registry.create("lstm", *SIZES), nn.Module)
-    assert isinstance(registry.create("mine", *SIZES), nn.Linear)
+    assert isinstance(registry.find("lstm").create(*SIZES), nn.Module)
+    assert isinstance(registry.find("mine").create(*SIZES), nn.Linear)
 
 
 def test_two_files_of_ones_own_clash_as_well(monkeypatch):
     paths = write("mine"), write("mine", PLUGIN + "\n", folder="b")
     monkeypatch.setenv("CHARRNN_MODELS", "b")
-    message = refused(registry.load, "mine")
+    message = refused(registry.find, "mine")
     assert all(str(path) in message for path in paths)
 
 
@@ -232,7 +231,7 @@ def test_a_file_with_a_syntax_error_is_missing_until_it_is_named():
     path = write("broken", PLUGIN + "def broken(:\n")
     assert "broken" not in registry.models()
     with pytest.raises(SyntaxError) as caught:
-        registry.load("broken")
+        _ = registry.find("broken").module
     assert Path(caught.value.filename) == path.resolve() and caught.value.text == "def broken(:\n"
 
 
@@ -240,7 +239,7 @@ def test_a_file_that_cannot_be_imported_shows_its_own_error():
     write("broken", "import no_such_package_anywhere\n" + PLUGIN)
     for _ in range(2):  # a failed module must not be taken for a loaded one
         with pytest.raises(ModuleNotFoundError, match="no_such_package_anywhere"):
-            registry.load("broken")
+            _ = registry.find("broken").module
     assert not [name for name in sys.modules if name.startswith("charrnn_model_broken")]
 
 
@@ -264,15 +263,15 @@ def test_the_command_refuses_impossible_options_in_one_line_before_any_work(tmp_
 
 def test_a_changed_file_is_loaded_anew():
     write("mine", PLUGIN + "LAYERS = 1\n")
-    first = registry.load("mine")
-    assert first.LAYERS == 1 and registry.load("mine") is first
+    first = registry.find("mine").module
+    assert first.LAYERS == 1 and registry.find("mine").module is first
     write("mine", PLUGIN + "LAYERS = 2\n")
-    assert registry.load("mine").LAYERS == 2
+    assert registry.find("mine").module.LAYERS == 2
 
 
 def test_what_a_plugin_defines_can_be_pickled():
     write("mine", PLUGIN + "from dataclasses import dataclass\n\n\n@dataclass\nclass Point:\n    x: 'int'\n")
-    module = registry.load("mine")
+    module = registry.find("mine").module
     point = pickle.loads(pickle.dumps(module.Point(3)))
     assert point == module.Point(3) and get_type_hints(module.Point) == {"x": int}
 
@@ -297,7 +296,7 @@ def create(
 @pytest.mark.parametrize("future", ["", "from __future__ import annotations\n"])
 def test_own_options_with_annotations_as_objects_or_as_strings(future):
     write("mine", future + "from typing import Annotated, Literal, Optional\nfrom torch import nn\n" + OWN)
-    options = registry.describe("mine")
+    options = registry.find("mine").options
     assert {name: (o.type, o.default, o.help, o.choices, o.optional) for name, o in options.items()} == {
         "a": (int, 3, "help for a", (), False),
         "b": (float, 0.5, "", (), False),
@@ -308,18 +307,20 @@ def test_own_options_with_annotations_as_objects_or_as_strings(future):
         "g": (int, 7, "", (), False),
     }
     defaults = {"a": 3, "b": 0.5, "c": "x", "d": True, "e": None, "f": "s", "g": 7}
-    assert registry.create("mine", *SIZES).own == defaults
+    assert registry.find("mine").create(*SIZES).own == defaults
     words = {"a": "4", "b": "1", "c": "y", "d": "0", "e": "0.25", "f": "none", "g": 8.0}
-    own = registry.create("mine", *SIZES, **words).own
+    own = registry.find("mine").create(*SIZES, **words).own
     assert own == {"a": 4, "b": 1.0, "c": "y", "d": False, "e": 0.25, "f": None, "g": 8}
     assert type(own["b"]) is float and type(own["d"]) is bool and type(own["g"]) is int
-    assert "-a four: must be a whole number" in refused(registry.create, "mine", *SIZES, a="four")
-    assert "must be one of x, y" in refused(registry.create, "mine", *SIZES, c="z")
+    assert "-a four: must be a whole number" in refused(registry.find("mine").create, *SIZES, a="four")
+    assert "must be one of x, y" in refused(registry.find("mine").create, *SIZES, c="z")
 
 
 def test_an_unknown_own_option_names_its_neighbour():
-    assert "the model rhn has no option dept (did you mean depth?)" in refused(registry.create, "rhn", *SIZES, dept=3)
-    assert "the model lstm has no option depth" in refused(registry.create, "lstm", *SIZES, depth=3)
+    assert "the model rhn has no option dept (did you mean depth?)" in refused(
+        registry.find("rhn").create, *SIZES, dept=3
+    )
+    assert "the model lstm has no option depth" in refused(registry.find("lstm").create, *SIZES, depth=3)
 
 
 FLAGS = {flag.lstrip("-") for parameter in train.command.params for flag in parameter.opts}
@@ -329,7 +330,7 @@ TAKEN = sorted(FLAGS | TrainingOptions.__dataclass_fields__.keys() | {"help", "h
 @pytest.mark.parametrize("option", TAKEN)
 def test_a_name_that_train_uses_is_refused_with_both_names(option):
     path = write("mine", with_option(f"{option}: int = 1"))
-    message = refused(registry.describe, "mine")
+    message = refused(lambda: registry.find("mine").options)
     assert str(path) in message and f"the option {option}," in message and "charrnn train" in message
 
 
@@ -343,31 +344,31 @@ def test_the_flags_of_train_are_among_them():
 )
 def test_an_own_option_that_cannot_be_a_flag(declaration, words):
     path = write("mine", with_option(declaration))
-    message = refused(registry.describe, "mine")
+    message = refused(lambda: registry.find("mine").options)
     assert str(path) in message and "size" in message and words in message
 
 
 def test_what_create_may_do_wrong():
     write("mine", f'{SIGNATURE}, *, size: int = 1):\n    raise ValueError("size must be even")\n')
-    message = refused(registry.create, "mine", *SIZES)
+    message = refused(registry.find("mine").create, *SIZES)
     assert "mine" in message and message.endswith("size must be even")
-    assert refused(registry.check, "mine", 5, 2, 0.0) == message
+    assert refused(registry.find("mine").check, 5, 2, 0.0) == message
     path = write("other", f"{SIGNATURE}):\n    return 3\n")
-    message = refused(registry.create, "other", *SIZES)
+    message = refused(registry.find("other").create, *SIZES)
     assert path.name in message and "torch.nn.Module, not int" in message
 
 
 def test_a_check_takes_no_memory_and_no_random_numbers():
     before = torch.get_rng_state()
-    registry.check("lstm", 2**20, 2, 0.0)  # 64 TiB of weights
+    registry.find("lstm").check(2**20, 2, 0.0)  # 64 TiB of weights
     assert torch.equal(torch.get_rng_state(), before)
-    assert "depth must be at least 1" in refused(registry.check, "rhn", 2**20, 2, 0.0, depth=0)
+    assert "depth must be at least 1" in refused(registry.find("rhn").check, 2**20, 2, 0.0, depth=0)
     write("mine", f"import torch\n\n\n{SIGNATURE}):\n    raise ValueError(f'on {{torch.empty(1).device}}')\n")
-    assert refused(registry.check, "mine", 5, 2, 0.0).endswith("on meta")
+    assert refused(registry.find("mine").check, 5, 2, 0.0).endswith("on meta")
 
 
 def test_a_model_that_cannot_be_built_without_memory_passes_the_check():
     source = "    import torch\n    float(torch.rand(3).sum())\n    return torch.nn.Linear(input_size, rnn_size)\n"
     write("mine", f"{SIGNATURE}):\n{source}")
-    registry.check("mine", 5, 2, 0.0)
-    assert isinstance(registry.create("mine", *SIZES), nn.Linear)
+    registry.find("mine").check(5, 2, 0.0)
+    assert isinstance(registry.find("mine").create(*SIZES), nn.Linear)

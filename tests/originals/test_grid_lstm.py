@@ -27,7 +27,7 @@ Arrays = dict[str, np.ndarray]
 def create(n_layers: int, tied: bool = True, dropout: float = 0.0, seed: int = 0) -> nn.Module:
     """A small model in float64, with weights large enough to bend every nonlinearity."""
     torch.manual_seed(seed)
-    model = registry.create("grid_lstm", V, H, n_layers, dropout, tie_weights=tied).double()
+    model = registry.find("grid_lstm").create(V, H, n_layers, dropout, tie_weights=tied).double()
     for p in model.parameters():
         nn.init.uniform_(p, -1, 1)
     return model
@@ -107,7 +107,7 @@ def test_block_is_the_paper_s(N: int, priority: tuple[int, ...], paper: bool) ->
     W, b = rng.uniform(-1, 1, (N, 4 * H, N * H)), rng.uniform(-1, 1, (N, N, 4 * H))
     h, m = rng.uniform(-1, 1, (2, N, 5, H))
     maps = [[(torch.tensor(W[n, :, k * H : (k + 1) * H]), torch.tensor(b[n, k])) for k in range(N)] for n in range(N)]
-    new_h, new_m = registry.load("grid_lstm").block(
+    new_h, new_m = registry.find("grid_lstm").module.block(
         list(torch.tensor(h)), list(torch.tensor(m)), maps, priority=priority, paper=paper
     )
     assert len(new_h) == len(new_m) == N
@@ -120,7 +120,7 @@ def test_block_is_the_paper_s(N: int, priority: tuple[int, ...], paper: bool) ->
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_model_is_the_block_with_two_dimensions_and_depth_prioritised(tied: bool) -> None:
     model = create(3, tied)
-    block = registry.load("grid_lstm").block
+    block = registry.find("grid_lstm").module.block
     x, (h, c) = random_input(4, 2, 3)
 
     def column(x_t: Tensor, h: Tensor, c: Tensor, **how: object) -> tuple[Tensor, Tensor, Tensor]:
@@ -275,12 +275,12 @@ def test_dropout_is_for_training_alone() -> None:
 @pytest.mark.parametrize(("n_layers", "tied", "count"), [(2, True, 412_993), (6, True, 941_377), (2, False, 545_089)])
 def test_parameter_counts(n_layers: int, tied: bool, count: int) -> None:
     """2 x 128 and 6 x 128 tied as grid-lstm counts them; untied, a depth LSTM of 8 * 128 * 129 more for each layer."""
-    model = registry.create("grid_lstm", 65, 128, n_layers, 0.0, tie_weights=tied)
+    model = registry.find("grid_lstm").create(65, 128, n_layers, 0.0, tie_weights=tied)
     assert sum(p.numel() for p in model.parameters()) == count
 
 
 def test_weights_are_tied_by_default() -> None:
-    names = registry.create("grid_lstm", V, H, 3, 0.0).state_dict().keys()
+    names = registry.find("grid_lstm").create(V, H, 3, 0.0).state_dict().keys()
     assert {name.split(".")[1] for name in names if name.startswith("depth")} == {"0"}
     assert {name.split(".")[1] for name in names if name.startswith("time")} == {"0", "1", "2"}
 
@@ -288,7 +288,7 @@ def test_weights_are_tied_by_default() -> None:
 @pytest.mark.parametrize("tied", [True, False])
 def test_initial_weights(tied: bool) -> None:
     """Uniform in +-0.08, but a forget bias of 1 in time.t2h and depth.t2h."""
-    model = registry.create("grid_lstm", 65, H, 3, 0.0, tie_weights=tied)
+    model = registry.find("grid_lstm").create(65, H, 3, 0.0, tie_weights=tied)
     forget = 0
     for name, p in model.state_dict().items():
         rest = p.flatten()
@@ -317,7 +317,7 @@ def recorded_model(recording: Recording) -> tuple[nn.Module, int, bool]:
     tied = "param/depth.t2h.weight" in recording.arrays
     arrays = prefixed(recording, "param/")
     vocabulary_size = len(arrays["decoder.bias"])
-    model = registry.create("grid_lstm", vocabulary_size, rnn_size, n_layers, 0.0, tie_weights=tied).double()
+    model = registry.find("grid_lstm").create(vocabulary_size, rnn_size, n_layers, 0.0, tie_weights=tied).double()
     model.load_state_dict({k: torch.from_numpy(v) for k, v in from_recorded(arrays, n_layers, tied).items()})
     return model, n_layers, tied
 

@@ -45,7 +45,9 @@ class Case:
     def model(self) -> nn.Module:
         own = {"tie_weights": self.tied} if self.model_name == "grid_lstm" else {}
         vocabulary_size = self.recording.arrays["logprobs"].shape[-1]
-        model = registry.create(self.model_name, vocabulary_size, self.rnn_size, self.n_layers, 0.0, **own).double()
+        model = (
+            registry.find(self.model_name).create(vocabulary_size, self.rnn_size, self.n_layers, 0.0, **own).double()
+        )
         model.load_state_dict(self.ours({name: self.recording.given(f"param/{name}") for name in self.names}))
         return model
 

@@ -31,7 +31,7 @@ from charrnn.settings.training import TrainingOptions
 from charrnn.training.loop import Training
 from tests.helpers.recorded import RecordedMinibatches, Recording, pairs
 
-rhn = registry.load("rhn")
+rhn = registry.find("rhn").module
 
 # arrays that are not compared, and why
 LEFT_OUT = {
@@ -78,7 +78,7 @@ class Case:
         drops = {f"drop_{name}": self.cfg[f"drop_{name}"] if noise else 0.0 for name in "xiho"}
         sizes = (self.cfg["vocab_size"], self.cfg["hidden_size"], self.n_layers)
         own = {"depth": self.depth, "tie_embeddings": self.cfg["tied"], "init_bias": self.cfg["init_bias"], **drops}
-        model = registry.create("rhn", *sizes, 0.0, **own).double()
+        model = registry.find("rhn").create(*sizes, 0.0, **own).double()
         for name, parts in self.variables(dict(model.named_parameters())).items():
             rows = torch.split(self.recording.tensor(f"var/{name}"), [len(part) for part in parts])
             with torch.no_grad():
@@ -256,7 +256,7 @@ def check_learning_rates(recording: Recording) -> None:
         max_epochs=recording.given("cfg/epochs").item(),
     )
     split = split_of(np.arange(7), 1, 3)
-    model = registry.create("rhn", 7, 2, 1, 0.0, depth=1)
+    model = registry.find("rhn").create(7, 2, 1, 0.0, depth=1)
     rates = [record.learning_rate for record in Training(model, split, None, options).run()]
     assert len(split) > 1, "some rates must hold for more than one iteration"
     recording.compare("lr", rates[:: len(split)])
@@ -273,7 +273,7 @@ def check_masks(recording: Recording, monkeypatch: pytest.MonkeyPatch) -> None:
     drops = dict(
         zip(("drop_x", "drop_i", "drop_h", "drop_o"), recording.given("noise_example/drop").tolist(), strict=True)
     )
-    model = registry.create("rhn", int(x.max()) + 1, rnn_size, n_layers, 0.0, **drops)
+    model = registry.find("rhn").create(int(x.max()) + 1, rnn_size, n_layers, 0.0, **drops)
     model.in_sizes = [in_size] * n_layers  # the recorded sizes fit no whole model
     names = ("noise_x", "noise_i", "noise_h", "noise_o")
     masks: dict[str, list[Tensor]] = {name: [] for name in names}
@@ -319,7 +319,7 @@ def check_parameter_counts(recording: Recording) -> None:
         input_size = shapes[next(key for key in shapes if key.startswith("model/embedding"))][0]
         rnn_size = next(shape for key, shape in shapes.items() if "Bias" in key)[0]
         with torch.device("meta"):
-            model = registry.create("rhn", input_size, rnn_size, n_layers, 0.0, depth=depth, tie_embeddings=tied)
+            model = registry.find("rhn").create(input_size, rnn_size, n_layers, 0.0, depth=depth, tie_embeddings=tied)
         ours = variables(dict(model.named_parameters()), n_layers, depth)
         assert {key.removesuffix(":0"): shape for key, shape in shapes.items()} == {
             key: tuple(torch.cat(parts).shape) for key, parts in ours.items()
@@ -389,7 +389,9 @@ def make(*sizes: int, seed: int = 0, **own: Any) -> nn.Module:
     """A model in float64 with weights large enough that every part of it matters."""
     torch.manual_seed(seed)
     input_size, rnn_size, n_layers = sizes
-    return registry.create("rhn", input_size, rnn_size, n_layers, 0.0, init_scale=0.5, init_bias=-0.5, **own).double()
+    return (
+        registry.find("rhn").create(input_size, rnn_size, n_layers, 0.0, init_scale=0.5, init_bias=-0.5, **own).double()
+    )
 
 
 def text(T: int, B: int, input_size: int, seed: int = 0) -> Tensor:
@@ -574,7 +576,7 @@ def test_each_character_of_a_row_has_the_mask_of_its_first_occurrence() -> None:
 def test_masks_have_their_rates_and_shapes() -> None:
     T, B, V, S, L = 1, 1500, 5, 40, 2
     for share_masks, M in ((True, 1), (False, 2)):
-        model = registry.create("rhn", V, S, L, 0.9, share_masks=share_masks, **DROPS).double()
+        model = registry.find("rhn").create(V, S, L, 0.9, share_masks=share_masks, **DROPS).double()
         masks = model.draw_masks(text(T, B, V), torch.Generator().manual_seed(0))
         assert masks.x.shape == (T, B, 1)
         assert [m.shape for m in masks.i] == [(M, B, V), (M, B, S)]
@@ -593,18 +595,18 @@ def test_masks_have_their_rates_and_shapes() -> None:
 
 
 def test_rates_default_to_dropout() -> None:
-    model = registry.create("rhn", 5, 4, 1, 0.25, drop_h=0.5, drop_o=0.0)
+    model = registry.find("rhn").create(5, 4, 1, 0.25, drop_h=0.5, drop_o=0.0)
     assert model.drops == (0.25, 0.25, 0.5, 0.0)
 
 
 def test_a_rate_of_zero_takes_no_random_numbers() -> None:
     x, generator = text(6, 3, 5), torch.Generator().manual_seed(0)
     before = generator.get_state()
-    masks = registry.create("rhn", 5, 4, 2, 0.0).draw_masks(x, generator)
+    masks = registry.find("rhn").create(5, 4, 2, 0.0).draw_masks(x, generator)
     assert torch.equal(generator.get_state(), before)
     for mask in (masks.x, *masks.i, *masks.h, masks.o):
         assert (mask == 1).all()
-    with_others = registry.create("rhn", 5, 4, 2, 0.0, drop_o=0.5).draw_masks(x, generator)
+    with_others = registry.find("rhn").create(5, 4, 2, 0.0, drop_o=0.5).draw_masks(x, generator)
     alone = torch.rand(3, 4, generator=torch.Generator().manual_seed(0))
     assert torch.equal(with_others.o, (alone < 0.5) * 2.0)
 
@@ -625,13 +627,13 @@ def test_training_draws_anew_and_evaluation_not() -> None:
 
 
 def test_initial_values() -> None:
-    model = registry.create("rhn", 30, 20, 2, 0.0, init_bias=-3.0)
+    model = registry.find("rhn").create(30, 20, 2, 0.0, init_bias=-3.0)
     for name, p in model.named_parameters():
         values = p[:, 0] if name.startswith("b.") else p
         assert 0.03 < values.abs().max() <= 0.04, name
         assert abs(values.mean()) < 0.02 and values.min() < 0 < values.max(), name
     assert all((b[:, 1] == -3).all() for b in model.b)
-    model = registry.create("rhn", 30, 20, 2, 0.0, init_scale=0.2, other_bias="constant")
+    model = registry.find("rhn").create(30, 20, 2, 0.0, init_scale=0.2, other_bias="constant")
     assert all((b[:, 0] == 0).all() and (b[:, 1] == -2).all() for b in model.b)
     assert (model.softmax_b == 0).all()
     assert 0.19 < model.R[0].abs().max() <= 0.2

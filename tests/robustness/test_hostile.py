@@ -38,7 +38,7 @@ HUGE = 10**12
 def honest(name: str = "lstm", **options: Any) -> Checkpoint:
     """A checkpoint that loads, of a model small enough to build in no time."""
     torch.manual_seed(1)
-    model = registry.create(name, len(ALPHABET), 8, 1, 0.0)
+    model = registry.find(name).create(len(ALPHABET), 8, 1, 0.0)
     settings = TrainingOptions(model=name, rnn_size=8, num_layers=1, gpuid=-1, **options)
     return Checkpoint(settings, {}, ALPHABET, dict(model.state_dict()), epoch=1.5, val_loss=2.5)
 
@@ -186,7 +186,7 @@ def one_for_all(path: Path) -> None:
     whole = content(options={"num_layers": 200, "rnn_size": 64})
     shapes = {
         name: t.shape
-        for name, t in registry.skeleton("lstm", len(ALPHABET), 64, 200, 0.0).state_dict().items()  # type: ignore[union-attr]
+        for name, t in registry.find("lstm").skeleton(len(ALPHABET), 64, 200, 0.0).state_dict().items()  # type: ignore[union-attr]
     }
     length = max(shape.numel() for shape in shapes.values())
     contiguous = {name: torch.empty(shape, device="meta").stride() for name, shape in shapes.items()}
@@ -309,7 +309,7 @@ def test_a_forged_one_without_a_lie_loads(folder: Path) -> None:
     fits = tensor((len(ALPHABET),), (1,), length=len(ALPHABET), key="w5")
     fits(folder / "one.pt")
     again = Checkpoint.load("one.pt")
-    again.build()
+    again.build(again.model_file())
     assert torch.equal(again.weights["lstm.weight_hh_l0"], honest().weights["lstm.weight_hh_l0"])
 
 
@@ -370,8 +370,9 @@ def test_a_model_name_runs_no_file_outside_the_folders_of_models(
     assert not (folder / "mark").exists()
     shutil.copy(folder / "x.py", folder / "models/x.py")
     saved(options={"model": "x"})(folder / "one.pt")
+    found = Checkpoint.load("one.pt").model_file()
     with pytest.raises(UserError):
-        Checkpoint.load("one.pt").build()
+        Checkpoint.load("one.pt").build(found)
     assert (folder / "mark").exists(), "it would have worked as the user's own model"
 
 

@@ -68,7 +68,7 @@ def test_without_a_prime_text_the_first_character_is_uniform() -> None:
 @pytest.mark.parametrize("name", registry.models())
 def test_step_and_forward_write_the_same_text(name: str) -> None:
     torch.manual_seed(4)
-    model = registry.create(name, len(VOCABULARY), 12, 2, 0.0).double()
+    model = registry.find(name).create(len(VOCABULARY), 12, 2, 0.0).double()
     for p in model.parameters():
         nn.init.uniform_(p, -0.9, 0.9)
     prime = "abcdefg"
@@ -85,7 +85,7 @@ def test_step_and_forward_write_the_same_text(name: str) -> None:
 
 
 def test_sampling_leaves_the_model_and_the_global_generator_alone() -> None:
-    model = registry.create("lstm", len(VOCABULARY), 8, 1, 0.5).train()
+    model = registry.find("lstm").create(len(VOCABULARY), 8, 1, 0.5).train()
     before = torch.get_rng_state()
     characters = sample(model, VOCABULARY, "a", 10)
     next(characters)
@@ -112,7 +112,7 @@ def test_broken_weights_are_an_error_not_a_hang() -> None:
 def make(name: str, size: int = len(VOCABULARY), seed: int = 4, scale: float = 0.6) -> nn.Module:
     """A float32 model with weights large enough that its choices depend on what went before."""
     torch.manual_seed(seed)
-    model = registry.create(name, size, 24, 2, 0.0)
+    model = registry.find(name).create(size, 24, 2, 0.0)
     for p in model.parameters():
         nn.init.uniform_(p, -scale, scale)
     return model

@@ -96,7 +96,7 @@ def test_the_rhn_recipes_make_the_published_number_of_parameters(name: str) -> N
     found = configure({}, name)
     options = found.options
     size = (options.rnn_size, options.num_layers, options.dropout)
-    model = registry.skeleton("rhn", PUBLISHED[name]["vocab_size"], *size, **found.model_options)
+    model = registry.find("rhn").skeleton(PUBLISHED[name]["vocab_size"], *size, **found.model_options)
     assert model is not None
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
 
@@ -153,7 +153,7 @@ def test_every_recipe_is_whole(name: str) -> None:
     given = tomllib.loads(path.read_text(encoding="utf-8"))
     assert {key for key, source in found.sources.items() if source == name} == given.keys()
     options = found.options
-    registry.check(options.model, options.rnn_size, options.num_layers, options.dropout, **found.model_options)
+    registry.find(options.model).check(options.rnn_size, options.num_layers, options.dropout, **found.model_options)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -252,13 +252,14 @@ def test_every_setting_has_its_value_and_its_source(tmp_path: Path) -> None:
     values, sources = printed(tmp_path, "-config", "mine.toml", "-rnn_size", 32, "-share_masks", 0)
     before = [name for name, option in training_options().items() if option.group in ("data", "model")]
     after = [name for name, option in training_options().items() if option.group not in ("data", "model")]
-    assert list(sources) == [*before, *registry.describe("rhn"), *after]
+    assert list(sources) == [*before, *registry.find("rhn").options, *after]
     told = {name: source for name, source in sources.items() if source != "default"}
     assert told == {"model": "mine.toml", "depth": "mine.toml", "drop_x": "mine.toml", "tie_embeddings": "mine.toml",
                     "rnn_size": "flag", "share_masks": "flag"}  # fmt: skip
     expected = asdict(TrainingOptions(model="rhn", rnn_size=32)) | {"input": [], "threads": "auto"}
     own = {
-        name: "none" if option.default is None else option.default for name, option in registry.describe("rhn").items()
+        name: "none" if option.default is None else option.default
+        for name, option in registry.find("rhn").options.items()
     }
     assert values == expected | own | {"depth": 3, "tie_embeddings": True, "share_masks": False}
     assert not any(path.name != "mine.toml" for path in tmp_path.iterdir()), "nothing is trained, made or fetched"

@@ -30,7 +30,7 @@ def splits(tmp_path: Path) -> dict[str, Split]:
 
 def build(dropout: float = 0.0) -> nn.Module:
     torch.manual_seed(1)
-    return registry.create("lstm", 31, 12, 2, dropout).double()
+    return registry.find("lstm").create(31, 12, 2, dropout).double()
 
 
 def with_options(**changes: object) -> TrainingOptions:
@@ -44,7 +44,7 @@ def weights(model: nn.Module) -> torch.Tensor:
 def test_before_training_the_loss_is_that_of_guessing(splits: dict[str, Split]) -> None:
     characters = len(set(SONG))
     torch.manual_seed(1)
-    model = registry.create("lstm", characters, 12, 2, 0.0)
+    model = registry.find("lstm").create(characters, 12, 2, 0.0)
     record = next(Training(model, splits["train"], None, OPTIONS).run())
     assert record.loss == pytest.approx(math.log(characters), abs=0.05)
 

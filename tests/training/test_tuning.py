@@ -31,7 +31,7 @@ Pair = tuple[str, int]
 def trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Pair, list[Pair]]]:
     """What is settled on, and what was tried, where ``fastest`` is the fastest and the machine has 5 processors."""
     split = open_text(write_text(tmp_path), report=lambda line: None).split(4, 16, 0.9, 0.1)["train"]
-    model = registry.create("lstm", 40, 8, 2, 0.3)
+    model = registry.find("lstm").create(40, 8, 2, 0.3)
     tried: list[Pair] = []
 
     def settle(fastest: Pair, has_kernels: bool = True, installed: bool = True, **options: Any) -> Any:
@@ -88,7 +88,7 @@ def test_kernels_that_a_model_has_not_are_not_recorded(trial: Any) -> None:
 @pytest.mark.parametrize("own", [{"lr_schedule": "plateau"}, {"early_stop": 2}])
 def test_what_needs_validations_is_no_matter(tmp_path: Path, own: dict[str, Any]) -> None:
     split = open_text(write_text(tmp_path), report=lambda line: None).split(4, 16, 0.9, 0.1)["train"]
-    model = registry.create("lstm", 40, 8, 1, 0.0)
+    model = registry.find("lstm").create(40, 8, 1, 0.0)
     options = TrainingOptions(batch_size=4, seq_length=16, kernels="auto", threads=1, **own)
     settled = threads.settle(model, split, options, lambda line: None)
     assert settled == replace(options, kernels="torch")
@@ -96,20 +96,20 @@ def test_what_needs_validations_is_no_matter(tmp_path: Path, own: dict[str, Any]
 
 def test_kernels_that_another_model_has_are_not_this_ones(tmp_path: Path) -> None:
     split = open_text(write_text(tmp_path), report=lambda line: None).split(4, 16, 0.9, 0.1)["train"]
-    registry.create("gru", 40, 8, 1, 0.0)(torch.zeros(2, 3, dtype=torch.int64), None)
+    registry.find("gru").create(40, 8, 1, 0.0)(torch.zeros(2, 3, dtype=torch.int64), None)
     tried: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(threads, "_compile", lambda *arguments: tried.append("compiled") or "")
-        threads.settle(registry.create("lstm", 40, 8, 1, 0.0), split, OPTIONS, lambda line: None)
+        threads.settle(registry.find("lstm").create(40, 8, 1, 0.0), split, OPTIONS, lambda line: None)
         assert tried == []
-        threads.settle(registry.create("gru", 40, 8, 1, 0.0), split, OPTIONS, lambda line: None)
+        threads.settle(registry.find("gru").create(40, 8, 1, 0.0), split, OPTIONS, lambda line: None)
     assert tried == (["compiled"] if backend.available() else [])
     backend.use("torch", torch.get_num_threads())
 
 
 def test_the_model_stays(tmp_path: Path) -> None:
     split = open_text(write_text(tmp_path), report=lambda line: None).split(4, 16, 0.9, 0.1)["train"]
-    model = registry.create("gru", 40, 8, 2, 0.3)
+    model = registry.find("gru").create(40, 8, 2, 0.3)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     state, count = torch.get_rng_state(), torch.get_num_threads()
     try:
