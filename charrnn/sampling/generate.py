@@ -18,7 +18,7 @@ from charrnn.settings.sampling import SamplingOptions
 def make_sampler(checkpoint: Checkpoint, options: SamplingOptions, report: Report) -> Sampler:
     """Return a Sampler of the checkpoint's model, on the device that the settings name. Raises UserError."""
     device = choose_device(options.gpuid, report, checkpoint.options.precision)
-    model = checkpoint.build().to(device)
+    model = checkpoint.build(checkpoint.model_file()).to(device)
     return Sampler(model, checkpoint.vocabulary, getattr(torch, options.precision))
 
 
