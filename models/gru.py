@@ -80,6 +80,10 @@ class GRU(nn.Module):
         self.reset_after = reset_after
         self.use_kernel = True
 
+    @property
+    def has_compiled_kernels(self) -> bool:
+        return self.use_kernel and not self.reset_after
+
     def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """x: int64 (T, B). Returns logits (T, B, V) and the state after step T."""
         if self.reset_after:

@@ -134,6 +134,10 @@ class RHN(nn.Module):
             for bias in (self.softmax_b, *(b[:, 0] for b in self.b)):
                 bias.zero_()
 
+    @property
+    def has_compiled_kernels(self) -> bool:
+        return self.use_kernel
+
     def forward(
         self, x: Tensor, state: tuple[Tensor, ...] | None = None, masks: Masks | None = None
     ) -> tuple[Tensor, tuple[Tensor]]:

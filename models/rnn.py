@@ -38,6 +38,10 @@ class RNN(nn.Module):
         self.decoder = nn.Linear(rnn_size, input_size)
         self.use_kernel = True
 
+    @property
+    def has_compiled_kernels(self) -> bool:
+        return self.use_kernel
+
     def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """x: int64 (T, B). Returns logits (T, B, V) and the state after step T."""
         if self.use_kernel and x.device.type == "cpu":

@@ -1,4 +1,8 @@
-"""Which kernels compute layers on a CPU: those in torch alone, or those that numba compiles."""
+"""Which kernels compute layers on a CPU: torch's own operations, or functions compiled by numba.
+
+The choice applies to the whole process, like torch's own number of threads, and for the same reason: a layer deep
+inside a model must use the same kernels and threads as the rest of the process. Set it with ``use``.
+"""
 
 from __future__ import annotations
 
@@ -13,34 +17,33 @@ from torch import Tensor
 Kernels = Literal["torch", "compiled"]
 NEEDED = ("numba", "scipy", "threadpoolctl")  # the extra [fast]
 
-_threads = 0  # of the compiled kernels; 0: they are not in use
-_limits: Any = None  # on the threads of OpenBLAS, while the compiled kernels are in use
-_asked = False
+_threads = 0  # of the compiled kernels; 0: not in use
+_blas_limit: Any = None  # keeps OpenBLAS on one thread while the compiled kernels are in use
 
 
 def available() -> bool:
-    """Whether what the compiled kernels need is installed."""
+    """Whether the libraries that the compiled kernels need are installed."""
     return all(find_spec(name) for name in NEEDED)
 
 
 def use(kernels: Kernels, threads: int) -> None:
-    """From now on compute with those kernels, and with that many threads, as torch for what stands around them."""
-    global _threads, _limits
-    torch.set_num_threads(threads)
-    if kernels == "compiled" and _limits is None:
-        import scipy.linalg.cython_blas  # noqa: F401  the library of the kernels' products: loaded, or it has no limit
+    """Compute with these kernels from now on, on this many threads; torch's other operations use as many."""
+    global _threads, _blas_limit
+    if kernels == "compiled" and _blas_limit is None:
+        import scipy.linalg.cython_blas  # noqa: F401  loads the kernels' OpenBLAS: only a loaded library can be limited
         from threadpoolctl import threadpool_limits
 
-        _limits = threadpool_limits(1, "blas")  # each of the kernels' threads computes its products alone
-    if kernels == "torch" and _limits is not None:
-        _limits.restore_original_limits()
-        _limits = None
+        _blas_limit = threadpool_limits(1, "blas")  # each thread of the kernels computes its own products
+    if kernels == "torch" and _blas_limit is not None:
+        _blas_limit.restore_original_limits()
+        _blas_limit = None
+    torch.set_num_threads(threads)  # after the limits: setting and lifting them changes torch's number, too
     _threads = threads if kernels == "compiled" else 0
 
 
 @contextmanager
-def torch_alone() -> Iterator[None]:
-    """While it lasts, compute with the kernels in torch."""
+def torch_only() -> Iterator[None]:
+    """Compute with torch's operations inside this context."""
     global _threads
     before, _threads = _threads, 0
     try:
@@ -50,20 +53,11 @@ def torch_alone() -> Iterator[None]:
 
 
 def threads() -> int:
-    """How many threads the compiled kernels have; 0 where torch computes."""
+    """Return the number of threads of the compiled kernels, or 0 if they are not in use."""
     return _threads
 
 
 def compiled(x: Tensor) -> bool:
-    """Whether a compiled kernel is to compute on tensors like x."""
-    global _asked
-    _asked = True
-    fits = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
-    return bool(_threads) and fits and not torch.is_autocast_enabled("cpu")
-
-
-def asked() -> bool:
-    """Whether anything that was computed has a compiled kernel, since this was last called."""
-    global _asked
-    was, _asked = _asked, False
-    return was
+    """Whether the compiled kernels are in use and support tensors like x."""
+    supported = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+    return bool(_threads) and supported and not torch.is_autocast_enabled("cpu")

@@ -167,7 +167,7 @@ def matrix_products(run: Run) -> int:
 @contextmanager
 def plain_operations() -> Iterator[None]:
     """Without the fused recurrent layers and compiled kernels, in which no single product can be counted."""
-    with backend.torch_alone(), warnings.catch_warnings():
+    with backend.torch_only(), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # about TF32 on GPUs of Intel, which the first switch also sets
         with torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False):
             yield

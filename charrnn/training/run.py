@@ -32,7 +32,7 @@ from charrnn.training import run as tasks
 from charrnn.training.advice import Summary, advice
 from charrnn.training.loop import Diverged, Record, Training
 from charrnn.training.metrics import Events, Metrics, MetricsFile
-from charrnn.training.tuning import settle
+from charrnn.training.tuning import tune
 
 Report = Callable[[str], None]
 
@@ -84,7 +84,7 @@ class Run:
             if device.type == "cpu":
                 asked = configuration.options
                 options = replace(options, threads=asked.threads, kernels=asked.kernels)
-                self.options = options = settle(self.model, splits["train"], options, report)
+                self.options = options = tune(self.model, splits["train"], options, report)
             self.training = Training(self.model, splits["train"], splits.get("val"), options)
         self.kept: list[str] = []
         self.saved_at = time.monotonic()

@@ -1,4 +1,4 @@
-"""The kernels and the number of CPU threads that train a model fastest, found by trying."""
+"""Find the kernels and the number of CPU threads that train a model fastest, by timing a few iterations."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -18,116 +18,107 @@ from charrnn.kernels import backend
 from charrnn.settings.training import TrainingOptions
 from charrnn.training.loop import Diverged, Training
 
-TRIALS = 5  # timed iterations at each number
+TRIALS = 5  # timed iterations per candidate
+PATIENCE = 1.0  # seconds: time an iteration that takes longer only once
 
-
-PATIENCE = 1.0  # seconds: an iteration longer than this is timed once
-
-
+Candidate = tuple[backend.Kernels, int]  # kernels and number of threads
 Report = Callable[[str], None]
 
 
-def settle(model: nn.Module, train: Minibatches, options: TrainingOptions, report: Report) -> TrainingOptions:
-    """Have this process compute on the CPU with the options' kernels and threads, and return those options.
+def tune(model: nn.Module, train: Minibatches, options: TrainingOptions, report: Report) -> TrainingOptions:
+    """Set this process to compute on the CPU with the options' kernels and threads, and return these options.
 
-    What they leave open is found by trying: a few iterations on a copy of the model are timed with each of the kernels
-    and with 1, 2, 4, ... threads, up to as many as torch uses now (the machine's cores, or $OMP_NUM_THREADS). More
-    threads are not always faster: in small products they mostly wait for each other. The model and torch's random
-    numbers stay as they were.
+    Choices that the options leave open are made by timing a few iterations on a copy of the model. More threads are not
+    always faster: in small products they mostly wait for each other. The model and torch's random numbers do not
+    change.
 
-    Raises UserError where the options name the compiled kernels and these cannot run.
+    Raises UserError if the options ask for the compiled kernels and these cannot run.
     """
-    state, most = torch.get_rng_state(), torch.get_num_threads()
-    # a trial is not validated, and what depends on that is left out
+    random_state = torch.get_rng_state()
+    # trials do not validate, so leave out what depends on validation losses
     tried = replace(options, lr_schedule="constant", early_stop=0)
-    kernels: backend.Kernels = "torch"
-    threads = most
+    chosen: Candidate = ("torch", torch.get_num_threads())
     try:
-        seconds = dict(_trials(model, train, tried, report))
-        kernels, threads = min(seconds, key=lambda pair: seconds[pair])
-    finally:  # also after an error nothing of the trial stays
-        backend.use(kernels, threads)
-        torch.set_rng_state(state)
+        pairs = candidates(options, model)
+        if any(kernels == "compiled" for kernels, _ in pairs):
+            if problem := problem_of_compiled(model, train, tried, report):
+                if options.kernels == "compiled":
+                    raise UserError(f"-kernels compiled: {problem}; -kernels torch works without them")
+                report(f"using torch's kernels: {problem}")
+                pairs = [pair for pair in pairs if pair[0] == "torch"]
+        elif options.kernels == "compiled":
+            report(f"-kernels compiled: this {options.model} has no compiled kernels, using torch")
+        chosen = min(pairs, key=lambda pair: seconds(model, train, tried, *pair)) if len(pairs) > 1 else pairs[0]
+    finally:  # an error must not leave the settings of a trial behind
+        backend.use(*chosen)
+        torch.set_rng_state(random_state)
+    kernels, threads = chosen
     return replace(options, kernels=kernels, threads=threads)
 
 
-def _trials(
-    model: nn.Module, train: Minibatches, options: TrainingOptions, report: Report
-) -> Iterator[tuple[tuple[backend.Kernels, int], float]]:
-    """Kernels and threads, and the seconds of an iteration with them; a lone pair is not timed."""
+def candidates(options: TrainingOptions, model: nn.Module) -> list[Candidate]:
+    """List the kernels and numbers of threads that the options allow and the model supports.
+
+    Threads are 1, 2, 4, ... and as many as torch uses now, which are the machine's cores or $OMP_NUM_THREADS.
+    """
     most = torch.get_num_threads()
-    counts = sorted({most, *(2**n for n in range(most.bit_length()) if 2**n <= most)})
-    counts = [options.threads] if options.threads else counts
-    either = options.kernels == "auto" and options.precision != "bf16" and backend.available()
-    timed = either or len(counts) > 1
-    backend.asked()
-    if options.kernels != "compiled":
-        for count in counts:
-            yield ("torch", count), _time(model, train, options, "torch", count) if timed else 0
-        if not (either and backend.asked()):
-            return
-    else:
-        # first without them: what fails now is not their doing
-        sound = _iterate(model, train, options, "torch")
-        backend.use("torch", most)
-        has_some = backend.asked()
-        if not has_some:
-            report(f"-kernels compiled: this {options.model} has none, and is computed with torch")
-        if not has_some or not sound:
-            yield from _trials(model, train, replace(options, kernels="torch"), report)
-            return
-    if problem := _compile(model, train, options, report):
+    threads = [options.threads] if options.threads else sorted({most, *(2**n for n in range(most.bit_length()))})
+    kernels: list[backend.Kernels] = ["torch"]
+    if options.kernels != "torch" and getattr(model, "has_compiled_kernels", False):
         if options.kernels == "compiled":
-            raise UserError(f"-kernels compiled: {problem}; -kernels torch does without")
-        report(f"computing with torch alone: {problem}")
-        return
-    for count in counts:
-        yield ("compiled", count), _time(model, train, options, "compiled", count) if timed else 0
+            kernels = ["compiled"]
+        elif options.precision != "bf16" and backend.available():
+            kernels = ["torch", "compiled"]
+    return [(name, count) for name in kernels for count in threads]
 
 
-def _iterate(model: nn.Module, train: Minibatches, options: TrainingOptions, kernels: backend.Kernels) -> bool:
-    """One iteration on a copy of the model, on one thread. Whether it could be done without the loss breaking."""
-    backend.use(kernels, 1)
-    try:
-        return next(Training(copy.deepcopy(model), train, None, options).run(), None) is not None
-    except Diverged:  # the run itself will say so
-        return False
+def problem_of_compiled(model: nn.Module, train: Minibatches, options: TrainingOptions, report: Report) -> str:
+    """Compile the kernels by running one iteration. Returns what went wrong, or an empty string.
 
-
-def _compile(model: nn.Module, train: Minibatches, options: TrainingOptions, report: Report) -> str:
-    """One iteration with the compiled kernels, so that they are there. What went wrong, or ''."""
+    Raises the model's own error if the iteration fails with torch's kernels, too.
+    """
     if not backend.available():
         return f"the compiled kernels need {', '.join(backend.NEEDED)}: pip install 'char-rnn-torch[fast]'"
-    where = ""
+    advice = ""
     try:
         from charrnn.kernels.compiled import kept
 
-        where = f"; if that stays so, delete {kept.folder()}"
+        advice = f"; if this persists, delete {kept.folder()}"
         if not kept.filled():
             report("compiling the kernels, which takes some seconds")
-        if not _iterate(model, train, options, "compiled"):
-            return "the loss breaks in its first iteration"
-    except Exception as error:  # numba fails in as many ways as there are machines
-        said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        return f"the compiled kernels do not run here ({said}){where}"
-    return ""
+        problem = "" if completes(model, train, options, "compiled") else "the loss breaks in its first iteration"
+    except Exception as error:  # numba fails differently on every machine
+        message = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        problem = f"the compiled kernels do not run here ({message}){advice}"
+    # the kernels are to blame only if torch's complete the same iteration
+    return problem if problem and completes(model, train, options, "torch") else ""
 
 
-def _time(
+def completes(model: nn.Module, train: Minibatches, options: TrainingOptions, kernels: backend.Kernels) -> bool:
+    """Whether one iteration on a copy of the model, on one thread, ends without the loss breaking."""
+    backend.use(kernels, 1)
+    try:
+        next(Training(copy.deepcopy(model), train, None, options).run())
+    except Diverged:
+        return False
+    return True
+
+
+def seconds(
     model: nn.Module, train: Minibatches, options: TrainingOptions, kernels: backend.Kernels, threads: int
 ) -> float:
-    """Seconds an iteration takes: the median of a few, after one that warms up."""
+    """Time an iteration: the median of a few, after one to warm up. Infinite if the first ones break the loss."""
     backend.use(kernels, threads)
     run = Training(copy.deepcopy(model), train, None, options).run()
     took = []
-    for _ in range(TRIALS + 1):
-        started = time.perf_counter()
-        try:
+    try:
+        for _ in range(TRIALS + 1):
+            started = time.perf_counter()
             if next(run, None) is None:
                 break
-        except Diverged:  # the run itself will say so
-            break
-        took.append(time.perf_counter() - started)
-        if took[-1] > PATIENCE and len(took) > 1:
-            break
+            took.append(time.perf_counter() - started)
+            if took[-1] > PATIENCE and len(took) > 1:
+                break
+    except Diverged:  # the run itself will report it
+        pass
     return statistics.median(took[1:] or took or [math.inf])

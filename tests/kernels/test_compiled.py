@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from charrnn.data.minibatches import Split
 from charrnn.errors import UserError
 from charrnn.kernels import backend, gru, highway, rnn
 from charrnn.settings.training import TrainingOptions
-from charrnn.training import tuning as threads
+from charrnn.training import tuning
 from charrnn.training.loop import Diverged
 from charrnn.training.setup import configure
 from tests.helpers.command import SMALL, charrnn, one_line, write_text
@@ -223,9 +225,6 @@ main()
 
 def without(names: list[str], *words: object, cwd: Path) -> tuple[int, str]:
     """charrnn in a process where these libraries are not installed: exit code and stderr."""
-    import subprocess
-    import sys
-
     code = HIDE.format(names=names, words=[str(word) for word in words])
     done = subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True)
     return done.returncode, done.stderr
@@ -240,7 +239,7 @@ def test_without_the_extra_everything_but_these_kernels_works(tmp_path: Path) ->
     assert code == 1
     assert err == (
         "charrnn: -kernels compiled: the compiled kernels need numba, scipy, threadpoolctl: "
-        "pip install 'char-rnn-torch[fast]'; -kernels torch does without\n"
+        "pip install 'char-rnn-torch[fast]'; -kernels torch works without them\n"
     )
 
 
@@ -249,7 +248,7 @@ def test_a_run_with_them_goes_on_without_if_told_so(tmp_path: Path) -> None:
     words = ("-data_dir", "data", *RNN, "-model", "rnn", "-max_epochs", 0.5, "-sample_length", 0)
     charrnn("train", *words, *COMPILED, cwd=tmp_path)
     code, err = without(["numba"], "train", "-resume", "cv", "-max_epochs", 1, cwd=tmp_path)
-    assert code == 1 and "pip install 'char-rnn-torch[fast]'; -kernels torch does without" in err
+    assert code == 1 and "pip install 'char-rnn-torch[fast]'; -kernels torch works without them" in err
     charrnn("train", "-resume", "cv", "-max_epochs", 1, "-kernels", "torch", cwd=tmp_path)
 
 
@@ -284,7 +283,7 @@ def test_damaged_compiled_code_is_no_traceback(tmp_path: Path) -> None:
         "charrnn: -kernels compiled: the compiled kernels do not run here ("
     )
     done = charrnn(*words, cwd=tmp_path, **own).stderr.decode()
-    assert "computing with torch alone: the compiled kernels do not run here (" in done
+    assert "using torch's kernels: the compiled kernels do not run here (" in done
 
 
 def test_the_folder_changes_with_the_sources(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -319,20 +318,20 @@ def test_numba_keeps_the_functions_of_others_elsewhere(monkeypatch: pytest.Monke
     assert before == numba.config.CACHE_DIR
 
 
-def settle(name: str, **options: Any) -> TrainingOptions:
-    """What is settled on for a small model of that name, of random characters."""
+def tuned(name: str, **options: Any) -> TrainingOptions:
+    """The choice for a small model of that name, of random characters."""
     split = Split(np.random.default_rng(0).integers(0, 7, 6000, dtype=np.uint8), 600, 0, 100, 10, 6, carries=True)
     chosen = TrainingOptions(model=name, batch_size=10, seq_length=6, threads=1, **options)
     with torch.random.fork_rng(devices=[]):
         model = registry.find(name).create(7, 8, 1, 0.0)
-    return threads.settle(model, split, chosen, lambda line: None)
+    return tuning.tune(model, split, chosen, lambda line: None)
 
 
 def test_kernels_that_give_no_numbers_are_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled_gru, "scan", lambda x, h, W, R, b: (h + R.sum() * torch.nan).expand(len(x), -1, -1))
-    assert settle("gru").kernels == "torch"
-    with pytest.raises(UserError, match="the loss breaks in its first iteration; -kernels torch does without"):
-        settle("gru", kernels="compiled")
+    assert tuned("gru").kernels == "torch"
+    with pytest.raises(UserError, match="the loss breaks in its first iteration; -kernels torch works without them"):
+        tuned("gru", kernels="compiled")
 
 
 def test_a_refused_run_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -342,7 +341,7 @@ def test_a_refused_run_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(compiled_gru, "scan", broken)
     state, count = torch.get_rng_state(), torch.get_num_threads()
     with pytest.raises(UserError, match=r"do not run here \(NotImplementedError: no such instruction\)"):
-        settle("gru", kernels="compiled")
+        tuned("gru", kernels="compiled")
     assert backend.threads() == 0 and torch.get_num_threads() == count
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -350,11 +349,11 @@ def test_a_refused_run_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) ->
 def test_an_error_of_the_model_is_not_the_kernels_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gru, "scan", lambda *arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        settle("gru", kernels="compiled")
+        tuned("gru", kernels="compiled")
 
 
 def test_a_model_without_kernels_is_said_to_have_none() -> None:
-    assert settle("lstm", kernels="compiled").kernels == "torch"
+    assert tuned("lstm", kernels="compiled").kernels == "torch"
 
 
 @pytest.mark.parametrize("name", ["gru", "rnn", "rhn"])
@@ -371,16 +370,20 @@ def test_other_types_and_evaluation_are_left_to_torch(name: str, monkeypatch: py
         scan(*arguments)
 
 
-def test_the_limit_on_other_libraries_ends_with_their_use() -> None:
-    from threadpoolctl import threadpool_info
+LIMITS = """
+from charrnn.kernels import backend
+import scipy.linalg.cython_blas, torch
+from threadpoolctl import threadpool_info
+for kernels, threads in (("torch", 2), ("compiled", 1), ("compiled", 2), ("torch", 2)):
+    backend.use(kernels, threads)
+    blas = {library["num_threads"] for library in threadpool_info() if "scipy" in library["filepath"]}
+    print(kernels, torch.get_num_threads(), *blas)
+"""
 
-    def blas() -> list[int]:
-        return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
 
-    backend.use("compiled", 1)
-    backend.use("torch", 1)
-    before = blas()
-    backend.use("compiled", 2)
-    assert set(blas()) == {1}
-    backend.use("torch", 1)
-    assert blas() == before
+def test_openblas_has_one_thread_while_compiled_kernels_are_in_use_and_torch_the_given_number() -> None:
+    """In a process whose environment allows two threads: the tests' own allows one."""
+    allowed = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "2")
+    code = [sys.executable, "-c", LIMITS]
+    done = subprocess.run(code, env=os.environ | allowed, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["torch 2 2", "compiled 1 1", "compiled 2 1", "torch 2 2"]

@@ -1,4 +1,4 @@
-"""Kernels and threads are chosen by trying, and trying leaves no trace."""
+"""Kernels and threads are chosen by timing, and timing leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -6,119 +6,189 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from charrnn import load, registry
 from charrnn.checkpoints.checkpoint import Checkpoint
-from charrnn.data.text import open_text
+from charrnn.data.minibatches import Split
 from charrnn.errors import UserError
 from charrnn.kernels import backend
 from charrnn.settings.training import TrainingOptions
-from charrnn.training import tuning as threads
+from charrnn.training import tuning
 from charrnn.training.setup import configure
 from tests.helpers.command import SMALL, charrnn, write_text
 
-Pair = tuple[str, int]
+V, B, T = 7, 4, 6
+
+
+def model_of(name: str) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        return registry.find(name).create(V, 8, 2, 0.3)
+
+
+def split_of(minibatches: int = 30) -> Split:
+    ids = np.random.default_rng(0).integers(0, V, minibatches * B * T + 1, dtype=np.uint8)
+    return Split(ids, minibatches * T, 0, minibatches, B, T, carries=True)
+
+
+def tune(name: str, notes: list[str] | None = None, **options: Any) -> TrainingOptions:
+    chosen = TrainingOptions(model=name, batch_size=B, seq_length=T, **options)
+    return tuning.tune(model_of(name), split_of(), chosen, (notes if notes is not None else []).append)
+
+
+@pytest.fixture(autouse=True)
+def five_cores() -> Iterator[None]:
+    """Torch uses five threads, as on a machine with five cores. Undoes what the test chooses."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(5)
+    yield
+    backend.use("torch", before)
+
+
+class Timing:
+    """In place of the time measured: one candidate is fastest. Keeps what was timed, in order."""
+
+    def __init__(self) -> None:
+        self.timed: list[tuple[str, int]] = []
+        self.fastest = ("torch", 1)
+
+    def seconds(self, model: nn.Module, train: Split, options: TrainingOptions, kernels: str, threads: int) -> float:
+        self.timed.append((kernels, threads))
+        return abs(threads - self.fastest[1]) + 10 * (kernels != self.fastest[0])
 
 
 @pytest.fixture
-def trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Pair, list[Pair]]]:
-    """What is settled on, and what was tried, where ``fastest`` is the fastest and the machine has 5 processors."""
-    split = open_text(write_text(tmp_path), report=lambda line: None).split(4, 16, 0.9, 0.1)["train"]
-    model = registry.find("lstm").create(40, 8, 2, 0.3)
-    tried: list[Pair] = []
+def timing(monkeypatch: pytest.MonkeyPatch) -> Timing:
+    timing = Timing()
+    monkeypatch.setattr(tuning, "seconds", timing.seconds)
+    return timing
 
-    def settle(fastest: Pair, has_kernels: bool = True, installed: bool = True, **options: Any) -> Any:
-        def seconds(model: object, split: object, options: object, kernels: str, count: int) -> float:
-            tried.append((kernels, count))
-            return abs(count - fastest[1]) + 10 * (kernels != fastest[0])
 
-        used: list[Pair] = []
-        monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
-        monkeypatch.setattr(backend, "use", lambda kernels, count: used.append((kernels, count)))
-        monkeypatch.setattr(backend, "asked", lambda: has_kernels)
-        monkeypatch.setattr(backend, "available", lambda: installed)
-        monkeypatch.setattr(threads, "_time", seconds)
-        monkeypatch.setattr(threads, "_compile", lambda *arguments: "")
-        monkeypatch.setattr(threads, "_iterate", lambda *arguments: True)
-        settled = threads.settle(model, split, TrainingOptions(**options), lambda line: None)
-        monkeypatch.undo()
-        assert used[-1] == (settled.kernels, settled.threads)
-        return used[-1], tried
-
-    return settle
+def without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "numba", None)
 
 
 COUNTS = [1, 2, 4, 5]
-OPTIONS = TrainingOptions(batch_size=4, seq_length=16, threads=1)
+needs_the_extra = pytest.mark.skipif(not backend.available(), reason="the extra [fast] is not installed")
 
 
-@pytest.mark.parametrize("count", [1, 2, 4])
+@needs_the_extra
+@pytest.mark.parametrize("threads", [1, 2, 4])
 @pytest.mark.parametrize("kernels", ["torch", "compiled"])
-def test_the_fastest_is_chosen(trial: Any, kernels: str, count: int) -> None:
-    settled, tried = trial((kernels, count))
-    assert settled == (kernels, count)
-    assert tried == [("torch", n) for n in COUNTS] + [("compiled", n) for n in COUNTS]
+def test_the_fastest_candidate_is_chosen(timing: Timing, kernels: str, threads: int) -> None:
+    timing.fastest = (kernels, threads)
+    tuned = tune("gru")
+    assert (tuned.kernels, tuned.threads) == (kernels, threads)
+    assert torch.get_num_threads() == threads
+    assert backend.threads() == (threads if kernels == "compiled" else 0)
+    assert timing.timed == [("torch", n) for n in COUNTS] + [("compiled", n) for n in COUNTS]
 
 
-@pytest.mark.parametrize("lack", [{"has_kernels": False}, {"installed": False}, {"precision": "bf16"}])
-def test_compiled_kernels_are_tried_where_there_are_any(trial: Any, lack: dict[str, Any]) -> None:
-    settled, tried = trial(("compiled", 2), **lack)
-    assert settled == ("torch", 2)
-    assert tried == [("torch", n) for n in COUNTS]
+def test_a_model_without_compiled_kernels_is_timed_with_torchs(timing: Timing) -> None:
+    timing.fastest = ("compiled", 2)
+    notes: list[str] = []
+    assert tune("lstm", notes).threads == 2
+    assert timing.timed == [("torch", n) for n in COUNTS]
+    assert notes == []
 
 
-def test_what_is_given_is_not_tried(trial: Any) -> None:
-    assert trial(("compiled", 2), kernels="torch", threads=3) == (("torch", 3), [])
-    assert trial(("torch", 2), kernels="compiled", threads=3) == (("compiled", 3), [])
-    assert trial(("torch", 2), threads=3, installed=False) == (("torch", 3), [])
-    assert trial(("torch", 3), threads=3) == (("torch", 3), [("torch", 3), ("compiled", 3)])
+def test_only_char_rnns_own_gru_has_compiled_kernels() -> None:
+    def has(name: str, **own: Any) -> bool:
+        return getattr(registry.find(name).create(V, 8, 1, 0.0, **own), "has_compiled_kernels", False)
+
+    assert [name for name in registry.models() if has(name)] == ["gru", "rhn", "rnn"]
+    assert not has("gru", reset_after=True)
 
 
-def test_kernels_that_a_model_has_not_are_not_recorded(trial: Any) -> None:
-    assert trial(("compiled", 2), has_kernels=False, kernels="compiled", threads=3) == (("torch", 3), [])
+def test_compiled_kernels_are_not_timed_in_bf16(timing: Timing) -> None:
+    tune("gru", precision="bf16")
+    assert timing.timed == [("torch", n) for n in COUNTS]
+
+
+def test_compiled_kernels_are_not_timed_without_the_extra(timing: Timing, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_the_extra(monkeypatch)
+    notes: list[str] = []
+    tune("gru", notes)
+    assert timing.timed == [("torch", n) for n in COUNTS]
+    assert notes == []
+
+
+@needs_the_extra
+def test_only_what_is_left_open_is_timed(timing: Timing) -> None:
+    def tuned(**options: Any) -> tuple[str, int]:
+        timing.timed.clear()
+        torch.set_num_threads(5)
+        tuned = tune("gru", **options)
+        return tuned.kernels, tuned.threads
+
+    assert tuned(kernels="torch", threads=3) == ("torch", 3)
+    assert timing.timed == []
+    assert tuned(kernels="compiled", threads=3) == ("compiled", 3)
+    assert timing.timed == []
+    timing.fastest = ("compiled", 3)
+    assert tuned(threads=3) == ("compiled", 3)
+    assert timing.timed == [("torch", 3), ("compiled", 3)]
+    timing.fastest = ("torch", 4)
+    assert tuned(kernels="compiled") == ("compiled", 4)
+    assert timing.timed == [("compiled", n) for n in COUNTS]
+
+
+def test_compiled_kernels_that_the_model_lacks_are_reported_and_not_recorded() -> None:
+    notes: list[str] = []
+    assert tune("lstm", notes, kernels="compiled", threads=3).kernels == "torch"
+    assert notes == ["-kernels compiled: this lstm has no compiled kernels, using torch"]
+    assert backend.threads() == 0 and torch.get_num_threads() == 3
+
+
+def test_compiled_kernels_without_the_extra_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_the_extra(monkeypatch)
+    with pytest.raises(UserError, match=r"^-kernels compiled: the compiled kernels need numba.*-kernels torch works"):
+        tune("gru", kernels="compiled")
+    assert backend.threads() == 0 and torch.get_num_threads() == 5
 
 
 @pytest.mark.parametrize("own", [{"lr_schedule": "plateau"}, {"early_stop": 2}])
-def test_what_needs_validations_is_no_matter(tmp_path: Path, own: dict[str, Any]) -> None:
-    split = open_text(write_text(tmp_path), report=lambda line: None).split(4, 16, 0.9, 0.1)["train"]
-    model = registry.find("lstm").create(40, 8, 1, 0.0)
-    options = TrainingOptions(batch_size=4, seq_length=16, kernels="auto", threads=1, **own)
-    settled = threads.settle(model, split, options, lambda line: None)
-    assert settled == replace(options, kernels="torch")
+def test_settings_that_need_validation_do_not_disturb_the_timing(own: dict[str, Any]) -> None:
+    tuned = tune("lstm", kernels="auto", **own)
+    expected = TrainingOptions(model="lstm", batch_size=B, seq_length=T, kernels="torch", threads=tuned.threads, **own)
+    assert tuned == expected
 
 
-def test_kernels_that_another_model_has_are_not_this_ones(tmp_path: Path) -> None:
-    split = open_text(write_text(tmp_path), report=lambda line: None).split(4, 16, 0.9, 0.1)["train"]
-    registry.find("gru").create(40, 8, 1, 0.0)(torch.zeros(2, 3, dtype=torch.int64), None)
-    tried: list[str] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(threads, "_compile", lambda *arguments: tried.append("compiled") or "")
-        threads.settle(registry.find("lstm").create(40, 8, 1, 0.0), split, OPTIONS, lambda line: None)
-        assert tried == []
-        threads.settle(registry.find("gru").create(40, 8, 1, 0.0), split, OPTIONS, lambda line: None)
-    assert tried == (["compiled"] if backend.available() else [])
-    backend.use("torch", torch.get_num_threads())
+@pytest.mark.parametrize("minibatches", [1, 3, 30])
+def test_iterations_are_timed_even_if_a_run_has_only_a_few(minibatches: int) -> None:
+    options = TrainingOptions(batch_size=B, seq_length=T, max_epochs=1)
+    took = tuning.seconds(model_of("rnn"), split_of(minibatches), options, "torch", 1)
+    assert 0 < took < float("inf")
 
 
-def test_the_model_stays(tmp_path: Path) -> None:
-    split = open_text(write_text(tmp_path), report=lambda line: None).split(4, 16, 0.9, 0.1)["train"]
-    model = registry.find("gru").create(40, 8, 2, 0.3)
+def test_a_broken_loss_is_infinitely_slow() -> None:
+    model = model_of("rnn")
+    with torch.no_grad():
+        next(model.parameters())[:] = torch.nan
+    assert tuning.seconds(model, split_of(), TrainingOptions(), "torch", 1) == float("inf")
+
+
+def test_model_and_random_numbers_do_not_change() -> None:
+    model = model_of("gru")
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    state, count = torch.get_rng_state(), torch.get_num_threads()
-    try:
-        settled = threads.settle(model, split, TrainingOptions(batch_size=4, seq_length=16), lambda line: None)
-    finally:
-        backend.use("torch", count)
-    assert settled.threads > 0 and settled.kernels in ("torch", "compiled")
+    random_state = torch.get_rng_state()
+    options = TrainingOptions(model="gru", batch_size=B, seq_length=T)
+    tuned = tuning.tune(model, split_of(), options, lambda line: None)
+    assert tuned == replace(options, kernels=tuned.kernels, threads=tuned.threads)
+    assert tuned.threads in COUNTS and tuned.kernels in ("torch", "compiled")
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
-    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+# The command
 
 
 def test_the_choice_is_recorded_and_does_not_change_the_first_loss(tmp_path: Path) -> None:
@@ -136,14 +206,14 @@ def test_the_choice_is_recorded_and_does_not_change_the_first_loss(tmp_path: Pat
 
 
 @pytest.mark.parametrize(("given", "count"), [("auto", 0), (0, 0), ("0", 0), ("3", 3)])
-def test_auto_is_the_word_for_trying(tmp_path: Path, given: object, count: int) -> None:
+def test_auto_means_by_timing(tmp_path: Path, given: object, count: int) -> None:
     assert configure({"threads": given}).options.threads == count
     file = tmp_path / "settings.toml"
     file.write_text(f"threads = {given!r}".replace("'", '"'))
     assert configure({}, str(file)).options.threads == count
 
 
-def test_auto_is_what_the_help_says_and_what_a_wrong_word_is_answered_with(tmp_path: Path) -> None:
+def test_help_and_errors_name_auto(tmp_path: Path) -> None:
     shown = " ".join(charrnn("train", "-h", cwd=tmp_path).stdout.decode().split())
     assert "-threads auto|INT" in shown
     assert "found by trying [auto]" in shown
@@ -151,7 +221,7 @@ def test_auto_is_what_the_help_says_and_what_a_wrong_word_is_answered_with(tmp_p
         configure({"threads": "many"})
 
 
-def test_a_number_in_the_environment_is_the_most(tmp_path: Path) -> None:
+def test_a_number_of_threads_in_the_environment_is_the_most_that_is_tried(tmp_path: Path) -> None:
     write_text(tmp_path / "data")
     words = [sys.executable, "-m", "charrnn", "train", "-data_dir", "data", *map(str, SMALL), "-max_epochs", "0.1"]
     subprocess.run(words, cwd=tmp_path, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
