@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from charrnn.cli import display
 from charrnn.cli.flags import Command
+from charrnn.data.vocabulary import described
+from charrnn.errors import size
+from charrnn.reports import curve
 from charrnn.settings.training import training_options
 
-HELP = """Show what a checkpoint holds: model, parameters, vocabulary, losses, settings, software.
+if TYPE_CHECKING:
+    from charrnn.reports.inspection import Inspection
 
-CHECKPOINT is a file, or a folder, which stands for its checkpoint with the best validation loss. Nothing
-in the file is executed, nor is the model's own file.
+HELP = """Show the contents of a checkpoint: model, parameters, vocabulary, losses, settings, software.
+
+CHECKPOINT is a file, or a folder, which means its checkpoint with the lowest validation loss. Neither code in
+the file nor the model's own file is executed.
 """
 
 
-MOST = 200  # words that are shown; -json has them all
+MOST = 200  # words shown; -json prints all
 
 
 def inspect(checkpoint: str, as_json: bool) -> None:
@@ -28,56 +35,67 @@ def inspect(checkpoint: str, as_json: bool) -> None:
 
     found = inspect_file(find(Path(checkpoint)))
     if as_json:
-        print(json.dumps(found))
+        print(json.dumps(found.as_dict()))
         return
-    show(found)
+    for section in (show_model, show_parameters, show_vocabulary, show_losses, show_settings, show_software):
+        section(found)
+
+
+def show_model(found: Inspection) -> None:
+    saved, loss = found.saved, found.val_loss
+    score = "not validated"
+    if loss is not None:
+        score = f"validation loss {loss:.4f} ({described(loss, saved.vocabulary.level)})"
+    display.heading(f"{saved.options.model} from epoch {saved.epoch:.2f}, {score}")
+    display.table(("file", str(found.path)), [(name, str(value)) for name, value in saved.model_options.items()])
+
+
+def show_parameters(found: Inspection) -> None:
+    sizes = found.parameters
+    rows = [(part, f"{count:,}", f"{count / sizes.total:.1%}") for part, count in sizes.parts.items()]
+    display.heading(f"{sizes.total:,} parameters, {size(sizes.bytes)}")
+    display.table(("part", "parameters", "share"), rows)
+
+
+def show_vocabulary(found: Inspection) -> None:
+    """Show the tokens, the most frequent first."""
+    vocabulary = found.saved.vocabulary
+    tokens = sorted(found.tokens, key=lambda token: -(token.count or 0))
+    counted = "with their counts in the training text" if tokens[0].count else "their counts were not recorded"
+    cut = len(tokens) > MOST and vocabulary.level == "word"
+    display.heading(
+        f"{len(tokens):,} {vocabulary.units} ({vocabulary.encoding}), {counted}{f', the first {MOST}' if cut else ''}"
+    )
+    shown = tokens[:MOST] if cut else tokens
+    display.flow([f"{token.name} {token.count:,}" if token.count else token.name for token in shown])
+
+
+def show_losses(found: Inspection) -> None:
+    if not found.losses:
+        return
+    display.heading(f"loss in nats per {found.saved.vocabulary.unit} by iteration: . training, o validation")
+    training = [(i, loss) for i, loss in enumerate(found.losses, 1) if loss is not None]
+    validation = [(i, loss) for i, loss in found.val_losses.items() if loss is not None]
+    display.lines(curve.draw({".": training, "o": validation}, min(display.width(), 100), 15))
+
+
+def show_settings(found: Inspection) -> None:
+    """Show every setting, with its default where it differs."""
+    rows = []
+    for name, option in training_options().items():
+        value = getattr(found.saved.options, name)
+        rows.append((name, words(value), "" if value == option.default else words(option.default)))
+    display.heading("settings")
+    display.table(("setting", "value", "default"), rows)
+
+
+def show_software(found: Inspection) -> None:
+    display.heading("software")
+    display.table(("of", "version"), list(found.saved.software.items()) or [("not recorded", "")])
 
 
 def words(value: Any) -> str:
     return " ".join(value) if isinstance(value, tuple) else str(value)
-
-
-def show(found: dict[str, Any]) -> None:
-    from charrnn.cli import display
-    from charrnn.data.vocabulary import described
-    from charrnn.errors import size
-    from charrnn.reports import curve
-
-    loss = "not validated" if found["val_loss"] is None else f"validation loss {found['val_loss']:.4f}"
-    vocabulary = found["vocabulary"]
-    level = vocabulary["level"]
-    figure = "" if found["val_loss"] is None else f" ({described(found['val_loss'], level)})"
-    display.heading(f"{found['model']} from epoch {found['epoch']:.2f}, {loss}{figure}")
-    display.table(("file", found["checkpoint"]), [(name, str(value)) for name, value in found["model_options"].items()])
-
-    total, parts = found["parameters"]["total"], found["parameters"]["parts"]
-    display.heading(f"{total:,} parameters, {size(found['parameters']['bytes'])}")
-    display.table(
-        ("part", "parameters", "share"), [(part, f"{count:,}", f"{count / total:.1%}") for part, count in parts.items()]
-    )
-
-    unit = "word" if level == "word" else "character"
-    tokens = sorted(vocabulary[f"{unit}s"], key=lambda token: -(token["count"] or 0))
-    counted = "how often each was in the text" if tokens[0]["count"] else "not counted when it was trained"
-    most = f", the first {MOST}" if len(tokens) > MOST and level == "word" else ""
-    display.heading(f"{vocabulary['size']:,} {unit}s ({vocabulary['encoding']}), {counted}{most}")
-    shown = tokens[:MOST] if most else tokens
-    display.flow([f"{token[unit]} {token['count']:,}" if token["count"] else token[unit] for token in shown])
-
-    train, validation = found["losses"]["train"], found["losses"]["validation"]
-    if train:
-        display.heading(f"loss in nats per {unit} by iteration: . training, o validation")
-        points = [(i, y) for i, y in enumerate(train, 1) if y is not None]
-        validated = [(i, y) for i, y in validation.items() if y is not None]
-        display.lines(curve.draw({".": points, "o": validated}, min(display.width(), 100), 15))
-
-    display.heading("settings")
-    usual = training_options()
-    rows = [(name, words(value), "" if value == usual[name].default else words(usual[name].default))
-            for name, value in found["settings"].items()]  # fmt: skip
-    display.table(("setting", "value", "default"), rows)
-    display.heading("software")
-    display.table(("of", "version"), list(found["software"].items()) or [("not recorded", "")])
 
 
 command = Command(

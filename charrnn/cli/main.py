@@ -21,7 +21,7 @@ COMMANDS = {
     "train": "Train a model on a text.",
     "sample": "Write text with a trained model.",
     "eval": "Score a text with a trained model.",
-    "inspect": "Show what a checkpoint holds.",
+    "inspect": "Show the contents of a checkpoint.",
     "novelty": "Say how much of a text is copied from the training text.",
     "import": "Take over a checkpoint of the original char-rnn.",
     "prepare": "Make a named data set.",

@@ -12,12 +12,12 @@ from charrnn.cli.streams import note
 from charrnn.settings.option import FROM_ZERO, Option
 
 OPTIONS = [
-    Option("output", str, "val_curves.png", "picture to write: .png, .svg or .pdf", group="Curves", names="file"),
-    Option("x", str, "iterations", "what the curves run along", "Curves", choices=("iterations", "epochs", "minutes")),
+    Option("output", str, "val_curves.png", "picture to write (.png, .svg or .pdf)", group="Curves", names="file"),
+    Option("x", str, "iterations", "horizontal axis", "Curves", choices=("iterations", "epochs", "minutes")),
     Option("y", str, "nats", "unit of the loss", group="Curves", choices=("nats", "bpc")),
-    Option("smooth", int, 0, "iterations that a point of a training curve is the mean of; 0 = a hundredth of the run",
+    Option("smooth", int, 0, "average training curves over this many iterations; 0 = a hundredth of the run",
            group="Curves", within=FROM_ZERO),
-    Option("label", str, (), "name of a curve, once for each run, in their order; without, what the runs differ in",
+    Option("label", str, (), "name of a run in the legend; repeat it for each run, in order [the settings that differ]",
            group="Curves", repeatable=True),
 ]  # fmt: skip
 
@@ -27,8 +27,8 @@ EXCLUSIVE = (("text", "output"),)
 
 HELP = """Draw the learning curves of runs.
 
-A RUN is a checkpoint, a file of metrics (lm_NAME_metrics.jsonl), or a folder, which stands for all runs that
-saved into it. Pictures need matplotlib: pip install 'char-rnn-torch[plot]'.
+A RUN is a checkpoint, a metrics file (lm_NAME_metrics.jsonl), or a folder, which means all runs saved in it.
+Pictures need matplotlib: pip install matplotlib.
 """
 
 

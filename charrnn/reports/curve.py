@@ -3,55 +3,59 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from math import inf, isfinite
 from statistics import fmean
 
 Point = tuple[float, float]
 
 
-def draw(series: Mapping[str, Iterable[Point]], width: int, height: int, unit: str = "", top: float = inf) -> list[str]:
-    """Lines of text of at most ``width`` characters, ``height`` of them for the curves and two for the axis.
+def draw(series: Mapping[str, Iterable[Point]], width: int, height: int, top: float = inf) -> list[str]:
+    """Draw (x, y) points as ``height`` lines of text with an axis of two lines, all at most ``width`` wide.
 
-    series: by the character that marks its points, (x, y) in any order; later ones are drawn over earlier ones.
-    Where several points of a series share a column, it shows their mean. unit: of x. Points that are not finite
-    or above ``top`` are left out; nothing is drawn where none is left.
+    A series is marked by its key, a character, and covers earlier ones. Several of its points in one column are
+    averaged. Points that are not finite or above ``top`` are left out; without any points there are no lines.
     """
-    finite = {mark: [p for p in points if all(map(isfinite, p))] for mark, points in series.items()}
-    everything = [point for points in finite.values() for point in points]
-    if not everything:
+    finite = {mark: [point for point in points if all(map(isfinite, point))] for mark, points in series.items()}
+    points = [point for group in finite.values() for point in group]
+    if not points:
         return []
-    left, right = min(x for x, _ in everything), max(x for x, _ in everything)
-    label = max(len(f"{y:.3f}") for _, y in everything)
-    columns = max(1, width - label - 2)
-    means = {
-        mark: {x: y for x, y in by_column(points, left, right, columns).items() if y <= top}
-        for mark, points in finite.items()
-    }
-    if not any(means.values()):
+    left, right = min(x for x, _ in points), max(x for x, _ in points)
+    margin = max(len(f"{y:.3f}") for _, y in points)
+    columns = max(1, width - margin - 2)
+    means = {mark: column_means(group, left, right, columns) for mark, group in finite.items()}
+    dots = [(mark, column, y) for mark, group in means.items() for column, y in group.items() if y <= top]
+    if not dots:
         return []
-    low, high = (pick(y for column in means.values() for y in column.values()) for pick in (min, max))
+    low, high = min(y for _, _, y in dots), max(y for _, _, y in dots)
     canvas = [[" "] * columns for _ in range(height)]
-    for mark, column in means.items():
-        for x, y in column.items():
-            canvas[place(y, high, low, height)][x] = mark
-    labels = {0: f"{high:.3f}", height - 1: f"{low:.3f}"}
-    lines = [f"{labels.get(row, ''):>{label}} |{''.join(canvas[row])}".rstrip() for row in range(height)]
-    ends = short(left), f"{short(right)} {unit}".rstrip()
-    return [*lines, f"{'':{label}} +{'-' * columns}", f"{'':{label + 2}}{ends[0]:<{columns - len(ends[1])}}{ends[1]}"]
+    for mark, column, y in dots:
+        canvas[step(y, high, low, height)][column] = mark
+    return [*with_labels(canvas, low, high, margin), *axis(left, right, margin, columns)]
 
 
-def by_column(points: Iterable[Point], left: float, right: float, columns: int) -> dict[int, float]:
+def column_means(points: Iterable[Point], left: float, right: float, columns: int) -> dict[int, float]:
+    """Return the mean of the points in each column that has any."""
     found = defaultdict(list)
     for x, y in points:
-        found[place(x, left, right, columns)].append(y)
+        found[step(x, left, right, columns)].append(y)
     return {column: fmean(values) for column, values in found.items()}
+
+
+def with_labels(canvas: Sequence[Sequence[str]], low: float, high: float, margin: int) -> list[str]:
+    labels = {0: f"{high:.3f}", len(canvas) - 1: f"{low:.3f}"}
+    return [f"{labels.get(row, ''):>{margin}} |{''.join(marks)}".rstrip() for row, marks in enumerate(canvas)]
+
+
+def axis(left: float, right: float, margin: int, columns: int) -> list[str]:
+    first, last = short(left), short(right)
+    return [f"{'':{margin}} +{'-' * columns}", f"{'':{margin + 2}}{first:<{columns - len(last)}}{last}"]
 
 
 def short(x: float) -> str:
     return f"{x:.2f}".rstrip("0").rstrip(".")
 
 
-def place(value: float, first: float, last: float, count: int) -> int:
-    """Which of ``count`` equal steps from first to last a value is in."""
+def step(value: float, first: float, last: float, count: int) -> int:
+    """Return which of ``count`` equal steps from first to last contains the value."""
     return min(count - 1, int((value - first) / (last - first) * count)) if last != first else 0

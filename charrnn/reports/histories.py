@@ -1,11 +1,11 @@
-"""What runs went through: their losses, iteration by iteration, read from checkpoints or from files of metrics."""
+"""The losses of runs, iteration by iteration, read from checkpoints or metrics files."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal
@@ -21,69 +21,64 @@ from charrnn.settings.training import HARMLESS
 Axis = Literal["iterations", "epochs", "minutes"]
 
 
-Numbers = NDArray[np.float64]
+Floats = NDArray[np.float64]
 
 
-BEGINNING = 0.05  # the part of a run in which its losses fall so steeply that they would flatten all the rest
+BEGINNING = 0.05  # share of a run at its start, where the loss falls so steeply that it would flatten the rest
 
 
-FEW = 3  # settings that a name may consist of
+MAX_SETTINGS = 3  # settings in a name
 
 
 @dataclass(frozen=True)
 class History:
-    """The losses of a run in nats, with NaN for a number that it does not know.
-
-    loss: (N,), of iterations 1 to N; epochs, minutes: (N,), where the run was after each of them, None where unknown.
-    minutes are those spent on training, without validations. val_loss: (K,), after the iterations ``validated``.
-    source: the file it comes from; settings: those of the run, as far as the file tells.
-    """
+    """The losses of a run, in nats per token. Unknown values are NaN."""
 
     name: str
-    source: Path
-    loss: Numbers
-    validated: NDArray[np.int64]
-    val_loss: Numbers
-    epochs: Numbers | None = None
-    minutes: Numbers | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
+    source: Path  # the file that it was read from
+    loss: Floats  # (N,): training loss of iterations 1 to N
+    validated: NDArray[np.int64]  # (K,): iterations of the validations
+    val_loss: Floats  # (K,)
+    epochs: Floats | None = None  # (N,): position after each iteration
+    minutes: Floats | None = None  # (N,): training time after each iteration, without validations
+    settings: dict[str, Any] = field(default_factory=dict)  # empty if read from a metrics file
 
-    def along(self, axis: Axis) -> Numbers:
-        """Where on this axis each iteration is: (N,). Raises UserError where the run does not know."""
+    def along(self, axis: Axis) -> Floats:
+        """Return the position of each iteration on this axis, (N,). Raises UserError if it was not recorded."""
         if axis == "iterations":
             return np.arange(1.0, len(self.loss) + 1)
         known = self.epochs if axis == "epochs" else self.minutes
         if known is None:
             raise UserError(
-                f"-x {axis}: not known for every iteration of {self.source}; minutes are in the file "
-                f"{METRICS.format('NAME')} beside it. -x iterations is always known"
+                f"-x {axis}: not recorded for every iteration of {self.source}. Minutes are read from "
+                f"{METRICS.format('NAME')} in the same folder; -x iterations always works"
             )
         return known
 
-    def smoothed(self, window: int = 0) -> tuple[Numbers, int]:
-        """The training loss as a running mean, (N,), and of how many iterations; 0 means a hundredth of the run."""
+    def smoothed(self, window: int = 0) -> tuple[Floats, int]:
+        """Return the running mean of the training loss, (N,), and its window; window 0 means a hundredth of the run."""
         window = window or max(1, len(self.loss) // 100)
         known = np.isfinite(self.loss)
         sums = np.concatenate([[0.0], np.cumsum(np.where(known, self.loss, 0.0))])
         counts = np.concatenate([[0], np.cumsum(known)])
         middle = np.arange(len(self.loss))
         first, last = np.maximum(0, middle - (window - 1) // 2), np.minimum(len(self.loss), middle + window // 2 + 1)
-        with np.errstate(invalid="ignore"):  # where nothing is known the mean is NaN
+        with np.errstate(invalid="ignore"):  # no finite loss in the window: the mean is NaN
             return (sums[last] - sums[first]) / (counts[last] - counts[first]), window
 
 
 def read(paths: Sequence[Path]) -> list[History]:
-    """The histories of checkpoints, of files of metrics, and of all runs in folders. Raises UserError."""
-    found = [of_folder(path) if os.path.isdir(path) else [of_file(path)] for path in paths]
+    """Read checkpoints, metrics files, and folders with all their runs. Raises UserError."""
+    found = [read_folder(path) if os.path.isdir(path) else [read_file(path)] for path in paths]
     histories = [history for runs in found for history in runs]
     for history in histories:
         if not np.isfinite(history.loss).any():
-            raise UserError(f"{history.source} holds no loss that is a number, so there is no curve to draw")
+            raise UserError(f"{history.source} contains no finite loss, so there is no curve to draw")
     return [replace(history, name=name) for history, name in zip(histories, names(histories), strict=True)]
 
 
-def of_folder(folder: Path) -> list[History]:
-    """Every run that saved into the folder, from its newest checkpoint, or its metrics where that is all there is."""
+def read_folder(folder: Path) -> list[History]:
+    """Read every run in the folder: from its newest checkpoint, or from its metrics if there is no checkpoint."""
     runs: dict[str, list[Path]] = {}
     for path in folder.glob("lm_*.pt"):
         if match := OF_RUN.fullmatch(path.name):
@@ -91,63 +86,65 @@ def of_folder(folder: Path) -> list[History]:
     newest = {name: max(files, key=written) for name, files in runs.items()}
     metrics = {path.name[3:-14]: path for path in folder.glob(METRICS.format("*"))}
     found = metrics | newest
-    return [of_file(found[name]) for name in sorted(found)] or [of_checkpoint(find_newest(folder))]
+    return [read_file(found[name]) for name in sorted(found)] or [read_checkpoint(find_newest(folder))]
 
 
-def of_file(path: Path) -> History:
-    return of_metrics(path) if path.suffix == ".jsonl" else of_checkpoint(path)
+def read_file(path: Path) -> History:
+    return read_metrics(path) if path.suffix == ".jsonl" else read_checkpoint(path)
 
 
-def of_checkpoint(path: Path) -> History:
-    """From the losses in a checkpoint; the minutes from the file of metrics beside it, where that is whole."""
+def read_checkpoint(path: Path) -> History:
+    """Read the losses in a checkpoint, and the minutes from the metrics file in its folder if that is complete."""
     found = inspect(path)
-    if not found["losses"]["train"]:
-        raise UserError(f"{path} holds no losses, so there is no curve to draw: was it imported?")
-    loss = numbers(found["losses"]["train"])
-    validation = {i: y for i, y in found["losses"]["validation"].items() if 0 < i <= len(loss)}
-    settings = found["settings"] | found["model_options"]
-    name = settings["savefile"] or settings["model"]
-    iterations = np.arange(1.0, len(loss) + 1)
-    epochs = iterations * found["epoch"] / found["iteration"] if found["iteration"] and found["epoch"] else None
-    beside = path.parent / METRICS.format(name)
-    told = [line for i, line in lines(beside).items() if 0 < i <= len(loss) and line["loss"] == loss[i - 1]]
-    whole = [line["iteration"] for line in told] == list(range(1, len(loss) + 1))
-    minutes = np.cumsum(numbers(line["seconds"] for line in told)) / 60 if whole else None
-    validated = np.array(list(validation), np.int64)
-    return History(name, path, loss, validated, numbers(validation.values()), epochs, minutes, settings)
+    if not found.losses:
+        raise UserError(f"{path} contains no losses, so there is no curve to draw; was it imported?")
+    loss, options, epoch = floats(found.losses), found.saved.options, found.saved.epoch
+    validation = {i: y for i, y in found.val_losses.items() if 0 < i <= len(loss)}
+    name = options.savefile or options.model
+    metrics = lines(path.parent / METRICS.format(name))
+    of_this_run = [line for i, line in metrics.items() if 0 < i <= len(loss) and line["loss"] == loss[i - 1]]
+    complete = [line["iteration"] for line in of_this_run] == list(range(1, len(loss) + 1))
+    return History(
+        name=name,
+        source=path,
+        loss=loss,
+        validated=np.array(list(validation), np.int64),
+        val_loss=floats(validation.values()),
+        epochs=np.arange(1.0, len(loss) + 1) * epoch / found.iteration if found.iteration and epoch else None,
+        minutes=np.cumsum(floats(line["seconds"] for line in of_this_run)) / 60 if complete else None,
+        settings=asdict(options) | found.saved.model_options,
+    )
 
 
-def of_metrics(path: Path) -> History:
-    """From a file of metrics alone. Raises UserError where it has no whole line."""
+def read_metrics(path: Path) -> History:
+    """Read a metrics file. Raises UserError if it does not begin with iteration 1 or lacks a line."""
     if not os.path.isfile(path):
-        raise UserError(
-            f"there is no file {path}: charrnn train writes {METRICS.format('NAME')} beside its checkpoints"
-        )
+        raise UserError(f"file {path} not found: charrnn train writes {METRICS.format('NAME')} next to its checkpoints")
     found = lines(path)
     if not found or list(found) != list(range(1, len(found) + 1)):
-        raise UserError(f"{path} is not the metrics of a run from its first iteration on: name its checkpoint instead")
+        raise UserError(f"{path} is not the metrics of a run from its first iteration on; plot its checkpoint instead")
     rows = list(found.values())
-    validated = {i: line["val_loss"] for i, line in found.items() if "val_loss" in line}
+    validation = {i: line["val_loss"] for i, line in found.items() if "val_loss" in line}
     return History(
-        path.name.removeprefix("lm_").removesuffix("_metrics.jsonl"),
-        path,
-        numbers(line["loss"] for line in rows),
-        np.array(list(validated), np.int64),
-        numbers(validated.values()),
-        numbers(line["epoch"] for line in rows),
-        np.cumsum(numbers(line["seconds"] for line in rows)) / 60,
+        name=path.name.removeprefix("lm_").removesuffix("_metrics.jsonl"),
+        source=path,
+        loss=floats(line["loss"] for line in rows),
+        validated=np.array(list(validation), np.int64),
+        val_loss=floats(validation.values()),
+        epochs=floats(line["epoch"] for line in rows),
+        minutes=np.cumsum(floats(line["seconds"] for line in rows)) / 60,
     )
 
 
 def lines(path: Path) -> dict[int, dict[str, Any]]:
-    """The lines of a file of metrics by iteration, those that are whole; none where there is no such file."""
+    """Return the valid lines of a metrics file by iteration; none if the file does not exist."""
     found = {}
     try:
         with path.open("rb") as file:
             for text in file:
                 try:
                     line = json.loads(text)
-                except ValueError:  # cut short, when the process was killed
+                except ValueError:  # truncated when the process was killed
                     continue
                 if is_whole(line):
                     found[line["iteration"]] = line
@@ -159,7 +156,7 @@ def lines(path: Path) -> dict[int, dict[str, Any]]:
 
 
 def is_whole(line: Any) -> bool:
-    """Whether a line has all that is read from it, as numbers or null."""
+    """Return whether a line has every key read here, with a number or null."""
     number_or_null = (int, float, NoneType)
     return (
         isinstance(line, dict)
@@ -169,48 +166,55 @@ def is_whole(line: Any) -> bool:
     )
 
 
-def numbers(values: Iterable[float | None]) -> Numbers:
+def floats(values: Iterable[float | None]) -> Floats:
     return np.array([np.nan if value is None else value for value in values], np.float64)
 
 
 def names(histories: Sequence[History]) -> list[str]:
-    """What tells the runs apart, in few words: names that were given to them, settings, their files or folders."""
-    settings = [history.settings for history in histories]
-    shared = set.intersection(*map(set, settings)) - HARMLESS - {"threads"}
-    different = [name for name in settings[0] if name in shared and len({str(s[name]) for s in settings}) > 1]
-    told = [", ".join(s[name] if name == "model" else f"{name} {s[name]}" for name in different) for s in settings]
-    candidates = [
-        [s.get("savefile", "") for s in settings],
-        told if len(different) <= FEW else [],
-        [history.name for history in histories],
-        [history.source.absolute().parent.name for history in histories],
-        [f"{history.source.absolute().parent.name}/{history.name}" for history in histories],
-    ]
-    for words in candidates:
-        shown = [in_line(name) for name in words]
+    """Return a short name for each run that no other run has: its -savefile, the settings that differ, or its place."""
+    savefiles = [history.settings.get("savefile", "") for history in histories]
+    for candidates in (savefiles, different_settings(histories), *places(histories)):
+        shown = [in_line(name) for name in candidates]
         if all(shown) and len(set(shown)) == len(histories):
             return shown
     return [in_line(str(history.source)) for history in histories]
 
 
+def different_settings(histories: Sequence[History]) -> list[str]:
+    """Return the values of the settings in which the runs differ; nothing if those are too many for a name."""
+    settings = [history.settings for history in histories]
+    shared = set.intersection(*map(set, settings)) - HARMLESS - {"threads"}
+    different = [name for name in settings[0] if name in shared and len({str(s[name]) for s in settings}) > 1]
+    if len(different) > MAX_SETTINGS:
+        return []
+    return [", ".join(s[name] if name == "model" else f"{name} {s[name]}" for name in different) for s in settings]
+
+
+def places(histories: Sequence[History]) -> tuple[list[str], list[str], list[str]]:
+    """Return the runs' own names, their folders, and both together."""
+    own = [history.name for history in histories]
+    folders = [history.source.absolute().parent.name for history in histories]
+    return own, folders, [f"{folder}/{name}" for folder, name in zip(folders, own, strict=True)]
+
+
 def in_line(name: str) -> str:
-    """A name as it can stand in one line, of a picture or a terminal: it may come from a stranger's file."""
+    """Return a name, which may come from an untrusted file, in one printable line."""
     return " ".join(printable(name).split())
 
 
 def labelled(histories: Sequence[History], labels: Sequence[str]) -> list[History]:
-    """The histories under other names, if any are given. Raises UserError where there is not one word for each."""
+    """Rename the histories if there are labels. Raises UserError unless there is a non-empty label for each run."""
     if labels and len(labels) != len(histories):
         runs = ", ".join(history.name for history in histories)
-        raise UserError(f"-label: {len(labels)} names for {len(histories)} runs: give one for each of {runs}")
+        raise UserError(f"-label: {len(labels)} names for {len(histories)} runs; give one for each of {runs}")
     if not all(label.strip() for label in labels):
-        raise UserError("-label: a name is empty, and a curve without one is told from no other: give it a word")
+        raise UserError("-label: a name is empty; give each curve a name")
     given = [in_line(label) for label in labels]
     return [replace(h, name=name) for h, name in zip(histories, given, strict=True)] if given else list(histories)
 
 
 def top(histories: Sequence[History], window: int = 0) -> float:
-    """The highest loss worth showing: what stands above it is only met at the beginning of a run."""
+    """Return the highest loss of the runs after their beginnings: the upper limit of the picture."""
     highest = []
     for history in histories:
         start = BEGINNING * len(history.loss)
@@ -222,6 +226,6 @@ def top(histories: Sequence[History], window: int = 0) -> float:
 
 
 def unit(histories: Sequence[History]) -> str:
-    """What the losses are per: a character, a word, or a token where runs differ in it."""
+    """Return the unit that the losses are given per: character, word, or token if the runs differ."""
     levels = {history.settings.get("level", "char") for history in histories}
     return {"char": "character", "word": "word"}.get(levels.pop(), "token") if len(levels) == 1 else "token"

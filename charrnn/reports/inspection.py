@@ -1,8 +1,8 @@
-"""What a checkpoint holds, in plain values. Nothing is built, and no model file is read."""
+"""The contents of a checkpoint. Builds no model and reads no model file."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -14,69 +14,115 @@ from charrnn.data.vocabulary import bits, perplexity
 from charrnn.errors import UserError
 
 
-def inspect(path: Path) -> dict[str, Any]:
-    """All there is to know about a checkpoint, as JSON takes it. Raises UserError where it cannot be read.
+@dataclass(frozen=True)
+class Token:
+    code: Any  # code point, byte value, or word
+    name: str  # printable
+    count: int | None  # occurrences in the training text, if recorded
 
-    Numbers that JSON has not are None; so are counts, losses and software versions that an older checkpoint,
-    or an imported one, has not recorded.
-    """
+
+@dataclass(frozen=True)
+class TensorShape:
+    name: str
+    shape: list[int]
+    type: str
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Sizes of the weights. Tensors that share memory count once."""
+
+    total: int
+    bytes: int
+    parts: dict[str, int]  # parameters per part of the model: the first word of a tensor's name
+    tensors: list[TensorShape]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    path: Path
+    saved: Checkpoint
+    iteration: int | None  # None if not recorded, as in imported checkpoints
+    val_loss: float | None  # nats per token; None if there was no validation or it was not finite
+    parameters: Parameters
+    tokens: list[Token]  # in the order of their ids
+    losses: list[float | None] | None  # training loss of each iteration, None where not finite; None if not recorded
+    val_losses: dict[int, float | None]  # by iteration
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON, with None for values that JSON cannot express."""
+        saved, vocabulary = self.saved, self.saved.vocabulary
+        measured, name = (perplexity, "ppl") if vocabulary.level == "word" else (bits, "bpc")
+        return {
+            "checkpoint": str(self.path),
+            "model": saved.options.model,
+            "model_options": saved.model_options,
+            "epoch": saved.epoch,
+            "iteration": self.iteration,
+            "val_loss": self.val_loss,
+            name: None if self.val_loss is None else finite(measured(self.val_loss)),
+            "parameters": asdict(self.parameters),
+            "vocabulary": {
+                "level": vocabulary.level,
+                "encoding": vocabulary.encoding,
+                "size": len(vocabulary),
+                vocabulary.units: [
+                    {"code": token.code, vocabulary.unit: token.name, "count": token.count} for token in self.tokens
+                ],
+            },
+            "losses": {"train": self.losses, "validation": self.val_losses},
+            "settings": asdict(saved.options),
+            "software": saved.software,
+        }
+
+
+def inspect(path: Path) -> Inspection:
+    """Read a checkpoint file. Raises UserError if it cannot be read or is damaged."""
     saved = Checkpoint.load(path)
-    training = saved.training
+    training, vocabulary = saved.training, saved.vocabulary
     try:
-        losses = [number(loss) for loss in training["losses"].tolist()] if "losses" in training else None
-        validated = {int(i): number(loss) for i, loss in training.get("val_losses", {}).items()}
-        counts = counted(saved)
+        losses = [finite(loss) for loss in training["losses"].tolist()] if "losses" in training else None
+        val_losses = {int(iteration): finite(loss) for iteration, loss in training.get("val_losses", {}).items()}
+        counts = token_counts(saved)
     except (AttributeError, TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
-    measured, name = (perplexity, "ppl") if saved.vocabulary.level == "word" else (bits, "bpc")
-    measure = {name: number(None if saved.val_loss is None else measured(saved.val_loss))}
-    return {
-        "checkpoint": str(path),
-        "model": saved.options.model,
-        "model_options": saved.model_options,
-        "epoch": saved.epoch,
-        "iteration": training.get("iteration"),
-        "val_loss": number(saved.val_loss),
-        **measure,
-        "parameters": parameters(saved.weights),
-        "vocabulary": {
-            "level": saved.vocabulary.level,
-            "encoding": saved.vocabulary.encoding,
-            "size": len(saved.vocabulary),
-            saved.vocabulary.units: [
-                {"code": code, saved.vocabulary.unit: saved.vocabulary.name(code), "count": counts.get(code)}
-                for code in saved.vocabulary.codes
-            ],
-        },
-        "losses": {"train": losses, "validation": validated},
-        "settings": asdict(saved.options),
-        "software": saved.software,
-    }
+    return Inspection(
+        path=path,
+        saved=saved,
+        iteration=training.get("iteration"),
+        val_loss=finite(saved.val_loss),
+        parameters=count_parameters(saved.weights),
+        tokens=[Token(code, vocabulary.name(code), counts.get(code)) for code in vocabulary.codes],
+        losses=losses,
+        val_losses=val_losses,
+    )
 
 
-def counted(saved: Checkpoint) -> dict[Any, int]:
-    """How often each code was in the text, where that was recorded; older checkpoints have it by code."""
+def token_counts(saved: Checkpoint) -> dict[Any, int]:
+    """Return how often each code occurs in the training text; empty if not recorded."""
     match saved.training.get("counts", {}):
         case Tensor() as counts:
             return dict(zip(saved.vocabulary.codes, map(int, counts.tolist()), strict=True))
-        case counts:
+        case counts:  # older checkpoints keep a dictionary by code
             return {int(code): int(count) for code, count in counts.items()}
 
 
-def parameters(weights: dict[str, Tensor]) -> dict[str, Any]:
-    """How many numbers there are, in bytes too, and by part of the model; tensors that share memory count once."""
-    tensors, parts, seen = [], dict[str, int](), set()
-    size = 0
+def count_parameters(weights: dict[str, Tensor]) -> Parameters:
+    size, seen = 0, set()
+    parts: dict[str, int] = {}
     for name, tensor in weights.items():
-        part = name.partition(".")[0]
-        tensors.append({"name": name, "shape": list(tensor.shape), "type": str(tensor.dtype).removeprefix("torch.")})
-        where = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape))
-        if where not in seen:
-            seen.add(where)
+        memory = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape))
+        if memory not in seen:
+            seen.add(memory)
+            part = name.partition(".")[0]
             parts[part] = parts.get(part, 0) + tensor.numel()
             size += tensor.numel() * tensor.element_size()
-    return {"total": sum(parts.values()), "bytes": size, "parts": parts, "tensors": tensors}
+    tensors = [
+        TensorShape(name, list(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+        for name, tensor in weights.items()
+    ]
+    return Parameters(sum(parts.values()), size, parts, tensors)
 
 
-def number(value: float | None) -> float | None:
+def finite(value: float | None) -> float | None:
     return value if value is not None and isfinite(value) else None

@@ -277,7 +277,7 @@ def test_a_new_run_takes_over_the_words_of_another(trained: Path) -> None:
     charrnn(*init, "-level", "word", "-gpuid", -1, "-max_epochs", 1, "-checkpoint_dir", "new", cwd=trained)
     new = max((trained / "new").glob("*.pt"))
     assert Checkpoint.load(new).vocabulary == Checkpoint.load(only(trained)).vocabulary
-    counts = {word["word"]: word["count"] for word in inspect(new)["vocabulary"]["words"]}
+    counts = {token.name: token.count for token in inspect(new).tokens}
     assert (counts["'w2'"], counts["'w9'"], counts["'w1'"], counts["'<unk>'"]) == (120, 60, 0, 0)
 
 

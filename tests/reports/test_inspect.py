@@ -100,7 +100,7 @@ def test_what_older_checkpoints_lack_is_said(trained: Path, tmp_path: Path) -> N
     assert found["losses"] == {"train": None, "validation": {}} and found["val_loss"] is None
     assert found["vocabulary"]["characters"][0]["count"] is None
     said = "\n".join(run(tmp_path, "inspect", "cv")[0])
-    assert "not counted" in said and "not validated" in said and "not recorded" in said
+    assert "counts were not recorded" in said and "not validated" in said and "not recorded" in said
 
 
 def test_what_is_no_checkpoint_is_one_sentence(tmp_path: Path) -> None:
@@ -123,9 +123,9 @@ def test_a_curve_has_its_points_where_they_belong() -> None:
 
 def test_a_curve_shows_means_and_stays_in_its_width() -> None:
     points = [(i, float(i % 2)) for i in range(1000)]
-    drawn = curve.draw({".": points}, width=40, height=3, unit="iterations")
+    drawn = curve.draw({".": points}, width=40, height=3)
     assert {line.strip()[-1] for line in drawn[:3] if "." in line.split("|")[-1]} == {"."}
     assert max(map(len, drawn)) <= 40
-    assert drawn[-1].endswith("999 iterations")
+    assert drawn[-1].endswith(" 999")
     assert curve.draw({".": [(1, math.inf)]}, 40, 3) == []
     assert curve.draw({".": [(1, 2.0)]}, 20, 3)[0].startswith("2.000 |.")

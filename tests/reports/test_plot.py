@@ -1,4 +1,4 @@
-"""Curves of runs: their numbers against the files' own, pictures against what stands in them."""
+"""Loss curves: the values that are read from files, and what pictures and text show."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ import math
 import re
 import shutil
 from dataclasses import replace
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from matplotlib import colors
 
 from charrnn.checkpoints.checkpoint import Checkpoint
@@ -32,7 +30,7 @@ NAMES = ["val_frac 0.05, rnn_size 16", "val_frac 0.0, rnn_size 16", "val_frac 0.
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with three runs: in cv, in cv8 with 8 units, and in cv8 a second one without validations."""
+    """A folder with three runs: one in cv, and two in cv8, with 8 units and without validations."""
     folder = tmp_path_factory.mktemp("plotted")
     write_text(folder / "data")
     train = ("train", "-data_dir", "data", *QUICK)
@@ -47,7 +45,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def history(loss: Any, validated: Any = (), val_loss: Any = (), name: str = "run", **settings: Any) -> History:
-    """A run that took a minute for each iteration, and ten iterations for an epoch."""
+    """A run with one iteration per minute and ten iterations per epoch."""
     steps = np.arange(1.0, len(loss) + 1)
     return History(name, Path(f"{name}/lm_x.pt"), np.array(loss, float), np.array(validated, np.int64),
                    np.array(val_loss, float), steps / 10, steps, settings)  # fmt: skip
@@ -57,10 +55,10 @@ FALLING = history(4.0 - 2.5 * np.linspace(0, 1, 200) ** 0.25, [50, 100, 150, 200
 SHORT = history(4.0 - 2 * np.linspace(0, 1, 90) ** 0.25, [30, 60, 90], [3.0, 2.5, 2.4], "short")
 
 
-# What is read.
+# Reading.
 
 
-def test_a_checkpoint_and_its_metrics_tell_the_same(trained: Path) -> None:
+def test_a_checkpoint_and_its_metrics_give_the_same_curves(trained: Path) -> None:
     (one,) = histories.read([trained / "cv"])
     (two,) = histories.read([trained / METRICS])
     rows = lines(trained / METRICS)
@@ -75,11 +73,11 @@ def test_a_checkpoint_and_its_metrics_tell_the_same(trained: Path) -> None:
         assert len(validated) > 2
 
 
-def test_a_folder_stands_for_the_newest_checkpoint_of_each_of_its_runs(trained: Path, tmp_path: Path) -> None:
+def test_a_folder_means_the_newest_checkpoint_of_each_of_its_runs(trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained / "cv8", tmp_path / "cv")
     for path in (tmp_path / "cv").glob("lm_lstm_*.pt"):
         path.unlink()
-    for folder in (trained / "cv8", tmp_path / "cv"):  # in the copy only the metrics of one run are left
+    for folder in (trained / "cv8", tmp_path / "cv"):  # the copy has only the metrics of one run
         blind, lstm = histories.read([folder])
         assert (len(blind.loss), len(blind.validated)) == (len(lines(folder / "lm_blind_metrics.jsonl")), 0)
         assert len(lstm.loss) == len(lines(folder / "lm_lstm_metrics.jsonl"))
@@ -90,7 +88,7 @@ def test_minutes_need_the_time_of_every_iteration(trained: Path, tmp_path: Path)
     path = tmp_path / METRICS
     whole = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(whole) + whole[-1][:20])
-    assert histories.read([tmp_path / "cv"])[0].minutes is not None, "a line cut short is no line"
+    assert histories.read([tmp_path / "cv"])[0].minutes is not None, "a truncated line is ignored"
     path.write_bytes(b"".join(whole[:5] + whole[6:]))
     (found,) = histories.read([tmp_path / "cv"])
     with pytest.raises(UserError, match=r"-x minutes: .*lm_NAME_metrics.jsonl"):
@@ -112,21 +110,21 @@ def test_minutes_need_the_time_of_every_iteration(trained: Path, tmp_path: Path)
         "",
     ],
 )
-def test_a_file_of_something_else_is_refused(tmp_path: Path, line: str) -> None:
+def test_a_file_that_is_not_metrics_is_refused(tmp_path: Path, line: str) -> None:
     (tmp_path / "lm_x_metrics.jsonl").write_text(line + "\n", encoding="latin-1")
     with pytest.raises(UserError, match="is not the metrics of a run"):
         histories.read([tmp_path / "lm_x_metrics.jsonl"])
 
 
-def test_lines_of_nowhere_and_losses_that_are_no_numbers_do_no_harm(trained: Path, tmp_path: Path) -> None:
+def test_lines_of_other_iterations_and_losses_of_null_are_ignored(trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained / "cv", tmp_path / "cv")
-    nowhere = [{"iteration": i, "epoch": 1, "loss": 1.0, "seconds": None} for i in (-(10**9), 0, 10**9)]
+    strays = [{"iteration": i, "epoch": 1, "loss": 1.0, "seconds": None} for i in (-(10**9), 0, 10**9)]
     with (tmp_path / METRICS).open("a") as file:
-        file.writelines(json.dumps(line) + "\n" for line in nowhere)
+        file.writelines(json.dumps(line) + "\n" for line in strays)
     assert histories.read([tmp_path / "cv"])[0].minutes is not None
     none = {"iteration": 1, "epoch": 1, "loss": None, "seconds": None, "val_loss": None}
     (tmp_path / "lm_none_metrics.jsonl").write_text(json.dumps(none))
-    with pytest.raises(UserError, match="no loss that is a number"):
+    with pytest.raises(UserError, match="no finite loss"):
         histories.read([tmp_path / "lm_none_metrics.jsonl"])
     assert histories.top([history([5.0, *[math.nan] * 99])], 1) == 5.0
 
@@ -135,11 +133,11 @@ def test_an_imported_checkpoint_has_no_curve(trained: Path, tmp_path: Path) -> N
     saved = Checkpoint.load(trained / "cv")
     saved.training = {}
     saved.save(tmp_path / "lm_old.pt")
-    with pytest.raises(UserError, match="holds no losses"):
+    with pytest.raises(UserError, match="contains no losses"):
         histories.read([tmp_path / "lm_old.pt"])
 
 
-def test_the_running_mean_is_a_plain_one() -> None:
+def test_the_running_mean_equals_a_plain_loop() -> None:
     values = [3.0, math.nan, 2.0, 7.0, 1.0, 0.5, math.nan, math.nan, math.nan, 4.0]
     for window in (1, 2, 3, 5, 30):
         smooth, used = history(values).smoothed(window)
@@ -163,12 +161,12 @@ A = {"model": "lstm", "rnn_size": 8, "savefile": "", "seed": 1, "checkpoint_dir"
         ([{}, {"model": "gru", "leak": 3}], ["lstm", "gru"]),
         ([{}, {"model": "gru"}, {"seed": 2}], ["lstm, seed 1", "gru, seed 1", "lstm, seed 2"]),
         ([{"threads": 2, "checkpoint_dir": "cv2"}, {}], ["f0", "f1"]),
-        ([{"model": f"m{i}", "rnn_size": i, "seed": i, "own": i} for i in (1, 2)], ["f0", "f1"]),  # too much for a name
+        ([{"model": f"m{i}", "rnn_size": i, "seed": i, "own": i} for i in (1, 2)], ["f0", "f1"]),  # too long for a name
         ([{}], ["x"]),
     ],
     ids=lambda value: str(value)[:30],
 )  # fmt: skip
-def test_curves_are_named_by_what_tells_them_apart(changes: list[dict[str, Any]], expected: list[str]) -> None:
+def test_runs_are_named_by_what_distinguishes_them(changes: list[dict[str, Any]], expected: list[str]) -> None:
     runs = [
         replace(history([1.0], name="x", **(A | change)), source=Path(f"f{i}/lm_x.pt"))
         for i, change in enumerate(changes)
@@ -176,7 +174,7 @@ def test_curves_are_named_by_what_tells_them_apart(changes: list[dict[str, Any]]
     assert histories.names(runs) == expected
 
 
-def test_runs_that_nothing_tells_apart_have_their_files_names() -> None:
+def test_runs_with_equal_settings_are_named_by_their_files() -> None:
     runs = [replace(history([1.0]), source=Path(f"{folder}/cv/lm_x.pt")) for folder in "ab"]
     assert histories.names(runs) == ["a/cv/lm_x.pt", "b/cv/lm_x.pt"]
     runs = [
@@ -186,111 +184,117 @@ def test_runs_that_nothing_tells_apart_have_their_files_names() -> None:
     assert histories.names(runs) == ["a/x", "b/x", "a/y"]
 
 
-# What is drawn.
+# Pictures.
 
 
 def drawn(runs: list[History], *args: Any) -> Any:
     return plot.picture(runs, *args).axes[0]
 
 
-def inside(axes: Any) -> list[Any]:
-    """The lines of the curves themselves, in order."""
-    return [line for line in axes.lines if line.get_transform() == axes.transData]
+def named(axes: Any) -> list[str]:
+    """Return the names in the legend of runs."""
+    (legend,) = axes.figure.legends
+    return [text.get_text() for text in legend.get_texts()]
 
 
-def test_the_picture_has_the_runs_own_numbers() -> None:
+def kinds(axes: Any) -> list[str]:
+    """Return the texts in the legend of training and validation curves."""
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+def test_a_picture_shows_the_losses_of_the_runs() -> None:
     axes = drawn([FALLING, SHORT], "epochs", "bpc", 1)
-    for found, (training, validation) in zip((FALLING, SHORT), np.reshape(inside(axes), (2, 2)), strict=True):
+    for found, (training, validation) in zip((FALLING, SHORT), np.reshape(axes.lines, (2, 2)), strict=True):
         assert training.get_xdata() == pytest.approx(found.epochs)
         assert training.get_ydata() == pytest.approx(found.loss / math.log(2))
         assert validation.get_xdata() == pytest.approx(found.validated / 10)
         assert validation.get_ydata() == pytest.approx(found.val_loss / math.log(2))
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("epoch", "loss in bits per character")
     low, high = axes.get_ylim()
-    assert low < 1.5 / math.log(2) and high > 3.0 / math.log(2), "all that comes later is seen"
-    assert high < 3.4 / math.log(2), "the first losses do not flatten it"
-    assert {text.get_text() for text in axes.texts} == {"falling", "short"}
-    legend = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert legend == ["validation", "training, each iteration"]
-    said = [text.get_text() for text in drawn([FALLING, SHORT], "minutes", "nats", 0).get_legend().get_texts()]
-    assert said[1] == "training, each iteration" if len(FALLING.loss) < 200 else "training, mean of 1 to 2 iterations"
+    assert low < 1.5 / math.log(2) and high > 3.0 / math.log(2), "everything after the beginning is visible"
+    assert high < 3.4 / math.log(2), "the first losses do not flatten the rest"
+    assert named(axes) == ["falling", "short"]
+    assert kinds(axes) == ["validation", "training, each iteration"]
+    smoothed = drawn([FALLING, SHORT], "minutes", "nats", 0)
+    assert kinds(smoothed) == ["validation", "training, mean of 1 to 2 iterations"]
 
 
 def test_a_run_without_validations_and_one_with_gaps_are_drawn() -> None:
     blind = history([3.0, 2.0, math.nan], name="blind")
     gaps = history([3.0, math.nan, 1.0], [1, 3], [2.0, math.nan], "gaps")
     axes = drawn([blind, gaps], "iterations", "nats", 1)
-    assert [list(line.get_ydata()) for line in inside(axes)][2] == [2.0]
-    assert {text.get_text() for text in axes.texts} == {"blind", "gaps"}
-    only = drawn([blind], "epochs", "nats", 1)
-    assert [text.get_text() for text in only.get_legend().get_texts()] == ["training, each iteration"]
+    assert [list(line.get_ydata()) for line in axes.lines][2] == [2.0]
+    assert named(axes) == ["blind", "gaps"]
+    assert kinds(drawn([blind], "epochs", "nats", 1)) == ["training, each iteration"]
 
 
-def test_a_level_line_is_not_cut_away() -> None:
+def test_a_constant_loss_is_inside_the_picture() -> None:
     low, high = drawn([history([2.0] * 50, [50], [2.0])], "iterations", "nats", 0).get_ylim()
     assert low < 2.0 < high
 
 
-def test_words_are_called_words() -> None:
+def test_the_axis_names_the_unit() -> None:
     words = history([2.0], level="word")
     assert drawn([words], "epochs", "bpc", 0).get_ylabel() == "loss in bits per word"
     assert drawn([words, SHORT], "epochs", "nats", 0).get_ylabel() == "loss in nats per token"
 
 
-def test_curves_differ_without_colours_too() -> None:
+def test_styles_differ_even_without_colours() -> None:
     styles = list(islice(plot.styles(), 280))
     assert len({str(style) for style in styles}) == 280
-    assert len({str(style[1:]) for style in styles[:40]}) == 40
+    assert len({f"{style['ls']} {style['marker']}" for style in styles[:40]}) == 40
     grey = [np.dot(colors.to_rgb(colour), (0.299, 0.587, 0.114)) for colour in plot.COLOURS]
     assert max(grey) < 0.75, "dark enough on white paper"
 
 
-def test_what_is_drawn_differs_without_colours_too() -> None:
+def test_curves_differ_even_without_colours() -> None:
     blind = [history(np.linspace(3, 2, 1000 + i), name=f"{i}") for i in range(40)]
     for runs in (blind, [replace(one, validated=np.arange(1, 900), val_loss=one.loss[:899]) for one in blind]):
-        curves = inside(drawn(runs, "iterations", "nats", 0))
-        named = [line for line in curves if line.get_marker() != "None"]
-        assert len(named) == 40
-        looks = {f"{line._dash_pattern if line.is_dashed() else '-'} {line.get_marker()}" for line in named}
+        curves = list(drawn(runs, "iterations", "nats", 0).lines)
+        marked = [line for line in curves if line.get_marker() != "None"]
+        assert len(marked) == 40
+        looks = {f"{line._dash_pattern if line.is_dashed() else '-'} {line.get_marker()}" for line in marked}
         assert len(looks) == 40
-        assert all(5 <= len(line.get_xdata()[:: line.get_markevery()]) <= 12 for line in named), "dashes show between"
-        others = [line for line in curves if line not in named]
+        assert all(5 <= len(line.get_xdata()[:: line.get_markevery()]) <= 12 for line in marked), "dashes are visible"
+        others = [line for line in curves if line not in marked]
         assert all(line.get_linestyle() == "-" and line.get_linewidth() < 1 for line in others)
         assert len(others) == (0 if runs is blind else 40)
 
 
-def test_no_curve_runs_through_the_legend() -> None:
+def test_the_legend_shows_each_run_in_the_style_of_its_curve() -> None:
+    axes = drawn([FALLING, history([3.0, 2.0], name="blind")], "iterations", "nats", 0)
+    validation, blind = axes.lines[1:]
+    shown = axes.figure.legends[0].get_lines()
+    for curve_, sample in zip((validation, blind), shown, strict=True):
+        for look in ("get_color", "get_marker", "get_linestyle", "get_linewidth"):
+            assert getattr(curve_, look)() == getattr(sample, look)()
+    assert shown[0].get_color() != shown[1].get_color()
+
+
+def test_the_legend_shows_names_as_they_are() -> None:
+    names = ["_hidden", "$x_1$", "a very long name that does not fit into one line"]
+    axes = drawn([replace(SHORT, name=name) for name in names], "iterations", "nats", 0)
+    assert [name.replace("\n", " ") for name in named(axes)] == names
+    assert "\n" in named(axes)[2]
+    assert not any(text.get_parse_math() for text in axes.figure.legends[0].get_texts())
+
+
+def test_no_curve_runs_through_a_legend() -> None:
     flat = [history([3.53] * 200, name="flat"), FALLING, SHORT]
     for runs in (flat, flat[:1]):
         picture = plot.picture(runs, "iterations", "nats", 0)
         picture.draw_without_rendering()
         axes = picture.axes[0]
-        legend = axes.get_legend().get_window_extent()
-        assert legend.y0 >= axes.get_window_extent().y1
-        assert 0 <= legend.x0 < legend.x1 <= picture.bbox.x1 and legend.y1 <= picture.bbox.y1
+        above, beside = axes.get_legend().get_window_extent(), picture.legends[0].get_window_extent()
+        assert above.y0 >= axes.get_window_extent().y1
+        assert 0 <= above.x0 < above.x1 <= picture.bbox.x1 and above.y1 <= picture.bbox.y1
+        assert axes.get_window_extent().x1 <= beside.x0 < beside.x1 <= picture.bbox.x1
 
 
-@given(st.lists(st.tuples(st.floats(-1, 2), st.floats(0.01, 0.3)), max_size=12))
-def test_names_do_not_cover_each_other(labels: list[tuple[float, float]]) -> None:
-    labels = sorted(labels)
-    wanted, heights = [w for w, _ in labels], [h for _, h in labels]
-    places = plot.spread(wanted, heights)
-    for (one, h1), (two, h2) in pairwise(zip(places, heights, strict=True)):
-        assert two - one >= (h1 + h2) / 2 - 1e-9
-    roomy = all(b - a >= (h1 + h2) / 2 for ((a, h1), (b, h2)) in pairwise(labels))
-    if roomy:
-        assert places == pytest.approx(wanted), "where there is room each is where it belongs"
+# Files.
 
 
-def test_names_that_crowd_are_spread_evenly_around_their_curves() -> None:
-    assert plot.spread([0.5, 0.52, 0.9], [0.1, 0.1, 0.1]) == pytest.approx([0.46, 0.56, 0.9])
-    assert plot.spread([0.2, 0.2, 0.2], [0.1, 0.2, 0.1]) == pytest.approx([0.05, 0.2, 0.35])
-
-
-# What is written.
-
-
-def test_the_formats_are_what_their_suffixes_say_and_the_same_every_time(tmp_path: Path) -> None:
+def test_the_suffix_sets_the_format_and_the_same_runs_give_the_same_bytes(tmp_path: Path) -> None:
     strange = [replace(FALLING, name="$x_1^2$ <b> & 𝄞"), SHORT]
     for name, start in (("a.png", b"\x89PNG\r\n\x1a\n"), ("a.PDF", b"%PDF-"), ("a.svg", b"<?xml")):
         plot.save(strange, str(tmp_path / name))
@@ -305,7 +309,7 @@ def test_the_formats_are_what_their_suffixes_say_and_the_same_every_time(tmp_pat
     assert "$x_1^2$ <b> & 𝄞" in words and "short" in words
 
 
-def test_a_picture_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_the_old_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.png").write_bytes(b"old")
     with pytest.raises(UserError, match=r"no/a\.png: No such file or directory"):
         plot.save([SHORT], str(tmp_path / "no/a.png"))
@@ -326,7 +330,7 @@ def test_the_command(trained: Path, tmp_path: Path) -> None:
     done = charrnn("plot", "cv", "cv8", "-output", tmp_path / "a.svg", "-x", "minutes", "-y", "bpc", cwd=trained)
     assert done.stdout == b"" and done.stderr.decode() == f"wrote {tmp_path}/a.svg\n"
     words = re.findall(r">([^<>\n]+)</text>", (tmp_path / "a.svg").read_text())
-    assert {"loss in bits per character", "minutes of training, validations aside", "validation"} <= set(words)
+    assert {"loss in bits per character", "minutes of training, without validations", "validation"} <= set(words)
     assert {*NAMES} <= set(words)
     run(trained, "plot", "cv", "cv8", "-output", tmp_path / "b.svg", "-label", "A", "-label", "B", "-label", "C")
     assert {"A", "B", "C"} <= set(re.findall(r">([^<>\n]+)</text>", (tmp_path / "b.svg").read_text()))
@@ -335,7 +339,7 @@ def test_the_command(trained: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["cv", "-output", "a.gif"], "-output a.gif: a picture's name ends in .png, .svg or .pdf"),
+        (["cv", "-output", "a.gif"], "-output a.gif: the name of a picture must end in .png, .svg or .pdf"),
         (["cv", "-output", "png"], "-output png"),
         (["cv", "cv8", "-label", "one"], "1 names for 3 runs"),
         (["cv", "-label", ""], "-label: a name is empty"),
@@ -345,28 +349,28 @@ def test_the_command(trained: Path, tmp_path: Path) -> None:
         (["data"], "data has no checkpoints"),
     ],
 )
-def test_mistakes_are_one_sentence(trained: Path, args: list[str], said: str) -> None:
+def test_a_mistake_gives_one_line(trained: Path, args: list[str], said: str) -> None:
     _, errors = run(trained, "plot", *args, code=1)
     assert len(errors) == 1 and said in errors[0]
     assert not list(trained.glob("*.png"))
 
 
-def test_wrong_usage(trained: Path) -> None:
+def test_wrong_flags(trained: Path) -> None:
     assert "-x miles: must be one of" in one_line(charrnn("plot", "cv", "-x", "miles", cwd=trained, code=2))
     assert "-text and -output exclude" in one_line(
         charrnn("plot", "cv", "-text", "-output", "a.png", cwd=trained, code=2)
     )
 
 
-def test_without_matplotlib_it_says_what_to_install(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_matplotlib_the_message_says_what_to_install(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("charrnn.reports.plot.find_spec", lambda name: None)
     _, said = run(trained, "plot", "cv", code=1)
-    assert "pip install 'char-rnn-torch[plot]'" in said[0] and "-text" in said[0]
+    assert "pip install matplotlib" in said[0] and "-text" in said[0]
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
-    assert run(trained, "plot", "cv", "--text")[0], "text needs none"
+    assert run(trained, "plot", "cv", "--text")[0], "-text works without it"
 
 
-# Curves in the terminal.
+# Text.
 
 
 def test_text_of_one_run_and_of_several(trained: Path) -> None:
@@ -378,7 +382,7 @@ def test_text_of_one_run_and_of_several(trained: Path) -> None:
     names = [f"{a} training, {a.upper()} validation: {name}" for a, name in zip("abc", NAMES, strict=True)]
     assert output[1:4] == names
     marks = "".join(line.partition("|")[2] for line in output)
-    assert {"a", "A", "b", "c", "C"} <= set(marks) and "B" not in marks, "one has no validations"
+    assert {"a", "A", "b", "c", "C"} <= set(marks) and "B" not in marks, "one run has no validations"
 
 
 def test_names_do_not_drive_the_terminal(trained: Path, tmp_path: Path) -> None:
@@ -393,12 +397,12 @@ def test_names_do_not_drive_the_terminal(trained: Path, tmp_path: Path) -> None:
     ElementTree.parse(tmp_path / "a.svg")
 
 
-def test_text_has_its_points_where_they_belong() -> None:
+def test_text_has_points_at_the_right_places() -> None:
     steep = history([9.0, *[2.0] * 30, *[1.0] * 9], [20, 40], [2.0, 1.0], "steep")
     (_, _, *rows) = plot.text([steep], 48, 5, smooth=1)
     assert rows[0].startswith("2.000 | ..") and rows[4].startswith("1.000 |")
     assert rows[0].index("o") == len("2.000 |") + int(19 / 39 * 41) and rows[4].endswith("o")
-    assert "9" not in "".join(rows[:5]), "what stands above the rest is left out"
+    assert "9" not in "".join(rows[:5]), "the steep beginning is left out"
 
 
 def test_more_runs_than_letters_are_refused() -> None:
