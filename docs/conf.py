@@ -1,4 +1,4 @@
-"""How Sphinx makes a site of these pages: python -m sphinx -W -b html docs docs/_build/html"""
+"""Sphinx's configuration for the site: python -m sphinx -W -b html docs docs/_build/html"""
 
 import re
 
@@ -6,25 +6,25 @@ import charrnn
 
 project = "charrnn"
 author = "the charrnn developers"
-copyright = "the charrnn developers"  # the name is Sphinx's
+copyright = "the charrnn developers"  # Sphinx requires the name
 version = release = charrnn.__version__
 
 extensions = ["myst_parser"]
 exclude_patterns = ["_build"]
 nitpicky = True
-myst_heading_anchors = 3  # as GitHub has them, so that links to a section work in both places
+myst_heading_anchors = 3  # as on GitHub, so that links to a section work in both places
 
 html_theme = "furo"
 html_title = f"charrnn {version}"
 html_static_path = ["_static"]
 html_css_files = ["style.css"]
 html_copy_source = False
-html_use_index = False  # nothing here is indexed
+html_use_index = False  # the pages define no index entries
 html_show_sphinx = False
 pygments_style = "friendly"
 pygments_dark_style = "monokai"
 
-# for -b linkcheck, which alone needs a network; anchors on GitHub are made by scripts and cannot be seen
+# For -b linkcheck, the only builder that needs a network. Anchors on GitHub are made by scripts and cannot be checked.
 linkcheck_anchors_ignore_for_url = [r"https://github\.com/.*"]
 linkcheck_timeout = 20
 linkcheck_retries = 2
@@ -35,5 +35,5 @@ def setup(app):
 
 
 def without_links_to_the_checkout(app, page, source):
-    """Of a link to a file beside docs/, which is no page of the site, only the text stays."""
+    """Reduce links to files outside docs/, which are not pages of the site, to their text."""
     source[0] = re.sub(r"\[([^\]]+)\]\(\.\./[^)]+\)", r"\1", source[0])

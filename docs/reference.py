@@ -1,4 +1,4 @@
-"""Prints the page of all commands and flags, made from them: python docs/reference.py > docs/reference.md"""
+"""Print the page of all commands and flags: python docs/reference.py > docs/reference.md"""
 
 from __future__ import annotations
 
@@ -17,25 +17,27 @@ from charrnn.settings.training import GROUPS
 HEAD = """\
 # Commands and flags
 
-This page is made from the program: `charrnn COMMAND -h` says the same, in fewer words. A flag may have one dash or two.
-One that takes `0|1` takes `true` and `false` as well. `-h`, `-help` and `--help` show the help of a command, and
-`charrnn -version` prints the version.
+All commands, with every flag, its default and its meaning. The page is generated from the program;
+`charrnn COMMAND -h` prints a shorter version.
 
-Every setting of `charrnn train`, those of the model too, can also stand in a TOML file, under the name of its flag
-without the dash, and is kept in the checkpoint.
+A flag may have one dash or two. A flag that takes `0|1` also takes `true` and `false`. `-h`, `-help`
+and `--help` show the help of a command, and `charrnn -version` prints the version.
+
+You can put every setting of `charrnn train`, including the model's own, in a TOML file, under the
+name of its flag without the dash. Checkpoints store all settings.
 """
 TABLE = ("| flag | default | meaning |", "| --- | --- | --- |")
-ENDLESS = 2**31 - 1  # a bound that only keeps a number in its machine type says nothing to a reader
+ENDLESS = 2**31 - 1  # a bound that only keeps a number within its machine type does not help a reader
 
 
 def page() -> str:
-    """The whole page."""
+    """Return the whole page."""
     context = click.Context(cli, info_name="charrnn")
     return "\n".join([HEAD, *(line for name in COMMANDS for line in section(name, context)), *models()])
 
 
 def section(name: str, context: click.Context) -> Iterator[str]:
-    """One command: its help text, and a table of flags for each of their groups."""
+    """Yield the lines of one command: its help text, and a table for each group of flags."""
     command = cli.get_command(context, name)
     assert command is not None
     inner = click.Context(command, parent=context, info_name=name)
@@ -53,9 +55,9 @@ def section(name: str, context: click.Context) -> Iterator[str]:
 
 
 def models() -> Iterator[str]:
-    """The flags that each built-in model adds to `charrnn train`."""
+    """Yield the flags that each built-in model adds to `charrnn train`."""
     yield "## Flags of the models\n"
-    yield "They belong to `charrnn train` with that `-model`. A model of your own adds its own in the same way.\n"
+    yield "Flags of `charrnn train` with that `-model`. A model of your own adds flags in the same way.\n"
     for file in registry.models().values():
         own = list(file.options.values()) if file.origin == registry.BUILT_IN else []
         if own:
@@ -65,7 +67,7 @@ def models() -> Iterator[str]:
 
 
 def prose(help: str) -> Iterator[str]:
-    """The paragraphs of a help text; one that click must not wrap is one that Markdown must not wrap."""
+    """Yield the paragraphs of a help text. Those that click must not wrap become code blocks."""
     for paragraph in inspect.cleandoc(help).split("\n\n"):
         yield f"```text\n{paragraph[2:]}\n```\n" if paragraph.startswith("\b\n") else paragraph + "\n"
 
@@ -83,7 +85,7 @@ def row(flag: str, default: str, meaning: str) -> str:
 
 
 def default(option: Option) -> str:
-    """The default as one would write it on the command line; nothing where the help text has to explain it."""
+    """Return the default as written on the command line, or '' if the help text explains it."""
     value = option.default
     if value is None or value in ("", ()):
         return ""
@@ -91,7 +93,7 @@ def default(option: Option) -> str:
 
 
 def bounds(option: Option) -> str:
-    """The values that a number may take, in words."""
+    """Return the values that a number may take, in words."""
     within = option.within
     if within.high >= ENDLESS:
         within = replace(within, high=float("inf"), open_high=False)

@@ -25,7 +25,7 @@ def create(
 
 
 class Layer(nn.Module):
-    """One layer of units. from_input holds (W_f, W_n): a row look-up for the first layer, whose input is one-hot."""
+    """One layer. from_input holds (W_f, W_n); in the first layer, whose input is one-hot, it is a row look-up."""
 
     def __init__(self, from_input: nn.Module, rnn_size: int, gate_bias: float) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Layer(nn.Module):
         nn.init.constant_(self.gate.bias, gate_bias)
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
-        """All time steps: the products with the input at once, then what has to wait for the step before."""
+        """Compute all time steps: first the input products at once, then the recurrence step by step."""
         outputs = []
         for inputs in self.from_input(x):
             h = self.step(inputs, h)
@@ -43,7 +43,7 @@ class Layer(nn.Module):
         return torch.stack(outputs)
 
     def step(self, inputs: Tensor, h: Tensor) -> Tensor:
-        """One time step: inputs (B, 2H) from the layer below, h (B, H)."""
+        """Compute one time step from the input products (B, 2H) and h (B, H). Return the new h."""
         to_gate, to_candidate = inputs.chunk(2, -1)
         f = torch.sigmoid(to_gate + self.gate(h))
         n = torch.tanh(to_candidate + self.candidate(f * h))
@@ -51,7 +51,7 @@ class Layer(nn.Module):
 
 
 class MGU(nn.Module):
-    """Stacked layers and a linear decoder, dropout before each of them but the first. The state is (h,), (L, B, H)."""
+    """Stacked layers and a linear decoder, with dropout before all but the first layer. State: (h,), h (L, B, H)."""
 
     def __init__(self, input_size: int, rnn_size: int, n_layers: int, dropout: float, gate_bias: float) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class MGU(nn.Module):
         self.decoder = nn.Linear(rnn_size, input_size)
 
     def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """x: int64 (T, B). Returns logits (T, B, input_size) and the state after step T."""
+        """Return logits (T, B, input_size) and the state after step T. x: token ids, int64 (T, B)."""
         outputs, last = x, []
         for number, (layer, h) in enumerate(zip(self.layers, self.start(x.shape[1], state), strict=True)):
             outputs = layer(self.dropout(outputs) if number else x, h)
@@ -70,7 +70,7 @@ class MGU(nn.Module):
         return self.decoder(self.dropout(outputs)), (torch.stack(last),)
 
     def step(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """One time step, for sampling: x int64 (B,), logits (B, input_size)."""
+        """Compute one time step, for sampling. x: token ids (B,). Return logits (B, input_size) and the state."""
         h, last = x, []
         for layer, before in zip(self.layers, self.start(len(x), state), strict=True):
             h = layer.step(layer.from_input(h), before)
