@@ -1,0 +1,72 @@
+"""Checkpoints and caches of earlier versions still load, resume and sample: files in old/, not files made today."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from charrnn.checkpoints.checkpoint import Checkpoint
+from charrnn.data import cache
+from tests.checkpoints.old.make import RUNS, write_text
+from tests.helpers.command import run
+
+OLD = Path(__file__).parent / "old"
+VERSIONS = sorted(path.parent.name for path in OLD.glob("*/recorded.json"))
+CASES = [(version, name) for version in VERSIONS for name in RUNS]
+
+
+def recorded(version: str, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((OLD / version / "recorded.json").read_text())[name]
+    return found
+
+
+@pytest.fixture
+def folder(tmp_path: Path, version: str, name: str) -> Path:
+    """A folder with the text of a run in data, and its checkpoint in cv."""
+    write_text(tmp_path / "data", RUNS[name][0])
+    (tmp_path / "cv").mkdir()
+    shutil.copy(OLD / version / f"{name}.pt", tmp_path / f"cv/lm_{name}_last.pt")
+    return tmp_path
+
+
+def test_every_old_version_has_all_its_runs() -> None:
+    assert VERSIONS
+    for version in VERSIONS:
+        assert json.loads((OLD / version / "recorded.json").read_text()).keys() == RUNS.keys()
+
+
+@pytest.mark.parametrize(("version", "name"), CASES)
+def test_an_old_checkpoint_resumes_with_the_losses_it_had_then(folder: Path, version: str, name: str) -> None:
+    begun = Checkpoint.load(folder / "cv").training["iteration"]
+    run("train", "-resume", "cv", "-max_epochs", 10, cwd=folder)
+    lines = (folder / f"cv/lm_{name}_metrics.jsonl").read_text().splitlines()
+    losses = {record["iteration"]: record["loss"] for record in map(json.loads, lines)}
+    ten = [losses[begun + i] for i in range(1, 11)]
+    assert ten == pytest.approx(recorded(version, name)["losses"], rel=1e-10, abs=0)
+
+
+@pytest.mark.parametrize(("version", "name"), CASES)
+def test_an_old_checkpoint_samples_the_text_it_did_then(folder: Path, version: str, name: str) -> None:
+    words = ("-gpuid", -1, "-verbose", 0, "-sample", 0, "-length", 60, "-primetext", "The ")
+    assert run("sample", "cv", *words, cwd=folder).out.decode() == recorded(version, name)["text"]
+
+
+def test_the_old_run_with_rollbacks_had_one() -> None:
+    for version in VERSIONS:
+        assert Checkpoint.load(OLD / version / "gru_rollback.pt").training["rollbacks"] == 1
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_an_old_cache_is_used_as_it_is(tmp_path: Path, version: str) -> None:
+    write_text(tmp_path / "data", ["input.txt"])
+    for name in ("vocab.json", "input.npy"):
+        shutil.copy2(OLD / version / name, tmp_path / "data")
+    before = {path.name: path.stat().st_ino for path in (tmp_path / "data").iterdir()}
+    prepared = cache.prepare(tmp_path / "data", ["input"], "utf-8", pytest.fail)
+    text = (tmp_path / "data" / "input.txt").read_text()
+    assert "".join(chr(prepared.vocabulary.codes[token]) for token in prepared.tokens["input"]) == text
+    assert {path.name: path.stat().st_ino for path in (tmp_path / "data").iterdir()} == before
