@@ -11,152 +11,145 @@ import click
 
 from charrnn.cli.flags import Command, Flag, exclude, with_defaults
 from charrnn.cli.streams import note, read
-from charrnn.settings.option import FROM_ONE, FROM_ZERO, Interval, Option
+from charrnn.settings.evaluation import EXCLUSIVE, EvaluationOptions, evaluation_options
+from charrnn.settings.option import Option
 
 if TYPE_CHECKING:
+    from charrnn.data.vocabulary import Vocabulary
     from charrnn.evaluation.loss import Score
-    from charrnn.evaluation.scoring import Scored
-    from charrnn.settings.option import Level
+    from charrnn.evaluation.scoring import Scored, Scorer
 
 OPTIONS = [
-    Option("split", str, "val", "part of the data to score", "data", choices=("train", "val", "test")),
-    Option("data_dir", str, None, "folder of the text  [as in training]", "data", optional=True, names="folder"),
-    Option("batch_size", int, None, "rows read side by side; 1 = a split file as one stream  [as in training]", "data",
-           optional=True, within=FROM_ONE),
     Option("text", str, "", "score this file instead; - = stdin", "data", names="file"),
-    Option("unk", str, "", "word that stands for those that a model of words does not know  [as in training]", "data"),
+    *evaluation_options().values(),
     Option("ensemble", str, (), "average the probabilities with those of this checkpoint; may be repeated", "model",
            repeatable=True, names="file"),
-    Option("mc_samples", int, 0, "average this many passes with dropout on (Monte Carlo); 0 = off", "model",
-           within=FROM_ZERO),
-    Option("seed", int, 123, "seed of the Monte Carlo samples", "model", within=Interval(0, 2**63 - 1)),
-    Option("dynamic", float, None, "dynamic evaluation: after each -seq_length of training, learn from what was just "
-           "scored, at this rate", "model", within=FROM_ZERO),
-    Option("gpuid", int, 0, "number of the GPU; -1 = CPU", "device", within=Interval(low=-1)),
 ]  # fmt: skip
 
-
 SWITCHES = [
-    click.Option(["-per_line", "--per_line"], is_flag=True, help="list the lines with the loss of each, worst first"),
+    click.Option(["-per_line", "--per_line"], is_flag=True, help="list the lines with their losses, worst first"),
     click.Option(["-per_char", "--per_char"], is_flag=True,
-                 help="the loss of each character, or word: JSON lines; on a terminal the text, coloured by surprise"),
+                 help="the loss of each token: as JSON lines, or on a terminal as text coloured by surprise"),
     click.Option(["-json", "--json", "as_json"], is_flag=True, help="print one JSON object"),
 ]  # fmt: skip
 
-
-EXCLUSIVE = [
-    *(("text", other) for other in ("split", "data_dir", "batch_size")),
-    ("mc_samples", "dynamic"),
-    ("per_line", "per_char"),
-]
-
-
 HELP = """Score a text with a trained model.
 
-CHECKPOINT is a file, or a folder, which stands for its checkpoint with the best validation loss. Prints
-the mean loss in nats, bits per character, perplexity, and how many characters were predicted; for a model
-of words the loss and the perplexity per word.
+CHECKPOINT is a file, or a folder: then its checkpoint with the lowest validation loss is used. Prints the
+mean loss in nats, bits per character, perplexity, and how many characters were predicted; for a model of
+words, the loss and the perplexity per word.
 """
 
 
 def evaluate(checkpoint: str, per_line: bool, per_char: bool, as_json: bool, **values: Any) -> None:
-    exclude(*EXCLUSIVE)
+    exclude(*EXCLUSIVE, ("per_line", "per_char"))
     values = with_defaults(OPTIONS, values)
 
-    from charrnn.cli.display import shares
-    from charrnn.compute import choose_device
-    from charrnn.evaluation.scoring import Method, Scorer
+    from charrnn.evaluation.scoring import Scorer
 
-    method = Method(values["mc_samples"], values["seed"], values["dynamic"], per_line or per_char)
-    paths = [checkpoint, *values["ensemble"]]
-    scorer = Scorer(paths, method, lambda precision: choose_device(values["gpuid"], note, precision), values["unk"])
-    options, level = scorer.saved.options, scorer.vocabulary.level
+    options = EvaluationOptions(**{name: values[name] for name in evaluation_options()})
+    scorer = Scorer([checkpoint, *values["ensemble"]], options, note, each=per_line or per_char)
     if values["text"]:
-        what = "stdin" if values["text"] == "-" else values["text"]
-        scored = scorer.text(read(values["text"], options.encoding), what)
+        called = "stdin" if values["text"] == "-" else values["text"]
+        scored = scorer.text(read(values["text"], scorer.saved.options.encoding), called)
     else:
-        what = values["split"]
-        scored = scorer.split(what, values["data_dir"], values["batch_size"] or options.batch_size, note)
+        called = options.split
+        scored = scorer.split()
     if as_json:
-        result: dict[str, Any] = {"checkpoint": scorer.paths[0], "scored": what, **figures(scored.static, level)}
-        if scorer.paths[1:]:
-            result["ensemble"] = scorer.paths[1:]
-        if scored.dynamic:
-            result["dynamic"] = {"learning_rate": values["dynamic"], **figures(scored.dynamic, level)}
-        if per_line:
-            result["per_line"] = [
-                {"line": line.number, **figures(line.score, level), "text": line.text} for line in scored.lines()
-            ]
-        if per_char:
-            result["per_char"] = list(characters(scored))
-        print(json.dumps(result))
+        print(json.dumps(as_object(scorer, scored, called, per_line, per_char)))
         return
-    # what is asked for in detail has stdout to itself
-    say = note if per_line or per_char else print
     if per_line:
         show_lines(scored)
     if per_char:
-        show_characters(scored)
-    say(f"{what}: {described(scored.static, level)}, {scored.static.characters:,} {scorer.vocabulary.units}")
-    if scored.static.measures:
-        say(f"{what}: {shares(scored.static.measures)}")
+        show_tokens(scored)
+    # details have stdout to themselves
+    for line in summary(scored, called, options):
+        (note if scorer.each else print)(line)
+
+
+def as_object(scorer: Scorer, scored: Scored, called: str, per_line: bool, per_char: bool) -> dict[str, Any]:
+    """Return everything as one object of plain values."""
+    vocabulary = scored.vocabulary
+    found: dict[str, Any] = {"checkpoint": scorer.names[0], "scored": called, **figures(scored.static, vocabulary)}
+    if scorer.names[1:]:
+        found["ensemble"] = scorer.names[1:]
     if scored.dynamic:
-        say(f"{what}, dynamic evaluation at rate {values['dynamic']:g}: {described(scored.dynamic, level)}")
+        found["dynamic"] = {"learning_rate": scorer.options.dynamic, **figures(scored.dynamic, vocabulary)}
+    if per_line:
+        found["per_line"] = [
+            {"line": line.number, **figures(line.score, vocabulary), "text": line.text} for line in scored.lines()
+        ]
+    if per_char:
+        found["per_char"] = list(tokens(scored))
+    return found
 
 
-def figures(score: Score, level: Level) -> dict[str, float]:
-    if level == "word":
-        return {"loss": score.loss, "ppl": score.ppl, "words": score.characters}
-    figures = {"loss": score.loss, "bpc": score.bpc, "ppl": score.ppl, "characters": score.characters}
+def summary(scored: Scored, called: str, options: EvaluationOptions) -> Iterator[str]:
+    """Yield a line for each score of the text."""
+    from charrnn.cli.display import shares
+
+    vocabulary, static = scored.vocabulary, scored.static
+    yield f"{called}: {described(static, vocabulary)}, {static.tokens:,} {vocabulary.units}"
+    if static.measures:
+        yield f"{called}: {shares(static.measures)}"
+    if scored.dynamic:
+        yield f"{called}, dynamic evaluation at rate {options.dynamic:g}: {described(scored.dynamic, vocabulary)}"
+
+
+def figures(score: Score, vocabulary: Vocabulary) -> dict[str, float]:
+    """Return the figures of a score under their JSON keys."""
+    if vocabulary.level == "word":
+        return {"loss": score.loss, "ppl": score.perplexity, "words": score.tokens}
+    figures = {"loss": score.loss, "bpc": score.bits, "ppl": score.perplexity, "characters": score.tokens}
     return figures | score.measures
 
 
-def described(score: Score, level: Level) -> str:
-    if level == "word":
-        return f"loss {score.loss:.4f} nats per word, perplexity {score.ppl:.4f}"
-    return f"loss {score.loss:.4f} nats, {score.bpc:.4f} bits per character, perplexity {score.ppl:.4f}"
+def described(score: Score, vocabulary: Vocabulary) -> str:
+    if vocabulary.level == "word":
+        return f"loss {score.loss:.4f} nats per word, perplexity {score.perplexity:.4f}"
+    return f"loss {score.loss:.4f} nats, {score.bits:.4f} bits per character, perplexity {score.perplexity:.4f}"
 
 
 def show_lines(scored: Scored) -> None:
-    """A table of as many lines as a terminal shows; elsewhere all of them, tab-separated."""
+    """Print a table of as many lines as a terminal shows; to a file or pipe, all of them, separated by tabs."""
     from charrnn.cli.display import ranking
     from charrnn.errors import printable
     from charrnn.sampling.output import destination
 
-    of_words = scored.vocabulary.level == "word"
+    figure = "perplexity" if scored.vocabulary.level == "word" else "bpc"
     rows = [
         (
             str(line.number),
             f"{line.score.loss:.4f}",
-            f"{line.score.ppl if of_words else line.score.bpc:.4f}",
-            str(line.score.characters),
+            f"{line.score.bits if figure == 'bpc' else line.score.perplexity:.4f}",
+            str(line.score.tokens),
             line.text,
         )
         for line in scored.lines()
     ]
     if sys.stdout.isatty():
-        ranking(("line", "loss", "perplexity" if of_words else "bpc", scored.vocabulary.units, "text"), rows)
+        ranking(("line", "loss", figure, scored.vocabulary.units, "text"), rows)
         return
     with destination("", printable) as stream:
         for row in rows:
             stream.write("\t".join(row) + "\n")
 
 
-def show_characters(scored: Scored) -> None:
-    """The coloured text on a terminal; elsewhere JSON lines."""
+def show_tokens(scored: Scored) -> None:
+    """Print the coloured text on a terminal; JSON lines to a file or pipe."""
     from charrnn.cli.display import surprise
 
     if sys.stdout.isatty():
-        surprise(scored.characters())
+        surprise(scored.tokens())
         return
-    for character in characters(scored):
-        print(json.dumps(character))
+    for token in tokens(scored):
+        print(json.dumps(token))
 
 
-def characters(scored: Scored) -> Iterator[dict[str, str | float | None]]:
-    """Each character, or each word without the space before it, with its loss."""
+def tokens(scored: Scored) -> Iterator[dict[str, str | float | None]]:
+    """Yield each character, or each word without the space before it, with its loss."""
     unit = scored.vocabulary.unit
-    for text, loss in scored.characters():
+    for text, loss in scored.tokens():
         yield {unit: text if unit == "character" else text.removeprefix(" "), "loss": loss}
 
 

@@ -13,12 +13,12 @@ from charrnn.model import State, device_of
 
 
 def dynamic_losses(model: nn.Module, x: Tensor, y: Tensor, learning_rate: float, segment: int) -> Tensor:
-    """The cross-entropy in nats of each of y, float64 (N,), where every segment is learned from once it was scored.
+    """Return the cross-entropy of each target in nats, float64 (N,), learning from each segment once it is scored.
 
-    x: int64 (N,), a stream of characters; y: int64 (N,), those that follow them. After each ``segment`` of characters
-    the weights take one step of plain SGD on its summed loss, dropout off; the state is carried from one segment to the
-    next, the gradient is not. A copy of the model adapts: the model stays as it was. Raises UserError where the rate is
-    so high that the loss is no number any more.
+    ``x``, int64 (N,), is a stream of token ids, and ``y``, int64 (N,), the ids that follow them. After each
+    ``segment`` of time steps the weights take one step of plain SGD on its summed loss, without dropout. The state is
+    carried to the next segment, the gradient is not. A copy of the model adapts; the model itself does not change.
+    Raises UserError if the learning rate is so high that the loss becomes infinite or NaN.
     """
     device = device_of(model)
     model = deepcopy(model).eval()
@@ -27,9 +27,9 @@ def dynamic_losses(model: nn.Module, x: Tensor, y: Tensor, learning_rate: float,
     losses = []
     # cuDNN has no backward pass in evaluation mode
     with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
-        for some_x, some_y in zip(x.to(device).split(segment), y.to(device).split(segment), strict=True):
-            logits, state = model(some_x[:, None], state)
-            nats = F.cross_entropy(logits[:, 0], some_y, reduction="none")
+        for segment_x, segment_y in zip(x.to(device).split(segment), y.to(device).split(segment), strict=True):
+            logits, state = model(segment_x[:, None], state)
+            nats = F.cross_entropy(logits[:, 0], segment_y, reduction="none")
             gradients = torch.autograd.grad(nats.sum(), weights, allow_unused=True)
             with torch.no_grad():
                 for p, gradient in zip(weights, gradients, strict=True):
@@ -39,5 +39,5 @@ def dynamic_losses(model: nn.Module, x: Tensor, y: Tensor, learning_rate: float,
             losses.append(nats.detach().double())
     result = torch.cat(losses)
     if not result.isfinite().all():
-        raise UserError(f"-dynamic {learning_rate:g}: the loss is no longer a number: lower the rate")
+        raise UserError(f"-dynamic {learning_rate:g}: the loss is no longer a number; lower the learning rate")
     return result

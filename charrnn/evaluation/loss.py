@@ -1,4 +1,4 @@
-"""The loss of a model over a split or any text."""
+"""The loss of a model on a split or on any text."""
 
 from __future__ import annotations
 
@@ -9,55 +9,52 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from charrnn.data import vocabulary
 from charrnn.data.minibatches import Minibatches
-from charrnn.data.vocabulary import bits, perplexity
 from charrnn.model import State, device_of, evaluating
 
-BLOCK = 512  # time steps of a text that are read at once, where the logits take no more than LOGITS numbers
-
-
+BLOCK = 512  # time steps of a text read at once, as long as the logits have at most LOGITS elements
 LOGITS = 1 << 25
 
 
 @dataclass(frozen=True)
 class Score:
-    """How well a model predicts a text.
+    """How well a model predicts a text."""
 
-    loss: mean nats per character, or per word; characters: how many were predicted; measures: what else was measured,
-    by name.
-    """
-
+    # mean, in nats per token
     loss: float
-    characters: int
+    # how many were predicted
+    tokens: int
+    # further measures of quality, by name
     measures: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, nats: Tensor) -> Score:
-        """The score of characters from the loss of each."""
+        """Return the score of tokens from the loss of each."""
         return cls(nats.mean().item(), nats.numel())
 
     @property
-    def bpc(self) -> float:
-        """Bits per character."""
-        return bits(self.loss)
+    def bits(self) -> float:
+        """Bits per token."""
+        return vocabulary.bits(self.loss)
 
     @property
-    def ppl(self) -> float:
-        """Perplexity per character, or per word."""
-        return perplexity(self.loss)
+    def perplexity(self) -> float:
+        """Perplexity per token."""
+        return vocabulary.perplexity(self.loss)
 
 
 def summed_loss(logits: Tensor, y: Tensor) -> Tensor:
-    """The objective: the sum over time of the batch mean of the cross-entropy, in nats.
+    """Return the training objective: the cross-entropy in nats, summed over time and averaged over the batch.
 
-    logits: float (T, B, V); y: int64 (T, B), where what is IGNORED adds nothing. As in char-rnn and the RHN program the
-    sum over time is not divided by T, so that clipping bounds and learning rates mean what they meant there.
+    ``logits`` are (T, B, V); ``y`` is int64 (T, B), and IGNORED targets add nothing. As in char-rnn and in the RHN
+    program the sum over time is not divided by T, so that clipping bounds and learning rates mean the same as there.
     """
     return F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="sum") / y.shape[1]
 
 
 def evaluate(model: nn.Module, split: Minibatches) -> Score:
-    """The score over all minibatches of a split, the state carried on save where a minibatch begins anew."""
+    """Return the score over all minibatches of a split; the state is carried, except into those that begin afresh."""
     device = device_of(model)
     state: State | None = None
     total = torch.zeros((), dtype=torch.float64, device=device)
@@ -70,30 +67,21 @@ def evaluate(model: nn.Module, split: Minibatches) -> Score:
     return Score(total.item() / steps, steps * split.batch_size, split.measure(model))
 
 
-def evaluate_tokens(model: nn.Module, tokens: Tensor, block: int = BLOCK) -> Score:
-    """The score of one stream of characters: each but the first is predicted from all before it.
-
-    tokens: int64 (N,), N at least 2; read in blocks of that many steps, the state carried between them.
-    """
-    with evaluating(model):
-        return Score.of(losses(model, tokens[:-1, None], tokens[1:, None], block))
-
-
 def steps_at_once(batch_size: int, vocabulary_size: int) -> int:
-    """In how long blocks to read rows side by side: BLOCK steps, or fewer where the vocabulary is large."""
+    """Return the number of time steps to read at once: BLOCK, or fewer if the vocabulary is large."""
     return max(1, min(BLOCK, LOGITS // (batch_size * vocabulary_size)))
 
 
 def losses(model: nn.Module, x: Tensor, y: Tensor, block: int = BLOCK, **masks: Any) -> Tensor:
-    """The cross-entropy in nats of each of y, float64 (N, B), in the model's present mode.
+    """Return the cross-entropy of each target in nats, float64 (N, B), in the model's current mode.
 
-    x: int64 (N, B), the characters of B rows; y: int64 (N, B), those that follow them. Rows are read in blocks of that
-    many steps, the state carried between them.
+    ``x``, int64 (N, B), holds B rows of token ids, and ``y``, int64 (N, B), the ids that follow them. Rows are read
+    in blocks of that many time steps, and the state is carried between blocks.
     """
     device = device_of(model)
     state: State | None = None
     nats = []
-    for some_x, some_y in zip(x.split(block), y.to(device).split(block), strict=True):
-        logits, state = model(some_x.to(device), state, **masks)
-        nats.append(F.cross_entropy(logits.flatten(0, 1), some_y.flatten(), reduction="none").double())
+    for block_x, block_y in zip(x.split(block), y.to(device).split(block), strict=True):
+        logits, state = model(block_x.to(device), state, **masks)
+        nats.append(F.cross_entropy(logits.flatten(0, 1), block_y.flatten(), reduction="none").double())
     return torch.cat(nats).view(x.shape)

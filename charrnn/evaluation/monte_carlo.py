@@ -1,4 +1,4 @@
-"""Evaluation with dropout left on, averaged over samples of its masks (Gal and Ghahramani, arXiv 1512.05287)."""
+"""Monte Carlo dropout: the average over passes with dropout on (Gal and Ghahramani 2015, arXiv 1512.05287)."""
 
 from __future__ import annotations
 
@@ -10,26 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from charrnn.errors import UserError
-from charrnn.evaluation.loss import Score, losses
+from charrnn.evaluation.loss import BLOCK, losses
 from charrnn.model import device_of, evaluating
 
-HOPELESS = 500.0  # perplexity from which on the RHN program throws a sample away
-
-
-SMALLEST = 1e-10  # probability; the program keeps the averages this far from 0 and 1
-
-
-def monte_carlo(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    samples: int,
-    generator: torch.Generator,
-    block: int = 512,
-    redraws: int = 100,
-) -> Score:
-    """The score of rows of text by ``monte_carlo_losses``."""
-    return Score.of(monte_carlo_losses(model, x, y, samples, generator, block, redraws))
+HOPELESS = 500.0  # the RHN program discards a sample with this perplexity or more
+SMALLEST = 1e-10  # the RHN program keeps averaged probabilities this far from 0 and 1
 
 
 def monte_carlo_losses(
@@ -38,47 +23,46 @@ def monte_carlo_losses(
     y: Tensor,
     samples: int,
     generator: torch.Generator,
-    block: int = 512,
+    block: int = BLOCK,
     redraws: int = 100,
 ) -> Tensor:
-    """The loss in nats of each character of rows of text, float64 (N, B), predicted by the average of several samples.
+    """Return the loss of each target in nats, float64 (N, B), under the average of several samples' probabilities.
 
-    x: int64 (N, B), the characters of B rows; y: int64 (N, B), those that follow them; samples: at least 1. For each
-    sample the model draws the masks of every row once and reads the rows to their end, the state carried, in blocks of
-    that many steps. The samples' probabilities of each character are averaged, and the loss is that of the averages. A
-    model without draw_masks has fresh dropout at every block instead.
+    ``x``, int64 (N, B), holds B rows of token ids, and ``y``, int64 (N, B), the ids that follow them. For each of the
+    ``samples`` (at least 1) the model draws the masks of every row once and reads the rows to their end, in blocks of
+    that many time steps, carrying the state. A model without ``draw_masks`` has fresh dropout in every block instead.
 
-    This is the RHN program's procedure, for which B is 1, including that a sample with a perplexity of 500 or more is
-    drawn again. Two things differ: after ``redraws`` of them this raises UserError, where the program goes on for ever,
-    and only the characters that are predicted count, where the program also counts the first, with probability 1e-10.
+    This is the RHN program's procedure, in which B is 1; like the program it draws a sample again if its perplexity
+    is 500 or more. Two things differ. After ``redraws`` such samples this raises UserError, where the program never
+    stops. And only predicted tokens count, where the program also counts the first token, with probability 1e-10.
 
-    The model's mode and torch's global random numbers stay as they were.
+    The model's mode and torch's global random state do not change.
     """
     total = torch.zeros(x.shape, dtype=torch.float64, device=device_of(model))
-    kept = thrown_away = 0
+    kept = discarded = 0
     while kept < samples:
         nats = sample_losses(model, x, y, generator, block)
         if nats.mean().item() < math.log(HOPELESS):
             total += (-nats).exp()
             kept += 1
-        elif thrown_away == redraws:
+        elif discarded == redraws:
             raise UserError(
-                f"{thrown_away + 1} of {kept + thrown_away + 1} Monte Carlo samples had a perplexity of "
-                f"{HOPELESS:g} or more: the model is not trained enough, or its dropout is too high, to be sampled"
+                f"{discarded + 1} of {kept + discarded + 1} Monte Carlo samples had a perplexity of {HOPELESS:g} or "
+                "more: the model needs more training, or its dropout is too high"
             )
         else:
-            thrown_away += 1
+            discarded += 1
     return -(total / samples).clamp(SMALLEST, 1 - SMALLEST).log()
 
 
-def sample_losses(model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator, block: int = 512) -> Tensor:
-    """The cross-entropy in nats of each of y under one sample of the model's masks, float64 (N, B)."""
+def sample_losses(model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator, block: int = BLOCK) -> Tensor:
+    """Return the cross-entropy of each target in nats, float64 (N, B), under one sample of the model's masks."""
     device = device_of(model)
     x, y = x.to(device), y.to(device)
     draw_masks = getattr(model, "draw_masks", None)
     if draw_masks is not None:
         with evaluating(model):
-            # masks drawn for one step hold for every step
+            # masks drawn for one time step are used for all of them
             return losses(model, x, y, block, masks=draw_masks(x[:1], generator))
     with _dropping(model, generator):
         return losses(model, x, y, block)
@@ -86,7 +70,7 @@ def sample_losses(model: nn.Module, x: Tensor, y: Tensor, generator: torch.Gener
 
 @contextmanager
 def _dropping(model: nn.Module, generator: torch.Generator) -> Iterator[None]:
-    """Dropout as in training, with random numbers that follow from the generator's and disturb nobody else's."""
+    """Drop out as in training, with random numbers that depend on the generator alone and leave the global ones."""
     device, was_training = device_of(model), model.training
     seed = int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device))
     gpus = [device] if device.type == "cuda" else []

@@ -1,9 +1,9 @@
-"""What ``charrnn eval`` scores: a split of a data folder, or any text, by one model or several."""
+"""Score a split of a data folder, or any text, with one model or several."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from charrnn import registry
 from charrnn.checkpoints.checkpoint import Checkpoint
 from charrnn.checkpoints.folder import find
+from charrnn.compute import Report, choose_device
 from charrnn.data.addition import Problems, read
 from charrnn.data.text import minibatches, open_chosen, require
 from charrnn.data.vocabulary import Vocabulary, Words, check_same_vocabulary
@@ -21,117 +23,114 @@ from charrnn.evaluation.dynamic import dynamic_losses
 from charrnn.evaluation.loss import Score, evaluate, losses, steps_at_once
 from charrnn.evaluation.monte_carlo import monte_carlo_losses
 from charrnn.model import evaluating
-
-Report = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Method:
-    """How a text is scored.
-
-    mc_samples: 0 for one pass without dropout, else that many Monte Carlo samples, drawn from ``seed``. dynamic: the
-    rate of dynamic evaluation, None for weights that stay. each: whether the loss of each character is wanted.
-    """
-
-    mc_samples: int = 0
-    seed: int = 123
-    dynamic: float | None = None
-    each: bool = False
+from charrnn.settings.evaluation import EvaluationOptions
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a text: its number, from 1; its text; the mean loss over its characters, the newline among them."""
+    """One line of a scored text."""
 
+    # counted from 1
     number: int
     text: str
+    # over the tokens of the line, including its newline
     score: Score
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A text with its score.
-
-    static: with weights that stay; dynamic: by dynamic evaluation, None without it. rows: the text's rows, each with
-    its characters int64 (N + 1,) and the losses in nats of all but the first, float64 (N,), by dynamic evaluation
-    where there is one; empty where only the score was wanted.
-    """
+    """A text and its scores."""
 
     vocabulary: Vocabulary
+    # with fixed weights
     static: Score
+    # by dynamic evaluation, if it was asked for
     dynamic: Score | None = None
+    # the token ids of each row, int64 (N + 1,), and the losses of all but the first in nats, float64 (N,), by dynamic
+    # evaluation if it was asked for; empty unless the loss of each token was asked for
     rows: Sequence[tuple[Tensor, Tensor]] = ()
 
-    def characters(self) -> Iterator[tuple[str, float | None]]:
-        """Each character of the rows, or each word with the space before it, and its loss, None for a row's first: it
-        is read, not predicted."""
-        for numbers, nats in self.rows:
+    def tokens(self) -> Iterator[tuple[str, float | None]]:
+        """Yield each token's text, for a word including the space before it, and its loss.
+
+        The first token of a row is not predicted; its loss is None.
+        """
+        for ids, nats in self.rows:
             before = None
-            for number, loss in zip(numbers.tolist(), [None, *nats.tolist()], strict=True):
-                yield self.vocabulary.piece(number, before), loss
-                before = number
+            for token, loss in zip(ids.tolist(), [None, *nats.tolist()], strict=True):
+                yield self.vocabulary.piece(token, before), loss
+                before = token
 
     def lines(self) -> list[Line]:
-        """The lines of the rows, worst first. A line ends after its newline or at its row's end."""
+        """Return the lines of the rows, the worst first. A line ends after its newline or at the end of its row."""
         newline = self.vocabulary.newline
         found: list[Line] = []
-        for numbers, nats in self.rows:
-            ends = (numbers == newline).nonzero().flatten() + 1 if newline is not None else numbers[:0]
+        for ids, nats in self.rows:
+            ends = (ids == newline).nonzero().flatten() + 1 if newline is not None else ids[:0]
             padded = torch.cat([nats.new_full((1,), torch.nan), nats])
-            for line, each in zip(numbers.tensor_split(ends), padded.tensor_split(ends), strict=True):
+            for line, each in zip(ids.tensor_split(ends), padded.tensor_split(ends), strict=True):
                 if len(line):
                     text = self.vocabulary.decode(line.tolist()).removesuffix("\n")
                     found.append(Line(len(found) + 1, text, Score.of(each[~each.isnan()])))
-        # a text that begins with a newline has a first line in which nothing was predicted
-        return sorted((line for line in found if line.score.characters), key=lambda line: -line.score.loss)
+        # if a row begins with a newline, nothing was predicted in its first line
+        return sorted((line for line in found if line.score.tokens), key=lambda line: -line.score.loss)
 
 
 class Scorer:
-    """Scores texts with the models of one or more checkpoints, their probabilities averaged.
+    """Score texts with the models of one or more checkpoints, averaging their probabilities.
 
-    The first checkpoint's settings say how a data folder is split. unk: the word that stands for those which models of
-    words do not know, '' for the one chosen in training. Raises UserError where the models know different characters.
+    The settings of the first checkpoint decide how a data folder is split. ``each`` asks for the loss of each token.
+    Raises UserError if the models have different vocabularies, or if the unknown word is not in the vocabulary.
     """
 
     def __init__(
-        self, paths: Sequence[str], method: Method, choose: Callable[[str], torch.device], unk: str = ""
+        self,
+        sources: Sequence[str | Path | Checkpoint],
+        options: EvaluationOptions,
+        report: Report,
+        each: bool = False,
     ) -> None:
-        self.paths = [str(find(Path(path))) for path in paths]
-        members = [Checkpoint.load(path) for path in self.paths]
-        check_same_vocabulary(self.paths, [member.vocabulary for member in members])
-        self.saved = members[0]
-        self.vocabulary = self.saved.vocabulary
-        if unk:
-            if not isinstance(self.vocabulary, Words):
-                raise UserError(f"-unk {unk}: is a word, and this is a model of {self.vocabulary.units}")
-            self.vocabulary = self.vocabulary.with_unk(unk)
-        device = choose(self.saved.options.precision)
-        files = {member.options.model: member.model_file() for member in members}
-        self.models = [member.build(files[member.options.model]).to(device) for member in members]
-        self.method = method
+        names, members = zip(*map(opened, sources), strict=True)
+        check_same_vocabulary(names, [member.vocabulary for member in members])
+        self.names: tuple[str, ...] = names
+        self.saved: Checkpoint = members[0]
+        self.vocabulary = with_unk(self.saved.vocabulary, options.unk) if options.unk else self.saved.vocabulary
+        files = {name: registry.find(name) for name in {member.options.model for member in members}}
+        device = choose_device(options.gpuid, report, self.saved.options.precision)
+        self.models: list[nn.Module] = [member.build(files[member.options.model]).to(device) for member in members]
+        self.options = options
+        self.report = report
+        self.each = each
 
-    def split(self, name: str, data_dir: str | None, batch_size: int, report: Report) -> Scored:
-        """Score one split of a folder, by default of training's text, in training's row layout with the state carried.
+    @property
+    def plain(self) -> bool:
+        """Whether one pass of one model is enough, and only the mean is wanted."""
+        options = self.options
+        return len(self.models) == 1 and not options.mc_samples and options.dynamic is None and not self.each
 
-        With batch_size 1 a split file is read as one stream, and every character but its first is scored. Dynamic
-        evaluation reads the rows one after another. Raises UserError for a split that is not there, or characters that
-        the models do not know.
+    def split(self) -> Scored:
+        """Score one split of a folder, in training's row layout with the state carried.
+
+        The folder is the one of training unless the options name another. With a batch size of 1 a split that has its
+        own file is read as one stream, and every token but its first is scored. Dynamic evaluation reads the rows one
+        after another. Raises UserError if the split does not exist, or if it has unknown tokens.
         """
-        options, method = self.saved.options, self.method
-        chosen = replace(options, data_dir=data_dir, input=()) if data_dir else options
-        text = open_chosen(chosen, report, vocabulary=self.vocabulary)
-        if options.task == "text" and batch_size == 1 and name in text.files:
+        saved, name = self.saved.options, self.options.split
+        batch_size = self.options.batch_size or saved.batch_size
+        chosen = replace(saved, data_dir=self.options.data_dir, input=()) if self.options.data_dir else saved
+        text = open_chosen(chosen, self.report, vocabulary=self.vocabulary)
+        if saved.task == "text" and batch_size == 1 and name in text.files:
             return self.stream(torch.from_numpy(text.files[name].astype(np.int64)))
-        split = require(minibatches(text, replace(options, batch_size=batch_size)), name)
+        split = require(minibatches(text, replace(saved, batch_size=batch_size)), name)
         if isinstance(split, Problems):
             return self.problems(split)
-        if len(self.models) == 1 and not method.mc_samples and method.dynamic is None and not method.each:
+        if self.plain:
             return Scored(self.vocabulary, evaluate(self.models[0], split))
         x, y = map(torch.cat, zip(*(split.batch(k) for k in range(len(split))), strict=True))
         return self.rows(x, y)
 
     def text(self, text: str, called: str = "the text") -> Scored:
-        """Score any text. Raises UserError naming characters that the model does not know, and their line."""
+        """Score any text. Raises UserError naming the unknown tokens and the first line that has one."""
         vocabulary = self.vocabulary
         if unknown := vocabulary.unknown(text):
             moves = "take it out, or use a model trained on such text"
@@ -141,49 +140,72 @@ class Scorer:
                 f"{called} has {', '.join(unknown[:20])}{' ...' if len(unknown) > 20 else ''}, first in line "
                 f"{first_line_with_unknown(text, vocabulary)}, which the model's training text never had: {moves}"
             )
-        tokens = torch.tensor(vocabulary.encode(text))
+        ids = torch.tensor(vocabulary.encode(text))
         if self.saved.options.task == "addition":
-            return self.problems(read(called, tokens.numpy(), vocabulary).in_equal_parts())
-        return self.stream(tokens)
+            return self.problems(read(called, ids.numpy(), vocabulary).in_equal_parts())
+        return self.stream(ids)
 
     def problems(self, problems: Problems) -> Scored:
         """Score problems of addition: the loss over the answers, and how many are right. Raises UserError."""
-        if len(self.models) > 1 or self.method != Method(seed=self.method.seed):
+        if not self.plain:
             raise UserError(
-                "a model of addition is scored as it is: leave out -ensemble, -mc_samples, -dynamic, -per_line and "
-                "-per_char"
+                "a model of addition is scored only one way: leave out -ensemble, -mc_samples, -dynamic, "
+                "-per_line and -per_char"
             )
         return Scored(self.vocabulary, evaluate(self.models[0], problems))
 
-    def stream(self, tokens: Tensor) -> Scored:
-        """Score one stream of characters, int64 (N,): each but the first, from all before it."""
-        if len(tokens) < 2:
-            raise UserError(f"there is nothing to score: a text needs at least two {self.vocabulary.units}")
-        return self.rows(tokens[:-1, None], tokens[1:, None])
+    def stream(self, ids: Tensor) -> Scored:
+        """Score a stream of token ids, int64 (N,): each but the first, predicted from all before it."""
+        if len(ids) < 2:
+            raise UserError(f"nothing to score: a text needs at least two {self.vocabulary.units}")
+        return self.rows(ids[:-1, None], ids[1:, None])
 
     def rows(self, x: Tensor, y: Tensor) -> Scored:
-        """Score rows of text: x int64 (N, B), y the characters that follow."""
-        method = self.method
-        if method.dynamic is None:
-            nats = averaged([self._static(model, x, y) for model in self.models]).cpu()
-            static, dynamic = Score.of(nats), None
+        """Score rows of text: token ids ``x``, int64 (N, B), and the ids ``y`` that follow them."""
+        dynamic = None
+        if self.options.dynamic is None:
+            nats = self.losses(x, y)
+            static = Score.of(nats)
         else:
             stream = x.T.flatten(), y.T.flatten()
-            columns = [part[:, None] for part in stream]
-            static = Score.of(averaged([self._static(model, *columns) for model in self.models]))
-            segment = self.saved.options.seq_length
-            adapted = averaged([dynamic_losses(model, *stream, method.dynamic, segment) for model in self.models])
-            dynamic, nats = Score.of(adapted), adapted.cpu().view(x.T.shape).T
-        rows = [(torch.cat([x[:1, b], y[:, b]]), nats[:, b]) for b in range(x.shape[1])] if method.each else []
+            static = Score.of(self.losses(*(ids[:, None] for ids in stream)))
+            adapted = self.dynamic_losses(*stream, self.options.dynamic)
+            dynamic, nats = Score.of(adapted), adapted.view(x.T.shape).T
+        rows = [(torch.cat([x[:1, b], y[:, b]]), nats[:, b]) for b in range(x.shape[1])] if self.each else []
         return Scored(self.vocabulary, static, dynamic, rows)
 
-    def _static(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def losses(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the loss of each target in nats with fixed weights, float64 (N, B), on the CPU."""
         block = steps_at_once(x.shape[1], len(self.vocabulary))
-        if self.method.mc_samples:
-            generator = torch.Generator().manual_seed(self.method.seed)
-            return monte_carlo_losses(model, x, y, self.method.mc_samples, generator, block)
-        with evaluating(model):
-            return losses(model, x, y, block)
+
+        def one(model: nn.Module) -> Tensor:
+            if self.options.mc_samples:
+                generator = torch.Generator().manual_seed(self.options.seed)
+                return monte_carlo_losses(model, x, y, self.options.mc_samples, generator, block)
+            with evaluating(model):
+                return losses(model, x, y, block)
+
+        return averaged([one(model) for model in self.models]).cpu()
+
+    def dynamic_losses(self, x: Tensor, y: Tensor, learning_rate: float) -> Tensor:
+        """Return the loss of each target of a stream in nats by dynamic evaluation, float64 (N,), on the CPU."""
+        segment = self.saved.options.seq_length
+        return averaged([dynamic_losses(model, x, y, learning_rate, segment) for model in self.models]).cpu()
+
+
+def opened(source: str | Path | Checkpoint) -> tuple[str, Checkpoint]:
+    """Return the name and the content of a checkpoint: a file, the best of a folder, or one already loaded."""
+    if isinstance(source, Checkpoint):
+        return source.name, source
+    path = find(Path(source))
+    return str(path), Checkpoint.load(path)
+
+
+def with_unk(vocabulary: Vocabulary, unk: str) -> Words:
+    """Return the same words with ``unk`` standing for unknown ones. Raises UserError if it is not one of them."""
+    if not isinstance(vocabulary, Words):
+        raise UserError(f"-unk {unk}: only a model of words has one, and this is a model of {vocabulary.units}")
+    return vocabulary.with_unk(unk)
 
 
 def first_line_with_unknown(text: str, vocabulary: Vocabulary) -> int:
@@ -191,8 +213,8 @@ def first_line_with_unknown(text: str, vocabulary: Vocabulary) -> int:
 
 
 def averaged(losses: Sequence[Tensor]) -> Tensor:
-    """The loss in nats of each character under the average of the models' probabilities, from each model's losses.
+    """Return the loss in nats of each token under the average of several models' probabilities.
 
-    Shapes are alike, and kept. Of the probabilities a model gives, only that of the character that came is needed.
+    ``losses`` are those of each model, all of one shape. Only the probability of the token that occurred is needed.
     """
     return math.log(len(losses)) - torch.logsumexp(-torch.stack(list(losses)), 0)

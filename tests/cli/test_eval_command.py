@@ -22,9 +22,10 @@ from charrnn import registry
 from charrnn.cli.main import run
 from charrnn.errors import UserError
 from charrnn.evaluation.dynamic import dynamic_losses
-from charrnn.evaluation.loss import evaluate_tokens, losses
+from charrnn.evaluation.loss import losses
 from charrnn.evaluation.scoring import averaged
 from tests.helpers.command import SMALL, SONG, charrnn, one_line, write_text
+from tests.helpers.recorded import pairs, stream_score
 
 TEXT = "The lazy fox sleeps.\n\nThe dog, and over\nthe brown fox, a quick fox jumps on and on\nand"
 Scores = Callable[..., Any]
@@ -129,12 +130,24 @@ def test_dynamic_evaluation_at_rate_0_is_static_and_a_good_rate_helps(trained: P
     assert (trained / "cv" / os.listdir(trained / "cv")[0]).read_bytes() == before
 
 
-def test_dynamic_losses_stand_at_their_own_characters(scores: Scores) -> None:
+@torch.no_grad()
+def test_dynamic_losses_belong_to_their_own_characters(trained: Path, scores: Scores) -> None:
     still, adapted = (scores(*way, "-per_char", "-json")["per_char"] for way in ((), ("-dynamic", 0)))
     assert [item["character"] for item in still] == [item["character"] for item in adapted]
-    pairs = [(a["loss"], b["loss"]) for a, b in zip(still, adapted, strict=True) if a["loss"] is not None]
-    # read one after another, the rows begin with another state, which is soon forgotten
-    assert sum(abs(a - b) < 0.01 for a, b in pairs) > 0.6 * len(pairs)
+    model, vocabulary = package.load(trained / "cv")
+    # the rows are read one after another, carrying the state; a character without a loss begins a row
+    expected: list[Any] = []
+    state, before = None, [-1]
+    for item in adapted:
+        token = vocabulary.encode(item["character"])
+        if item["loss"] is None:
+            expected.append(None)
+        else:
+            logits, state = model(torch.tensor([before]), state)
+            expected.append(pytest.approx(-logits[0, 0].double().log_softmax(-1)[token].item(), abs=1e-5))
+        before = token
+    assert [item["loss"] for item in adapted] == expected
+    assert expected.count(None) == 4
 
 
 def test_dynamic_evaluation_goes_into_the_lines(scores: Scores) -> None:
@@ -143,32 +156,39 @@ def test_dynamic_evaluation_goes_into_the_lines(scores: Scores) -> None:
     assert total / result["characters"] == pytest.approx(result["dynamic"]["loss"])
 
 
+def learned_losses(model: nn.Module, tokens: Tensor, rate: float, segment: int) -> list[float]:
+    """The losses of a loop that reads one token at a time and learns from each segment."""
+    model.eval()
+    found: list[float] = []
+    state: Any = None
+    for start in range(0, len(tokens) - 1, segment):
+        nats = []
+        for x, y in pairwise(tokens[start : start + segment + 1]):
+            logits, state = model(x[None, None], state)
+            nats.append(-logits[0, 0].log_softmax(-1)[y])
+        model.zero_grad()
+        sum(nats, torch.zeros(())).backward()
+        with torch.no_grad():
+            for p in model.parameters():
+                if p.requires_grad:
+                    p -= rate * p.grad
+        state = tuple(part.detach() for part in state)
+        found += [loss.item() for loss in nats]
+    return found
+
+
+@pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("name", registry.models())
-def test_dynamic_losses_are_those_of_a_loop_that_learns(name: str) -> None:
+def test_dynamic_losses_are_those_of_a_loop_that_learns(name: str, frozen: bool) -> None:
     torch.manual_seed(2)
     model = registry.find(name).create(6, 8, 2, 0.4).double()
+    next(model.parameters()).requires_grad_(not frozen)
     tokens = torch.randint(6, (24,))
     weights = {key: value.clone() for key, value in model.state_dict().items()}
     found = dynamic_losses(model, tokens[:-1], tokens[1:], 0.3, 5)
     assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
     assert model.training
-
-    model.eval()
-    expected: list[Tensor] = []
-    state: Any = None
-    for start in range(0, 23, 5):
-        total = torch.zeros((), dtype=torch.float64)
-        for x, y in zip(tokens[start : start + 5], tokens[start + 1 : start + 6], strict=False):
-            logits, state = model(x[None, None], state)
-            expected.append(-logits[0, 0].log_softmax(-1)[y])
-            total = total + expected[-1]
-        model.zero_grad()
-        total.backward()
-        with torch.no_grad():
-            for p in model.parameters():
-                p -= 0.3 * p.grad
-        state = tuple(part.detach() for part in state)
-    assert found.tolist() == pytest.approx([loss.item() for loss in expected], rel=1e-9)
+    assert found.tolist() == pytest.approx(learned_losses(model, tokens, 0.3, 5), rel=1e-9)
     assert found.tolist()[5:] != pytest.approx(losses_of(model, weights, tokens)[5:], rel=1e-3)
 
 
@@ -182,7 +202,7 @@ def test_a_rate_that_breaks_the_weights_is_an_error() -> None:
     torch.manual_seed(2)
     model = registry.find("rnn").create(6, 8, 1, 0.0)
     tokens = torch.randint(6, (40,))
-    with pytest.raises(UserError, match="lower the rate"):
+    with pytest.raises(UserError, match="lower the learning rate"):
         dynamic_losses(model, tokens[:-1], tokens[1:], 1e38, 5)
 
 
@@ -226,11 +246,14 @@ def test_monte_carlo_works_with_the_rest(scores: Scores) -> None:
     assert scores(*flags, "-ensemble", "cv")["loss"] == pytest.approx(result["loss"])
 
 
-def test_evaluate_tokens_is_the_naive_mean(trained: Path) -> None:
+@torch.no_grad()
+def test_a_text_read_in_blocks_has_the_losses_of_one_token_at_a_time(trained: Path) -> None:
     model, vocabulary = package.load(trained / "cv")
-    score = evaluate_tokens(model, torch.tensor(vocabulary.encode(TEXT)), block=7)
+    tokens = torch.tensor(vocabulary.encode(TEXT))
+    assert losses(model, *pairs(tokens), block=7)[:, 0].tolist() == pytest.approx(of_text(trained), abs=1e-5)
+    score = stream_score(model, tokens, block=7)
     assert score.loss == pytest.approx(mean(of_text(trained)), abs=1e-5)
-    assert score.characters == len(TEXT) - 1
+    assert score.tokens == len(TEXT) - 1
 
 
 @pytest.mark.parametrize(

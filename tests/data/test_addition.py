@@ -257,7 +257,7 @@ def test_loss_and_gradient_are_those_of_each_problem_alone(tmp_path: Path, name:
     assert isinstance(held_out, Problems)
     for split in (held_out, replace(held_out, batch_size=3)):  # in one minibatch, and in three
         score = evaluate(model, split)
-        assert score.loss == pytest.approx(sum(val) / 9 / 4, rel=1e-12) and score.characters == 9 * 4
+        assert score.loss == pytest.approx(sum(val) / 9 / 4, rel=1e-12) and score.tokens == 9 * 4
 
 
 # what is measured
@@ -354,7 +354,7 @@ def test_eval_in_words_and_of_a_text(adders: Path) -> None:
     wrong = called("eval", "none", "-text", text, "-gpuid", -1, cwd=adders, code=1)
     assert "some.txt, line 2: 12 + 34 is 46, not 47" in wrong
     for flags in (("-dynamic", 0.1), ("-mc_samples", 2), ("-per_line",), ("-per_char",), ("-ensemble", "carry")):
-        assert "scored as it is" in called("eval", "none", *flags, "-gpuid", -1, cwd=adders, code=1)
+        assert "scored only one way" in called("eval", "none", *flags, "-gpuid", -1, cwd=adders, code=1)
 
 
 def test_a_sample_completes_a_sum(adders: Path) -> None:

@@ -302,8 +302,8 @@ def test_a_model_that_knows_nothing_has_the_vocabularys_size_as_perplexity(tmp_p
     text = open_text(write(tmp_path, input=zipf(200, 500, 4)), report=lambda line: None, level="word")
     split = text.split(5, 7, 0.9, 0.1)["val"]
     score = evaluate(Uniform(len(text.vocabulary)), split)
-    assert score.ppl == pytest.approx(len(set(naive((tmp_path / "input.txt").read_text()))), rel=1e-5)
-    assert score.characters == split.characters
+    assert score.perplexity == pytest.approx(len(set(naive((tmp_path / "input.txt").read_text()))), rel=1e-5)
+    assert score.tokens == split.characters
 
 
 def test_blocks_are_shorter_where_the_vocabulary_is_large() -> None:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from charrnn import registry
 from charrnn.errors import UserError
-from charrnn.evaluation.loss import evaluate_tokens
-from charrnn.evaluation.monte_carlo import monte_carlo, sample_losses
-from tests.helpers.recorded import pairs
+from charrnn.evaluation.loss import Score
+from charrnn.evaluation.monte_carlo import monte_carlo_losses, sample_losses
+from tests.helpers.recorded import pairs, stream_score
 
 TOKENS = torch.randint(6, (41,), generator=torch.Generator().manual_seed(5))
 
@@ -27,6 +27,10 @@ def seeded(seed: int = 0) -> torch.Generator:
 def make_rhn(**own: Any) -> nn.Module:
     torch.manual_seed(0)
     return registry.find("rhn").create(6, 8, 2, 0.3, depth=2, init_scale=0.6, **own).double()
+
+
+def monte_carlo(*args: Any, **more: Any) -> Score:
+    return Score.of(monte_carlo_losses(*args, **more))
 
 
 class Plain(nn.Module):
@@ -85,19 +89,19 @@ def test_equals_one_step_at_a_time(own: dict[str, Any]) -> None:
     expected = -sum(map(math.log, averages)) / len(averages)
     score = monte_carlo(model, *pairs(TOKENS), 3, seeded())
     assert score.loss == pytest.approx(expected, rel=1e-12)
-    assert score.characters == len(TOKENS) - 1
+    assert score.tokens == len(TOKENS) - 1
     assert score.loss != pytest.approx(-sum(math.log(p) for s in samples for p in s) / 3 / len(averages), rel=1e-6)
 
 
 def test_blocks_do_not_matter_to_masks() -> None:
-    losses = [monte_carlo(make_rhn(), *pairs(TOKENS), 2, seeded(), block=block).loss for block in (512, 40, 7, 1)]
-    assert losses == pytest.approx([losses[0]] * 4, rel=1e-12)
+    found = [monte_carlo(make_rhn(), *pairs(TOKENS), 2, seeded(), block=block).loss for block in (512, 40, 7, 1)]
+    assert found == pytest.approx([found[0]] * 4, rel=1e-12)
 
 
 def test_without_dropout_it_is_the_plain_score() -> None:
     for model in (make_rhn(drop_x=0.0, drop_i=0.0, drop_h=0.0, drop_o=0.0), Plain(0.0)):
         assert monte_carlo(model, *pairs(TOKENS), 3, seeded(), block=16).loss == pytest.approx(
-            evaluate_tokens(model, TOKENS).loss, rel=1e-12
+            stream_score(model, TOKENS).loss, rel=1e-12
         )
 
 
@@ -107,7 +111,7 @@ def test_the_generator_decides(model: nn.Module) -> None:
     generator = seeded()
     samples = [sample_losses(model, *pairs(TOKENS), generator) for _ in range(2)]
     assert not torch.equal(*samples), "each sample must have dropout of its own"
-    assert samples[0].mean().item() != pytest.approx(evaluate_tokens(model, TOKENS).loss, rel=1e-6)
+    assert samples[0].mean().item() != pytest.approx(stream_score(model, TOKENS).loss, rel=1e-6)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -138,7 +142,7 @@ def test_a_hopeless_sample_is_drawn_again() -> None:
     tokens = torch.zeros(9, dtype=torch.int64)
     score = monte_carlo(Scripted([1 / 501, 0.5, 1 / 501, 1 / 501, 0.25]), *pairs(tokens), 2, seeded(), redraws=3)
     assert score.loss == pytest.approx(-math.log(0.375), rel=1e-12)
-    assert monte_carlo(Scripted([1 / 499, 0.5]), *pairs(tokens), 1, seeded()).ppl == pytest.approx(499, rel=1e-9)
+    assert monte_carlo(Scripted([1 / 499, 0.5]), *pairs(tokens), 1, seeded()).perplexity == pytest.approx(499, rel=1e-9)
 
 
 def test_hopeless_samples_end_in_an_error() -> None:
@@ -161,4 +165,4 @@ def test_every_row_has_masks_of_its_own() -> None:
             logits, _ = model.eval()(x[:, [row]], None, masks=own)
         alone = nn.functional.cross_entropy(logits[:, 0], y[:, row], reduction="none")
         torch.testing.assert_close(together[:, row], alone.double())
-    assert monte_carlo(model, x, y, 2, seeded()).characters == x.numel()
+    assert monte_carlo(model, x, y, 2, seeded()).tokens == x.numel()

@@ -9,6 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from charrnn.evaluation.loss import Score, losses
+from charrnn.model import evaluating
+
 TOLERANCE = 1e-10
 
 Arrays = Mapping[str, np.ndarray]
@@ -70,3 +73,9 @@ class RecordedMinibatches:
 def pairs(tokens: Tensor) -> tuple[Tensor, Tensor]:
     """One row of text, int64 (N,), as the characters and those that follow them, each (N - 1, 1)."""
     return tokens[:-1, None], tokens[1:, None]
+
+
+def stream_score(model: nn.Module, tokens: Tensor, **block: int) -> Score:
+    """The score of a stream of token ids, int64 (N,): each but the first is predicted from all before it."""
+    with evaluating(model):
+        return Score.of(losses(model, *pairs(tokens), **block))

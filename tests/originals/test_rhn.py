@@ -24,12 +24,12 @@ from charrnn import registry
 from charrnn.data.minibatches import Split
 from charrnn.data.text import Text
 from charrnn.data.vocabulary import Vocabulary
-from charrnn.evaluation.loss import evaluate, evaluate_tokens, summed_loss
-from charrnn.evaluation.monte_carlo import SMALLEST, monte_carlo, sample_losses
+from charrnn.evaluation.loss import Score, evaluate, summed_loss
+from charrnn.evaluation.monte_carlo import SMALLEST, monte_carlo_losses, sample_losses
 from charrnn.kernels import blocks, highway
 from charrnn.settings.training import TrainingOptions
 from charrnn.training.loop import Training
-from tests.helpers.recorded import RecordedMinibatches, Recording, pairs
+from tests.helpers.recorded import RecordedMinibatches, Recording, pairs, stream_score
 
 rhn = registry.find("rhn").module
 
@@ -198,10 +198,10 @@ def check_epochs(case: Case) -> None:
     split = case.split(stream)
     for pass_name, score in (
         ("batched", evaluate(model, split)),
-        ("full", evaluate_tokens(model, torch.from_numpy(stream).long())),
+        ("full", stream_score(model, torch.from_numpy(stream).long())),
     ):
-        recording.compare(f"epoch/ppl_{pass_name}", score.ppl)
-        recording.compare(f"epoch/bits_{pass_name}", score.bpc)
+        recording.compare(f"epoch/ppl_{pass_name}", score.perplexity)
+        recording.compare(f"epoch/bits_{pass_name}", score.bits)
 
     def epoch(model: nn.Module) -> float:
         training = case.train(model, split, max_grad_norm=10.0)
@@ -213,7 +213,7 @@ def check_epochs(case: Case) -> None:
     model = case.model(noise=False)
     recording.compare("epoch/ppl_train_nodrop", epoch(model))
     case.compare("epoch/var_after", dict(model.named_parameters()))
-    recording.compare("epoch/ppl_batched_after", evaluate(model, split).ppl)
+    recording.compare("epoch/ppl_batched_after", evaluate(model, split).perplexity)
 
 
 def check_monte_carlo(case: Case) -> None:
@@ -227,7 +227,7 @@ def check_monte_carlo(case: Case) -> None:
     # the program's arrays have an entry for the last token too, which predicts nothing
     recording.compare("mc/probs", F.pad(probabilities, (0, 1)))
     feed(model, case.masks("mc/noise_"))
-    score = monte_carlo(model, *pairs(tokens), samples, generator)
+    score = Score.of(monte_carlo_losses(model, *pairs(tokens), samples, generator))
     slip = (score.loss * (len(tokens) - 1) - np.log(SMALLEST)) / len(tokens)
     recording.compare("mc/ppl", np.exp(slip))
     recording.compare("mc/bits", slip / np.log(2))

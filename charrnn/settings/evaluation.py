@@ -1,0 +1,44 @@
+"""Settings of ``charrnn eval`` and ``charrnn.evaluate``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+from charrnn.settings.option import FROM_ONE, FROM_ZERO, Interval, Option, options_of
+from charrnn.settings.training import setting
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """How a text is scored, and which text if none is given."""
+
+    split: Literal["train", "val", "test"] = setting("val", "split of the data to score", "data")
+    data_dir: str | None = setting(None, "folder of the text  [as in training]", "data", names="folder")
+    batch_size: int | None = setting(
+        None, "rows read side by side; 1 = a split file as one stream  [as in training]", "data", FROM_ONE
+    )
+    unk: str = setting("", "word that stands for unknown words, for a model of words  [as in training]", "data")
+
+    mc_samples: int = setting(0, "average this many passes with dropout on (Monte Carlo); 0 = off", "model", FROM_ZERO)
+    seed: int = setting(123, "seed of the Monte Carlo samples", "model", Interval(0, 2**63 - 1))
+    dynamic: float | None = setting(
+        None,
+        "dynamic evaluation: after each -seq_length of training, learn from the text just scored, at this learning "
+        "rate",
+        "model",
+        FROM_ZERO,
+    )
+
+    gpuid: int = setting(0, "number of the GPU; -1 = CPU", "device", Interval(low=-1))
+
+
+# settings of which only one can be given
+EXCLUSIVE = (("text", "split"), ("text", "data_dir"), ("text", "batch_size"), ("mc_samples", "dynamic"))
+
+
+@cache
+def evaluation_options() -> dict[str, Option]:
+    """Return every field of EvaluationOptions as an Option."""
+    return options_of(EvaluationOptions)
