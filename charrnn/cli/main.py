@@ -25,8 +25,8 @@ COMMANDS = {
     "novelty": "Say how much of a text is copied from the training text.",
     "import": "Take over a checkpoint of the original char-rnn.",
     "prepare": "Make a named data set.",
-    "models": "List the models that -model can name.",
-    "recipes": "List the settings that -config can name.",
+    "models": "List the models for -model.",
+    "recipes": "List the recipes for -config.",
     "plot": "Draw the learning curves of runs.",
     "completion": "Print the script that completes commands, flags, models and files in your shell.",
 }

@@ -13,4 +13,4 @@ def models() -> None:
     table(("model", "file", "what it is"), rows)
 
 
-command = Command("models", [], callback=models, help="List the models that -model can name, running none of them.")
+command = Command("models", [], callback=models, help="List the models for -model. None of their code is executed.")

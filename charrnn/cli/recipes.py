@@ -12,9 +12,9 @@ def recipes() -> None:
     table(("recipe", "what it is"), [(name, known.summary(path)) for name, path in known.recipes().items()])
 
 
-HELP = """List the settings that -config can name.
+HELP = """List the recipes for -config.
 
-charrnn train -config NAME trains with them, and with -print_config shows them.
+A recipe is a named set of settings. charrnn train -config NAME trains with it; add -print_config to see the settings.
 """
 
 
