@@ -1,0 +1,56 @@
+"""The tree in CONTRIBUTING is complete, and its order of imports is the one that is tested."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from tests.helpers.pages import ROOT, blocks
+
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
+LINE = re.compile(r"( *)(\S+?)(/?)(?:\s{2,}\S.*)?")
+
+
+def tree() -> str:
+    return next(block.text for block in blocks(CONTRIBUTING) if block.text.startswith("models/\n"))
+
+
+def files(drawn: str) -> Iterator[str]:
+    """Yield the path of each file in a drawn tree. A folder with a description stands for its __init__.py."""
+    folders: list[str] = []
+    for line in drawn.splitlines():
+        match = LINE.fullmatch(line)
+        assert match, line
+        indent, name, folder = match.groups()
+        described = line.strip() != name + folder
+        del folders[len(indent) // 2 :]
+        path = "/".join([*folders, name])
+        if folder:
+            folders.append(name)
+            path += "/__init__.py"
+        else:
+            assert described, f"{line.strip()}: says nothing about the file"
+        if described:
+            yield path
+
+
+def test_every_file_is_in_the_tree_once_and_no_other() -> None:
+    there = [
+        path.relative_to(ROOT).as_posix()
+        for folder in ("models", "charrnn")
+        for path in (ROOT / folder).rglob("*.py")
+        if "__pycache__" not in path.parts
+    ]
+    assert sorted(files(tree())) == sorted(there)
+
+
+def test_the_order_of_imports_is_the_one_that_is_tested() -> None:
+    architecture = (ROOT / "tests" / "test_architecture.py").read_text(encoding="utf-8")
+    order = re.search(r'^ORDER = """(.*?)"""', architecture, re.DOTALL | re.MULTILINE)
+    assert order
+    assert " ".join(order[1].split()) in " ".join(CONTRIBUTING.read_text(encoding="utf-8").split())
+
+
+def test_a_file_that_is_missing_or_drawn_twice_is_found() -> None:
+    drawn = "charrnn/\n  a.py   first\n  data/  texts\n    b.py  second\n  c.py  third"
+    assert list(files(drawn)) == ["charrnn/a.py", "charrnn/data/__init__.py", "charrnn/data/b.py", "charrnn/c.py"]
