@@ -41,7 +41,10 @@ def test_every_file_is_in_the_tree_once_and_no_other() -> None:
         for path in (ROOT / folder).rglob("*.py")
         if "__pycache__" not in path.parts
     ]
-    assert sorted(files(tree())) == sorted(there)
+    drawn = list(files(tree()))
+    assert len(drawn) == len(set(drawn))
+    assert set(there) - set(drawn) == set(), "not in the tree of CONTRIBUTING.md"
+    assert set(drawn) - set(there) == set(), "only in the tree of CONTRIBUTING.md"
 
 
 def test_the_order_of_imports_is_the_one_that_is_tested() -> None:
