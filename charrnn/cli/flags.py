@@ -44,11 +44,17 @@ class Kind(click.ParamType[Any]):
 class Flag(click.Option):
     """An Option as a flag. A flag that is not given leaves None, so that files can set what flags do not."""
 
-    def __init__(self, option: Option) -> None:
+    def __init__(self, option: Option, expose_value: bool = True) -> None:
         declarations = [f"-{option.name}", f"--{option.name}", option.name]
         kind = Kind(option)
         super().__init__(
-            declarations, type=kind, default=None, metavar=kind.name, multiple=option.repeatable, help=option.help
+            declarations,
+            type=kind,
+            default=None,
+            metavar=kind.name,
+            multiple=option.repeatable,
+            help=option.help,
+            expose_value=expose_value,
         )
         self.option = option
 

@@ -16,9 +16,9 @@ from charrnn.cli.flags import Command, Flag, exclude, given, one_by_one
 from charrnn.compute import wait_briefly
 from charrnn.settings import recipes
 from charrnn.settings.option import Option
-from charrnn.settings.resolve import Configuration
+from charrnn.settings.resolve import Configuration, Sources, resolve
 from charrnn.settings.training import training_options
-from charrnn.training import setup as configuration
+from charrnn.training.setup import load
 
 if TYPE_CHECKING:
     from charrnn.cli.display import TrainingDisplay
@@ -35,6 +35,10 @@ CONFIG = Option(
 
 
 RESUME = Option("resume", str, "", "go on with the run of this checkpoint, exactly", group="bookkeeping", names="file")
+
+
+# read before the other flags are parsed, since the model that they lead to has flags of its own
+LOADED = [Flag(option, expose_value=False) for option in (CONFIG, RESUME)]
 
 
 DRY_RUN = click.Option(
@@ -74,8 +78,9 @@ class TrainCommand(Command):
             known = registry.models()
             own = known[model].outline if model in known else []
         else:
-            model = configuration.model_of(flags)
-            own = list(registry.find(model).options.values())
+            ctx.obj = sources = load(flags, flags.get("config"), flags.get("resume"))
+            model = sources.model.name
+            own = list(sources.model.options.values())
         ctx.meta["own"] = [Flag(replace(option, group=f"Model {model}")) for option in own]
         return super().parse_args(ctx, args)
 
@@ -84,9 +89,10 @@ class TrainCommand(Command):
         return super().get_params(ctx) + own
 
 
-def train(config: str | None, resume: str | None, dry_run: bool, print_config: bool, **flags: Any) -> int:
+@click.pass_obj
+def train(sources: Sources, /, dry_run: bool, print_config: bool, **flags: Any) -> int:
     exclude(*EXCLUSIVE)
-    settings = configuration.configure(flags, config, resume)
+    settings = resolve({name: value for name, value in flags.items() if value is not None}, sources)
     if print_config:
         return show_settings(settings)
     if dry_run:
@@ -212,7 +218,7 @@ def stop_on_signals(run: Run, display: TrainingDisplay) -> list[int]:
 
 command = TrainCommand(
     "train",
-    [*map(Flag, training_options().values()), Flag(CONFIG), Flag(RESUME), DRY_RUN, PRINT_CONFIG],
+    [*map(Flag, training_options().values()), *LOADED, DRY_RUN, PRINT_CONFIG],
     callback=train,
     help=HELP,
 )

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from charrnn.checkpoints.folder import METRICS, OF_RUN, find_newest, written
 from charrnn.errors import UserError, printable
 from charrnn.reports.inspection import inspect
-from charrnn.settings.training import HARMLESS
+from charrnn.settings.training import training_options
 
 Axis = Literal["iterations", "epochs", "minutes"]
 
@@ -183,7 +183,8 @@ def names(histories: Sequence[History]) -> list[str]:
 def different_settings(histories: Sequence[History]) -> list[str]:
     """Return the values of the settings in which the runs differ; nothing if those are too many for a name."""
     settings = [history.settings for history in histories]
-    shared = set.intersection(*map(set, settings)) - HARMLESS - {"threads"}
+    free = {name for name, option in training_options().items() if option.on_resume == "free"}
+    shared = set.intersection(*map(set, settings)) - free - {"threads"}
     different = [name for name in settings[0] if name in shared and len({str(s[name]) for s in settings}) > 1]
     if len(different) > MAX_SETTINGS:
         return []

@@ -1,11 +1,11 @@
-"""One setting: its type, its range, its flag, and how a word becomes its value."""
+"""One setting: its type, its range, and how a word or a plain value becomes its value."""
 
 from __future__ import annotations
 
 import math
 import os
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -29,40 +29,48 @@ class Interval:
         return above and below
 
     def __str__(self) -> str:
+        """In the words that follow "must be"."""
+        low = f"{'above' if self.open_low else 'at least'} {self.low:,.15g}"
         if self.high == math.inf:
-            return f"over {self.low:g}" if self.open_low else f"at least {self.low:g}"
-        low, high = f"{self.low:.15g}", f"{self.high:.15g}"
-        return f"in {'(' if self.open_low else '['}{low}, {high}{')' if self.open_high else ']'}"
+            return low
+        if self.open_low or self.open_high:
+            return f"{low} and {'below' if self.open_high else 'at most'} {self.high:,.15g}"
+        return f"between {self.low:,.15g} and {self.high:,.15g}"
 
 
+# what a text is the name of
 Names = Literal["", "file", "folder", "model", "recipe"]
 
 
 @dataclass(frozen=True)
 class Option:
-    """One setting, whether it comes from a flag, a TOML file, a checkpoint or a model's signature.
-
-    repeatable: the flag may be given several times, and the value is a tuple. names: what a text stands for. zero: the
-    word for a number of 0.
-    """
+    """One setting, whether it comes from a flag, a TOML file, a checkpoint or a model's signature."""
 
     name: str
     type: type
     default: Any
     help: str = ""
+    # a key of GROUPS, or a heading
     group: str = "model"
+    # empty: any value of the type
     choices: tuple[Any, ...] = ()
+    # None, in words "none", is a value too
     optional: bool = False
     within: Interval = Interval()
+    # the flag may be given several times; the value is a tuple
     repeatable: bool = False
     names: Names = ""
+    # the word for the number 0
     zero: str = ""
+    # whether a resumed run may change it, and the learning rate schedules with which it may not
+    on_resume: Literal["fixed", "free"] = "fixed"
+    fixed_by: tuple[str, ...] = ()
 
     def convert(self, value: Any) -> Any:
-        """The value in the setting's own type; of a repeatable setting, a tuple of such values.
+        """Return the value in the setting's own type; for a repeatable setting, a tuple of such values.
 
         Takes the words of a command line as well as the typed values of a TOML file or a checkpoint.
-        Raises UserError, naming the setting, where the value is of another type or out of range.
+        Raises UserError, naming the setting, if the value is of another type or out of range.
         """
         if self.repeatable:
             values = value if isinstance(value, (list, tuple)) else (value,)
@@ -70,66 +78,90 @@ class Option:
         return self.convert_one(value)
 
     def convert_one(self, value: Any) -> Any:
-        """One value of a repeatable setting, the value of any other."""
+        """Return one value of a repeatable setting, or the value of any other, in the setting's own type."""
         if value is None or (self.optional and isinstance(value, str) and value.lower() == "none"):
             if self.optional:
                 return None
             raise UserError(f"-{self.name} needs a value")
-        converted = self._typed(value)
-        if self.choices and converted not in self.choices:
-            raise UserError(f"-{self.name} {shown(value)}: must be one of {', '.join(map(str, self.choices))}")
-        if self.type in (int, float) and converted not in self.within:
-            raise UserError(f"-{self.name} {shown(value)}: must be {self.within}")
-        return converted
-
-    def _typed(self, value: Any) -> Any:
-        if self.type is bool:
-            if isinstance(value, bool) or value in (0, 1):
-                return bool(value)
-            if isinstance(value, str) and value.lower() in ("0", "1", "true", "false"):
-                return value.lower() in ("1", "true")
-            raise UserError(f"-{self.name} {shown(value)}: must be 0 or 1")
-        wanted = {int: "a whole number", float: "a number", str: "text"}[self.type]
-        wrong = UserError(f"-{self.name} {shown(value)}: must be {wanted}{f' or {self.zero}' if self.zero else ''}")
         if self.zero and value == self.zero:
             return 0
-        if self.type is str:
-            if not isinstance(value, str) or not _can_be_a_path(value):
-                raise wrong
-            return value
-        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-            raise wrong
+        convert, wanted = CONVERTERS[self.type]
         try:
-            converted = self.type(value)
-        except (ValueError, OverflowError):
-            raise wrong from None
+            converted = convert(value)
+        except (KeyError, ValueError, OverflowError):
+            raise self._wrong(value, f"{wanted} or {self.zero}" if self.zero else wanted) from None
+        if self.choices and converted not in self.choices:
+            raise self._wrong(value, f"one of {', '.join(map(str, self.choices))}")
+        if self.type in (int, float) and converted not in self.within:
+            raise self._wrong(value, str(self.within))
         if self.type is int and abs(converted) >= 2**63:
-            raise UserError(f"-{self.name} {shown(value)}: must be a number of 64 bits")
-        if not math.isfinite(converted) or (self.type is int and isinstance(value, float) and value != converted):
-            raise wrong
+            raise self._wrong(value, "a number of 64 bits")
         if self.type is float and abs(converted) > FLOAT32:
-            raise UserError(f"-{self.name} {shown(value)}: must be a number that single precision can hold")
+            raise self._wrong(value, "a number that fits into single precision")
         return converted
+
+    def _wrong(self, value: Any, wanted: str) -> UserError:
+        return UserError(f"-{self.name} {shown(value)}: must be {wanted}")
+
+    def is_free(self, lr_schedule: str) -> bool:
+        """Whether a resumed run with this learning rate schedule may change the setting."""
+        return self.on_resume == "free" and lr_schedule not in self.fixed_by
+
+
+def _to_bool(value: Any) -> bool:
+    if isinstance(value, str):
+        return {"0": False, "1": True, "false": False, "true": True}[value.lower()]
+    if value in (0, 1):
+        return bool(value)
+    raise ValueError
+
+
+def _to_int(value: Any) -> int:
+    converted = int(_plain(value))
+    if isinstance(value, float) and value != converted:
+        raise ValueError
+    return converted
+
+
+def _to_float(value: Any) -> float:
+    converted = float(_plain(value))
+    if not math.isfinite(converted):
+        raise ValueError
+    return converted
+
+
+def _plain(value: Any) -> int | float | str:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise ValueError
+    return value
+
+
+def _to_text(value: Any) -> str:
+    """Refuse what the operating system cannot take as a name, since most texts among the settings are names."""
+    if not isinstance(value, str) or b"\0" in os.fsencode(value):  # raises UnicodeEncodeError, a ValueError
+        raise ValueError
+    return value
+
+
+# how a value is converted to each type, and what it must be if that raises KeyError, ValueError or OverflowError
+CONVERTERS: dict[type, tuple[Callable[[Any], Any], str]] = {
+    bool: (_to_bool, "0 or 1"),
+    int: (_to_int, "a whole number"),
+    float: (_to_float, "a number"),
+    str: (_to_text, "text"),
+}
 
 
 def shown(value: Any) -> str:
-    """A value as a message quotes it: its beginning."""
+    """Return the beginning of a value, to quote it in a message."""
     text = str(value)
     return text if len(text) < 60 else f"{text[:50]}..."
 
 
-def _can_be_a_path(text: str) -> bool:
-    """Whether the operating system takes it as a name: settings are flags too, and most texts among them are names."""
-    try:
-        return b"\0" not in os.fsencode(text)
-    except UnicodeEncodeError:
-        return False
-
-
 def make_option(name: str, annotation: Any, default: Any, **rest: Any) -> Option:
-    """The Option for a resolved annotation: int, float, str, bool, Literal, or Optional of these.
+    """Return the Option for a resolved annotation: int, float, str, bool, Literal, or Optional of these.
 
-    ``tuple[str, ...]`` makes a repeatable one. Raises TypeError for any other annotation.
+    ``tuple[str, ...]`` makes it repeatable. Raises TypeError for any other annotation.
     """
     optional = repeatable = False
     if get_origin(annotation) is tuple and get_args(annotation)[1:] == (...,):
@@ -166,21 +198,10 @@ def checked(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
 
 
 POSITIVE = Interval(low=0, open_low=True)
-
-
 FROM_ZERO = Interval(low=0)
-
-
 FROM_ONE = Interval(low=1, high=2**31 - 1)
-
-
 FRACTION = Interval(low=0, high=1)
-
-
 RATE = Interval(low=0, high=1, open_high=True)
 
-
 Level = Literal["char", "word"]
-
-
 Encoding = Literal["utf-8", "bytes"]

@@ -1,117 +1,135 @@
-"""Where the settings of a training run come from: defaults, a checkpoint, a TOML file, flags."""
+"""Settle the settings of a training run from its flags, its TOML file, its checkpoint and the defaults."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from charrnn.errors import UserError, nearest
 from charrnn.settings.option import Option
-from charrnn.settings.training import DEPENDS_ON, HARMLESS, TrainingOptions, _check_together, training_options
+from charrnn.settings.training import TrainingOptions, training_options
 
 
-class Saved(Protocol):
-    """What a checkpoint says of its run's settings."""
+@dataclass(frozen=True)
+class Sources:
+    """The sources of a run's settings besides its flags, each found and read once.
+
+    Types are Any where they belong to packages that import this one.
+    """
+
+    # the content of the TOML file, and its name in messages
+    file: Mapping[str, Any]
+    config: str | None
+    # the registry's ModelFile; its own options are settings too
+    model: Any
+    # the checkpoint that -init_from names
+    start: Any = None
+    # the checkpoint that -resume names, and its name in messages
+    resume: Any = None
+    resume_name: str | None = None
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """Every setting of a run, with the model's file and the checkpoint that it begins from."""
 
     options: TrainingOptions
+    model: Any
     model_options: dict[str, Any]
+    start: Any
+    resume: Any
+    # the source of each setting, by name
+    sources: dict[str, str]
+    # remarks for the user
+    notes: tuple[str, ...]
 
 
-class Model(Protocol):
-    """What is asked of a model: its name and its own options."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def options(self) -> dict[str, Option]: ...
-
-
+# two ways to name the text: one on the command line replaces either in the file
 TEXT = {"data_dir", "input"}
 
-
+# with -init_from these are the checkpoint's
 ARCHITECTURE = ("model", "rnn_size", "num_layers")
 
 
-@dataclass
-class Configuration:
-    """The settings of a run.
+def check_exclusive(flags: Mapping[str, Any], file: Mapping[str, Any], resume: str | None) -> None:
+    """Raise UserError if two settings are given that exclude each other."""
+    for given in (file, flags):
+        if given.keys() >= TEXT:
+            raise UserError("-input names the text itself, -data_dir the folder that it is in: give one of them")
+    if resume and {**file, **flags}.get("init_from"):
+        raise UserError("-resume continues a run, -init_from begins a new one: give one of them")
 
-    start: the checkpoint that -init_from named; resume: the one that -resume named; each read once.
-    sources: where the value of each setting comes from. notes: what the user should hear about the choice.
+
+def resolve(flags: Mapping[str, Any], loaded: Sources) -> Configuration:
+    """Settle every setting: a flag wins over the file, the file over a checkpoint, a checkpoint over the defaults.
+
+    Raises UserError for an unknown setting, a wrong value, or a change that a resumed run cannot make.
     """
+    known = training_options() | loaded.model.options
+    flags = converted(flags, known, f"the model {loaded.model.name}")
+    replaced = flags.keys() | (TEXT if TEXT & flags.keys() else set())
+    file = {name: value for name, value in loaded.file.items() if name not in replaced}
+    file = converted(file, known, f"the model {loaded.model.name}", f"{loaded.config}: ")
+    saved, fixed, notes = inherited({**file, **flags}, loaded)
+    checkpoint = f"checkpoint {loaded.resume_name or flags.get('init_from') or file.get('init_from')}"
+    values, sources = layered(
+        [
+            ("default", {name: option.default for name, option in known.items()}),
+            (checkpoint, saved),
+            (str(loaded.config), file),
+            ("flag", flags),
+            (checkpoint, fixed),
+        ]
+    )
+    options = TrainingOptions(**{name: values[name] for name in training_options()})
+    options.check()
+    model_options = {name: values[name] for name in loaded.model.options}
+    return Configuration(options, loaded.model, model_options, loaded.start, loaded.resume, sources, notes)
 
-    options: TrainingOptions
-    # the registry's ModelFile
-    model: Any
-    model_options: dict[str, Any]
-    start: Any = None
-    resume: Any = None
-    sources: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
 
-
-def resolve(
-    given: Mapping[str, Any],
-    file: Mapping[str, Any],
-    model: Model,
-    start: Saved | None = None,
-    going_on: Saved | None = None,
-    config: str | None = None,
-    resume: str | None = None,
-) -> Configuration:
-    """Every setting: a flag wins over the file, the file over the defaults.
-
-    start: the checkpoint of -init_from, whose model and sizes hold; going_on: that of
-    -resume, of which all but harmless settings hold. Raises UserError.
-    """
-    for source in (file, given):
-        if source.keys() >= TEXT:
-            raise UserError("-input names a text itself, -data_dir a folder with it: give one of them")
-    if TEXT & given.keys():
-        file = {name: value for name, value in file.items() if name not in TEXT}
-    chosen = {**file, **given}
-    if resume and chosen.get("init_from"):
-        raise UserError("-resume goes on with a run, -init_from begins a new one: give one of them")
-    known = training_options() | model.options
-    for name in chosen:
+def converted(given: Mapping[str, Any], known: Mapping[str, Option], whose: str, where: str = "") -> dict[str, Any]:
+    """Return each value in its setting's own type. Raises UserError for unknown settings and wrong values."""
+    for name in given:
         if name not in known:
-            where = f"{config}: " if given.get(name) is None else ""
-            raise UserError(f"{where}there is no setting {name}{nearest(name, list(known))} for the model {model.name}")
-    values = {name: known[name].convert(value) for name, value in chosen.items()}
-    notes = []
-    sources = dict.fromkeys(known, "default") | dict.fromkeys(file, str(config)) | dict.fromkeys(given, "flag")
-    if start:
+            raise UserError(f"{where}{whose} has no setting {name}{nearest(name, list(known))}")
+    return {name: known[name].convert(value) for name, value in given.items()}
+
+
+def inherited(given: Mapping[str, Any], loaded: Sources) -> tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]:
+    """Return the settings that a checkpoint gives, those of them that nothing overrides, and notes on the latter.
+
+    Raises UserError if what is given changes a setting that a resumed run must keep.
+    """
+    if start := loaded.start:
         fixed = {name: getattr(start.options, name) for name in ARCHITECTURE}
-        notes = [f"{n} is {v}, as in {values['init_from']}" for n, v in fixed.items() if values.get(n, v) != v]
-        inherited = fixed.keys() | (start.model_options.keys() - values.keys())
-        sources |= dict.fromkeys(inherited, f"checkpoint {values['init_from']}")
-        values = start.model_options | values | fixed
-    if going_on:
-        saved = asdict(going_on.options) | going_on.model_options
-        _refuse_changes(values, saved)
-        if "data_dir" in values:
+        changed = [name for name, value in fixed.items() if given.get(name, value) != value]
+        notes = tuple(f"{name} is {fixed[name]}, as in {given['init_from']}" for name in changed)
+        return start.model_options, fixed, notes
+    if resume := loaded.resume:
+        saved = asdict(resume.options) | resume.model_options
+        refuse_changes(given, saved)
+        if "data_dir" in given:
             saved["input"] = ()
-        if saved["kernels"] == "auto":  # from before there was a choice
+        if saved["kernels"] == "auto":  # written before there was a choice of kernels
             saved["kernels"] = "torch"
-        sources |= dict.fromkeys(saved.keys() - values.keys(), f"checkpoint {resume}")
-        values = saved | values
-    options = TrainingOptions(**{name: values[name] for name in training_options() if name in values})
-    model_options = {name: values.get(name, o.default) for name, o in known.items() if name not in training_options()}
-    _check_together(options)
-    return Configuration(options, model, model_options, start, going_on, sources, notes)
+        return saved, {}, ()
+    return {}, {}, ()
 
 
-def model_of(chosen: Mapping[str, Any], saved: Saved | None) -> str:
-    """The model that these settings lead to."""
-    name: str = training_options()["model"].convert(chosen.get("model", TrainingOptions.model))
-    return saved.options.model if saved else name
-
-
-def _refuse_changes(values: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
-    harmless = HARMLESS.difference(DEPENDS_ON.get(saved["lr_schedule"], ()))
-    changed = [name for name, value in values.items() if name not in harmless and value != saved.get(name)]
+def refuse_changes(given: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    free = {name for name, option in training_options().items() if option.is_free(saved["lr_schedule"])}
+    changed = [name for name, value in given.items() if name not in free and value != saved.get(name)]
     if changed:
-        differences = ", ".join(f"-{name} {values[name]} (was {saved.get(name)})" for name in changed)
+        differences = ", ".join(f"-{name} {given[name]} (was {saved.get(name)})" for name in changed)
         raise UserError(f"a resumed run cannot change {differences}: leave it out, or begin a new run with -init_from")
+
+
+def layered(layers: Iterable[tuple[str, Mapping[str, Any]]]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return each setting's value and source; later layers win over earlier ones."""
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for source, layer in layers:
+        values |= layer
+        sources |= dict.fromkeys(layer, source)
+    return values, sources

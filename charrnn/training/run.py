@@ -48,8 +48,8 @@ class Run:
 
     def __init__(self, configuration: Configuration, report: Report, keep: bool = True) -> None:
         options = configuration.options
-        device = choose_device(options.gpuid, configuration.notes.append, options.precision)
-        precision.prepare(options.precision, device, configuration.notes.append)
+        device = choose_device(options.gpuid, report, options.precision)
+        precision.prepare(options.precision, device, report)
         keep_freed_memory()
         if options.threads:
             torch.set_num_threads(options.threads)

@@ -7,39 +7,37 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from charrnn import registry
-from charrnn.errors import UserError
 from charrnn.settings import recipes
-from charrnn.settings.resolve import Configuration, resolve
-from charrnn.settings.resolve import model_of as _model_of
+from charrnn.settings.resolve import Configuration, Sources, check_exclusive, resolve
+from charrnn.settings.training import TrainingOptions, training_options
 
 if TYPE_CHECKING:
     from charrnn.checkpoints.checkpoint import Checkpoint
 
 
 def configure(flags: Mapping[str, Any], config: str | None = None, resume: str | None = None) -> Configuration:
-    """Load the checkpoints that the settings name, and resolve every setting. Raises UserError."""
-    file = recipes.read_toml(recipes.find(config)) if config else {}
+    """Load what the flags name, and settle every setting. A flag that is None was not given. Raises UserError."""
     given = {name: value for name, value in flags.items() if value is not None}
-    chosen = file | given
-    if not (file.keys() >= {"data_dir", "input"} or given.keys() >= {"data_dir", "input"}):
-        if resume and chosen.get("init_from"):
-            raise UserError("-resume goes on with a run, -init_from begins a new one: give one of them")
-        start, going_on = _load(chosen.get("init_from")), _load(resume, newest=True)
-    else:
-        start = going_on = None
-    model = registry.find(_model_of(chosen, start or going_on))
-    return resolve(given, file, model, start, going_on, config, resume)
+    return resolve(given, load(given, config, resume))
 
 
-def model_of(flags: dict[str, str]) -> str:
-    """The model that these flags lead to, before they are parsed for good: the model has flags of its own."""
-    chosen = (recipes.read_toml(recipes.find(flags["config"])) if flags.get("config") else {}) | flags
-    return _model_of(chosen, _load(chosen.get("init_from")) or _load(flags.get("resume"), newest=True))
+def load(flags: Mapping[str, Any], config: str | None, resume: str | None) -> Sources:
+    """Read the TOML file and the checkpoint that the flags name, and find the model. Raises UserError.
+
+    The flags may be words of a command line that is not parsed yet, since the model has flags of its own.
+    """
+    file = recipes.read_toml(recipes.find(config)) if config else {}
+    check_exclusive(flags, file, resume)
+    chosen = {**file, **flags}
+    start = _checkpoint(chosen["init_from"]) if chosen.get("init_from") else None
+    resumed = _checkpoint(resume, newest=True) if resume else None
+    saved = start or resumed
+    name = saved.options.model if saved else chosen.get("model", TrainingOptions.model)
+    model = registry.find(training_options()["model"].convert(name))
+    return Sources(file, config, model, start, resumed, resume)
 
 
-def _load(path: Any, newest: bool = False) -> Checkpoint | None:
-    if not path:
-        return None
+def _checkpoint(path: Any, newest: bool = False) -> Checkpoint:
     from charrnn.checkpoints.checkpoint import Checkpoint
     from charrnn.checkpoints.folder import find_newest
 
