@@ -30,8 +30,8 @@ WIDTH = 90
 class Recorded(display.LiveDisplay):
     """The live display on a console that records. It takes the picture at one iteration, then ends the run.
 
-    Off a terminal, rich prints the bar and the figures only once, when the display closes. That is what is wanted:
-    a recording of a terminal would hold every one of their redraws.
+    Off a terminal, rich prints the bar and the figures only once, when the display closes. A recording of a
+    terminal would hold every redraw.
     """
 
     def __init__(self, command: list[str], stop_at: int, *args: Any, **named: Any) -> None:
