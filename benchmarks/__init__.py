@@ -1,1 +1,1 @@
-"""How fast charrnn is, and how near to what the machine can do: ``python -m benchmarks``."""
+"""How fast charrnn is, and how close to what the machine can do: ``python -m benchmarks``."""

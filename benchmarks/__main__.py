@@ -1,4 +1,4 @@
-"""``python -m benchmarks [PART ...]``: all parts, or those that are named; see ``-h``."""
+"""``python -m benchmarks [PART ...]``: run the named parts, or all; see ``-h``."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ PARTS = ("training", "loop", "sampling", "preprocessing", "startup", "growth")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="How fast charrnn is on this machine.")
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; none named: all of them")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write all figures there")
-    parser.add_argument("--markdown", metavar="FILE", type=Path, help="write the tables there")
-    parser.add_argument("--picture", metavar="FILE", type=Path, help="draw the part growth there, as SVG")
-    parser.add_argument("--quick", action="store_true", help="few repeats of few sizes: to see that it runs")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description="Measure how fast charrnn is on this machine."
+    )
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} [all]")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write all figures to this file")
+    parser.add_argument("--markdown", metavar="FILE", type=Path, help="write the tables to this file")
+    parser.add_argument("--picture", metavar="FILE", type=Path, help="draw the part growth (needs matplotlib)")
+    parser.add_argument("--quick", action="store_true", help="few repeats of few sizes, to check that it runs")
     arguments = parser.parse_args()
     if unknown := set(arguments.parts) - set(PARTS):
-        parser.error(f"there is no part {', '.join(sorted(unknown))}: there are {', '.join(PARTS)}")
+        parser.error(f"unknown part {', '.join(sorted(unknown))}; the parts are {', '.join(PARTS)}")
 
     results: dict[str, Any] = {"machine": machine()}
     tables = [" · ".join(f"{name} {value}" for name, value in results["machine"].items())]
@@ -41,7 +43,7 @@ def main() -> None:
         table(headings, cells)
         lines = (headings, ["---"] * len(headings), *cells)
         tables.append(f"{about}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
-        # after each part: what was measured is kept, whatever comes after it
+        # written after each part, so that a later failure loses nothing
         if arguments.json:
             arguments.json.write_text(json.dumps(results, indent=1), encoding="utf-8")
         if arguments.markdown:

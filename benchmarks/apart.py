@@ -1,4 +1,4 @@
-"""Processes of their own for what is compared: one as `charrnn train` sets it up, and one as torch is by itself."""
+"""Separate processes for the two sides of a comparison: one set up as by `charrnn train`, one with torch's defaults."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from benchmarks.measure import wall
 from charrnn import compute
 
 Iteration = Callable[[], Any]
-PAUSE = 0.01  # seconds in which the threads of the process before stop looking for work
-TURN = 0.15  # seconds of iterations in a row
+PAUSE = 0.01  # seconds after which the threads of the previous process no longer spin
+TURN = 0.15  # seconds of consecutive iterations
 
 
 class Process:
-    """Iterations that run in a process of their own, some when they are asked for. To be used in a ``with`` statement.
+    """A process that makes and times iterations on request. Use it in a ``with`` statement.
 
-    as_charrnn: with what `charrnn train` does before torch is loaded.
+    as_charrnn: prepare the environment as `charrnn train` does before it loads torch.
     """
 
     def __init__(self, as_charrnn: bool) -> None:
@@ -39,7 +39,7 @@ class Process:
         self.process.join()
 
     def arm(self, make: Callable[..., Iteration], *arguments: Any) -> Callable[[], float]:
-        """What make(*arguments) gives there, as a call that runs it some times and returns the seconds of one."""
+        """Call make(*arguments) there. Return a function that times the iteration a few times and gives its seconds."""
         self._ask((make, arguments))
         number = self.made
         self.made += 1
@@ -51,7 +51,7 @@ class Process:
         return call
 
     def forget(self) -> None:
-        """Let go of all iterations made so far."""
+        """Drop all iterations made so far."""
         self.made = 0
         self._ask(None)
 
@@ -64,7 +64,7 @@ class Process:
 
 
 def serve(connection: Connection) -> None:
-    """The other end: make iterations, forget them, or run one and answer with the seconds that it takes."""
+    """Serve the other end: make an iteration, drop all, or run one and answer with its seconds."""
     made: list[Iteration] = []
     while True:
         order = connection.recv()
@@ -83,7 +83,7 @@ def serve(connection: Connection) -> None:
 
 
 def turn(iteration: Iteration) -> float:
-    """The mean seconds of iterations in a row. Where they are short, the first one only wakes up caches and threads."""
+    """Return the mean seconds of consecutive iterations. A short first one only warms up caches and threads."""
     took = wall(iteration)
     if took > TURN:
         return took
@@ -97,7 +97,7 @@ def turn(iteration: Iteration) -> float:
 
 @contextmanager
 def environment(as_charrnn: bool) -> Iterator[None]:
-    """While it lasts, what a process that starts finds set."""
+    """Set the environment that a new process inherits; restore it afterwards."""
     before = dict(os.environ)
     if as_charrnn:
         compute.wait_briefly()

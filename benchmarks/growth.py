@@ -1,4 +1,4 @@
-"""Growth: an iteration's time against each size, with the fitted exponent, beside the same network plainly in torch."""
+"""Growth: time per iteration against each size, with the fitted exponent, compared with the network in plain torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from math import log
 
 from benchmarks.apart import Process
-from benchmarks.measure import Row, Timing, in_turn, processors, told
+from benchmarks.measure import Row, Timing, in_turn, processors, reported
 from benchmarks.networks import plain
 from benchmarks.subjects import BATCH, NAMES, SEQUENCE, Sizes, Subject, V, kernels_of, ours, plainly
 
@@ -48,19 +48,19 @@ def run(quick: bool) -> list[Row]:
 
 
 def one(name: str, axis: str, value: int) -> tuple[Subject, Sizes]:
-    """The default sizes, one of them changed."""
+    """Return the default sizes with one of them changed."""
     size = {"rnn_size": 128, "num_layers": 2, "batch_size": BATCH, "seq_length": SEQUENCE} | {axis: value}
     return Subject(name, size["rnn_size"], size["num_layers"]), Sizes(size["batch_size"], size["seq_length"])
 
 
 def measure(subject: Subject, sizes: Sizes, charrnn: Process, torch: Process) -> tuple[str, Timing, Timing]:
-    """The faster kernels, as -kernels auto finds them; an iteration's time, ours and the plain network's."""
+    """Return the faster kernels, as -kernels auto would choose, and the times of an iteration of charrnn and plain torch."""
     threads, ways = processors(), plain(subject.name, V, subject.size, subject.layers)
     arms: dict[str, Callable[[], float]] = {
         kernels: charrnn.arm(ours, subject, kernels, threads, sizes) for kernels in kernels_of(subject)
     }
     arms |= {way: torch.arm(plainly, subject, way, threads, sizes) for way in ways}
-    timings = in_turn(arms, REPEATS, warm_up=1, clock=told)
+    timings = in_turn(arms, REPEATS, warm_up=1, clock=reported)
     charrnn.forget()
     torch.forget()
     best = min(kernels_of(subject), key=lambda kernels: timings[kernels].median)
@@ -68,6 +68,6 @@ def measure(subject: Subject, sizes: Sizes, charrnn: Process, torch: Process) ->
 
 
 def slope(points: list[tuple[float, float]]) -> float:
-    """Of the line through these points with the least squares."""
+    """Return the slope of the least-squares line through the points."""
     x_mean, y_mean = (sum(values) / len(points) for values in zip(*points, strict=True))
     return float(sum((x - x_mean) * (y - y_mean) for x, y in points) / sum((x - x_mean) ** 2 for x, _ in points))

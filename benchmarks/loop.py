@@ -1,4 +1,4 @@
-"""What the training loop itself costs: an iteration with all that `charrnn train` does, over the bare step."""
+"""Cost of the training loop: an iteration of `charrnn train`, with everything it does, compared with the bare step."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def run(quick: bool) -> list[Row]:
 
 
 def displayed(iteration: Callable[[], Any]) -> Callable[[], None]:
-    """The iteration, and its printed line."""
+    """Return the iteration together with printing its line."""
     display = PlainDisplay(1, "char")
 
     def call() -> None:

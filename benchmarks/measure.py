@@ -1,4 +1,4 @@
-"""Timing things in turn, so that whatever disturbs the machine disturbs them alike; and what the machine can do."""
+"""Time things in turn, so that disturbances affect all alike; and measure what the machine can do."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one call: the median of several, and the quartiles around it."""
+    """Median and quartiles of the seconds of one call."""
 
     median: float
     low: float
@@ -28,19 +28,19 @@ class Timing:
 
     @property
     def spread(self) -> float:
-        """The distance between the quartiles, as a share of the median."""
+        """Return the interquartile range relative to the median."""
         return (self.high - self.low) / self.median
 
 
 def wall(call: Callable[[], Any]) -> float:
-    """The seconds that a call takes."""
+    """Return the seconds that a call takes."""
     started = time.perf_counter()
     call()
     return time.perf_counter() - started
 
 
-def told(call: Callable[[], float]) -> float:
-    """The seconds that a call says it took."""
+def reported(call: Callable[[], float]) -> float:
+    """Return the seconds that a call reports."""
     return call()
 
 
@@ -50,7 +50,7 @@ def in_turn(
     warm_up: int = 2,
     clock: Callable[[Callable[[], Any]], float] = wall,
 ) -> dict[str, Timing]:
-    """Time each arm ``repeats`` times, one after the other in every round, the first rounds not counted."""
+    """Time each arm ``repeats`` times, one arm after another in every round. The first rounds do not count."""
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     for round_ in range(warm_up + repeats):
         for name, call in arms.items():
@@ -72,23 +72,23 @@ PRODUCT_FLOPS = 2 * PRODUCT**3
 
 
 def product() -> Callable[[], Any]:
-    """A large float32 product in torch, to be timed beside what the machine's rate is to be compared with."""
+    """Return a large float32 product in torch, as a measure of what the machine can do."""
     a, b, out = (torch.randn(PRODUCT, PRODUCT) for _ in range(3))
     return partial(torch.mm, a, b, out=out)
 
 
 def processors() -> int:
-    """How many processors this process may use."""
+    """Return the number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def thread_counts() -> list[int]:
-    """1, and all processors where there are more."""
+    """Return 1 and, if there are more, the number of processors."""
     return sorted({1, processors()})
 
 
 def machine() -> Row:
-    """What the figures depend on."""
+    """Return what the figures depend on."""
     return {
         "processor": processor_name(),
         "processors": processors(),

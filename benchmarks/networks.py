@@ -1,4 +1,4 @@
-"""The same networks written plainly in torch, as one would without charrnn, and what they cost by formula."""
+"""The same networks in plain torch, as one would write them without charrnn, and their cost by formula."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Layers(nn.Module):
 
 
 class GRULoop(nn.Module):
-    """char-rnn's GRU, a Python loop over the time steps of each layer. look_up: no product with one-hot vectors."""
+    """char-rnn's GRU as a Python loop over time steps. look_up: index the weights, without one-hot vectors."""
 
     def __init__(self, V: int, H: int, L: int, look_up: bool) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class GRULoop(nn.Module):
 
 
 class Grid(nn.Module):
-    """The grid LSTM with tied depth weights: in each layer an nn.LSTM over time, then an nn.LSTMCell over T * B."""
+    """The Grid LSTM with tied depth weights: in each layer an nn.LSTM over time, then an nn.LSTMCell over T * B."""
 
     def __init__(self, V: int, H: int, L: int) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class Grid(nn.Module):
 
 
 class RHNLoop(nn.Module):
-    """The recurrent highway network without dropout, a Python loop over time steps and depths."""
+    """The recurrent highway network without dropout, as a Python loop over time steps and depths."""
 
     def __init__(self, V: int, H: int, L: int, depth: int) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class RHNLoop(nn.Module):
 
 
 def plain(name: str, V: int, H: int, L: int, depth: int = 5) -> dict[str, nn.Module]:
-    """Plain ways to write a model, by what tells them apart."""
+    """Return the plain versions of a model by their names."""
     match name:
         case "lstm":
             return {"nn.LSTM": Layers(nn.LSTM(V, H, L))}
@@ -124,14 +124,14 @@ def plain(name: str, V: int, H: int, L: int, depth: int = 5) -> dict[str, nn.Mod
             return {"nn.LSTM + nn.LSTMCell": Grid(V, H, L)}
         case "rhn":
             return {"loop": RHNLoop(V, H, L, depth)}
-    raise ValueError(f"there is no model {name}")
+    raise ValueError(f"unknown model {name}")
 
 
 def flops(name: str, V: int, H: int, L: int, depth: int = 5) -> int:
-    """Floating point operations in the matrix products of one character, forward.
+    """Return the floating point operations in the matrix products of one character in the forward pass.
 
-    A product with a one-hot vector counts as the look-up that it is. An iteration of training takes three times as
-    many: forward, and for the gradients of inputs and of weights.
+    A product with a one-hot vector does not count, since it is a look-up. A training iteration takes three times as
+    many: forward, gradients of the inputs, gradients of the weights.
     """
     layers = {"lstm": 4, "gru": 3, "gru -reset_after 1": 3, "rnn": 1}
     if name in layers:

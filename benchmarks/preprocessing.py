@@ -1,4 +1,4 @@
-"""Preprocessing: how fast a text becomes tokens, and how much memory that takes beyond the interpreter's own."""
+"""Preprocessing: how fast a text becomes token ids, and how much memory that takes beyond the interpreter's own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ALPHABETS = {
     "ASCII": "".join(map(chr, range(32, 127))) + "\n",
     "mixed UTF-8": "".join(map(chr, range(32, 127))) + "äöüßéèñ¿αβγδабвгдежз日本語漢字山川🌸🚀\n",
 }
-# run in a process of its own: prints the seconds and the peak memory in bytes, first of the imports alone
+# runs in a separate process; prints the seconds, and by how many bytes the peak memory grew after the imports
 PREPARE = """
 import resource, sys, time
 from charrnn.data.text import open_text
@@ -48,7 +48,7 @@ def run(quick: bool) -> list[Row]:
 
 
 def write_text(path: Path, alphabet: str, size: int) -> None:
-    """Random characters: a block of them, over and over, to about that many bytes."""
+    """Write about ``size`` bytes: one block of random characters, repeated."""
     block = "".join(random.Random(0).choices(alphabet, k=MB // 2)).encode()
     with path.open("wb") as file:
         for _ in range(size // len(block)):
@@ -56,7 +56,7 @@ def write_text(path: Path, alphabet: str, size: int) -> None:
 
 
 def prepare(folder: Path) -> tuple[float, float]:
-    """Seconds and bytes of memory, from no cache."""
+    """Return the seconds and bytes of memory without a cache."""
     for cached in (*folder.glob("*.npy"), *folder.glob("vocab.json")):
         cached.unlink()
     done = subprocess.run([sys.executable, "-c", PREPARE, str(folder)], capture_output=True, text=True, check=True)

@@ -1,7 +1,7 @@
-"""Sampling: characters a second on one thread, in one stream and in 64 side by side, the whole way from the draw to
-the text that is written out; and the steps of the model in torch alone.
+"""Sampling: characters per second on one thread, in one stream and in 64 in parallel, from drawing to writing the text;
+and time steps per second of the model in torch alone.
 
-numpy's products take one thread only where the environment says so: OPENBLAS_NUM_THREADS=1, as ``charrnn sample`` does.
+For numpy to use one thread, set OPENBLAS_NUM_THREADS=1, as ``charrnn sample`` does.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def run(quick: bool) -> list[Row]:
 
 
 def seconds_of_text(subject: Subject, streams: int, steps: int, dtype: torch.dtype) -> float:
-    """For one character in each stream."""
+    """Return the seconds for one character in each stream."""
     vocabulary = Vocabulary(tuple(range(32, 32 + V)))
     sampler = Sampler(subject.model().eval(), vocabulary, dtype)
     characters = sampler.write("A", steps + 20, Choice(), list(range(streams)))

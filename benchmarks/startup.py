@@ -1,4 +1,4 @@
-"""Start-up: seconds to the help, and to the first sampled character, beside bare imports."""
+"""Start-up: seconds to the help text and to the first sampled character, compared with bare imports."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def row(name: str, timing: Timing, loading: Timing) -> Row:
 
 
 def checkpoint(path: Path) -> Path:
-    """A checkpoint of the default model."""
+    """Write a checkpoint of the default model."""
     weights = dict(Subject("lstm", 128, 2).model().state_dict())
     return Checkpoint(TrainingOptions(), {}, Vocabulary(tuple(range(32, 32 + V))), weights).save(path)
 
 
 def first_byte(words: list[str]) -> float:
-    """Seconds until a process has written something, or ended."""
+    """Return the seconds until a process writes something or ends."""
     started = time.perf_counter()
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stderr is not None

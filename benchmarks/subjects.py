@@ -1,4 +1,4 @@
-"""What is measured: the models with their sizes, and a text of random characters to train them on."""
+"""The models that are measured, with their sizes, and a text of random characters to train them on."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BATCH = SEQUENCE = 50
 
 @dataclass(frozen=True)
 class Subject:
-    """A model, with the names that TrainingOptions and ``networks`` have for it."""
+    """A model and its sizes. Its name is that of ``networks``: the model's, and any option."""
 
     name: str
     size: int
@@ -54,13 +54,13 @@ def subjects(size: int) -> list[Subject]:
 
 
 def split(batch_size: int = BATCH, seq_length: int = SEQUENCE, minibatches: int = 1000) -> Split:
-    """Random characters as char-rnn lays out a text."""
+    """Return random characters in char-rnn's layout."""
     tokens = np.random.default_rng(0).integers(0, V, batch_size * seq_length * minibatches, dtype=np.uint8)
     return Split(tokens, minibatches * seq_length, 0, minibatches, batch_size, seq_length, carries=True)
 
 
 def training(model: nn.Module, minibatches: Split) -> Callable[[], Any]:
-    """One iteration of the real training loop at each call, in a process set up as ``charrnn train`` does it."""
+    """Return a call that runs one iteration of the real training loop, in a process set up like ``charrnn train``."""
     keep_freed_memory()
     options = TrainingOptions(max_epochs=1_000_000)
     run = Training(model, minibatches, None, options).run()
@@ -68,7 +68,7 @@ def training(model: nn.Module, minibatches: Split) -> Callable[[], Any]:
 
 
 def kernels_of(subject: Subject) -> tuple[backend.Kernels, ...]:
-    """The kinds of kernels that a model can be computed with here."""
+    """Return the kernels that can compute a model on this machine."""
     return ("torch", "compiled") if subject.name in COMPILED and backend.available() else ("torch",)
 
 
@@ -81,16 +81,16 @@ class Sizes:
         return split(self.batch_size, self.seq_length, minibatches=20)
 
 
-# To be made in a process of its own: what it takes there can be sent, and what comes of it cannot
+# Call these in the measuring process: their arguments can be sent to it, but their results cannot be sent back.
 
 
 def ours(subject: Subject, kernels: backend.Kernels, threads: int, sizes: Sizes) -> Callable[[], Any]:
-    """charrnn's training, with those kernels and threads."""
+    """Return an iteration of charrnn's training with these kernels and threads."""
     return with_kernels(kernels, threads, training(subject.model(), sizes.split()))
 
 
 def plainly(subject: Subject, way: str, threads: int, sizes: Sizes) -> Callable[[], Any]:
-    """The same network, written plainly in that way, trained by a loop as one writes it by hand."""
+    """Return an iteration that trains one of the plain networks with a hand-written loop."""
     network = plain(subject.name, V, subject.size, subject.layers)[way]
     return with_kernels("torch", threads, by_hand(network, sizes.split()))
 
@@ -100,7 +100,7 @@ def large_product(threads: int) -> Callable[[], Any]:
 
 
 def with_kernels(kernels: backend.Kernels, threads: int, iteration: Callable[[], Any]) -> Callable[[], Any]:
-    """The iteration, computed with those kernels and threads."""
+    """Return the iteration with these kernels and threads set before each call."""
 
     def call() -> Any:
         backend.use(kernels, threads)
@@ -110,7 +110,7 @@ def with_kernels(kernels: backend.Kernels, threads: int, iteration: Callable[[],
 
 
 def by_hand(model: nn.Module, minibatches: Split) -> Callable[[], Any]:
-    """One iteration of a training loop as one writes it by hand: the same data, loss, clipping and optimizer."""
+    """Return an iteration of a hand-written training loop with the same data, loss, clipping and optimizer."""
     parameters = list(model.parameters())
     optimizer = torch.optim.RMSprop(parameters, lr=2e-3, alpha=0.95, eps=1e-8)
     state: tuple[Tensor, ...] | None = None
@@ -133,7 +133,7 @@ def by_hand(model: nn.Module, minibatches: Split) -> Callable[[], Any]:
 
 
 def bare(model: nn.Module, minibatches: Split) -> Callable[[], Any]:
-    """Forward, backward and update on one minibatch and from no state, over and over: a loop's least."""
+    """Return the minimum of any loop: forward, backward and update on a single minibatch, without a state."""
     optimizer = torch.optim.RMSprop(model.parameters(), lr=2e-3, alpha=0.95, eps=1e-8)
     x, y = minibatches.batch(0)
 

@@ -1,13 +1,13 @@
-"""Training: milliseconds of an iteration, beside the same network written plainly in torch, and how much of the
-machine's rate of large matrix products, measured in turn with it, is used. charrnn and the plain loop each run in a
-process of their own, the latter as torch is by itself."""
+"""Training: milliseconds per iteration, compared with the same network in plain torch, and the share of the machine's
+rate of large matrix products, measured in turn with it. charrnn and the plain loop each run in a process of their own,
+the latter with torch's defaults."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from benchmarks.apart import Process
-from benchmarks.measure import PRODUCT_FLOPS, Row, Timing, in_turn, thread_counts, told
+from benchmarks.measure import PRODUCT_FLOPS, Row, Timing, in_turn, reported, thread_counts
 from benchmarks.networks import flops, plain
 from benchmarks.subjects import BATCH, SEQUENCE, Sizes, Subject, V, kernels_of, large_product, ours, plainly, subjects
 
@@ -22,7 +22,7 @@ def run(quick: bool) -> list[Row]:
 
 
 def compare(subject: Subject, charrnn: Process, torch: Process, repeats: int) -> list[Row]:
-    """One row for each number of threads and kind of kernels; the ratios are those of the best over the threads."""
+    """Return a row per number of threads and kernels. The ratios compare the best over all numbers of threads."""
     work = 3 * BATCH * SEQUENCE * flops(subject.name, V, subject.size, subject.layers)
     ways = plain(subject.name, V, subject.size, subject.layers)
     measured: dict[int, dict[str, Timing]] = {}
@@ -33,7 +33,7 @@ def compare(subject: Subject, charrnn: Process, torch: Process, repeats: int) ->
         }
         arms |= {way: torch.arm(plainly, subject, way, threads, Sizes()) for way in ways}
         arms["product"] = charrnn.arm(large_product, threads)
-        measured[threads] = timings = in_turn(arms, repeats, clock=told)
+        measured[threads] = timings = in_turn(arms, repeats, clock=reported)
         theirs[threads] = min(((way, timings[way]) for way in ways), key=lambda item: item[1].median)
         charrnn.forget()
         torch.forget()
@@ -58,5 +58,5 @@ def compare(subject: Subject, charrnn: Process, torch: Process, repeats: int) ->
 
 
 def rate(timing: Timing) -> float:
-    """FLOPs a second of the large product."""
+    """Return the FLOP/s of the large product."""
     return PRODUCT_FLOPS / timing.median

@@ -1,4 +1,4 @@
-"""The benchmarks compare like with like: the plain networks compute what ours do, and the formulas count their work."""
+"""The benchmarks compare like with like: plain networks compute the same as ours, and the formulas count their work."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ROOT = Path(charrnn.__file__).parent.parent
 
 
 def weights(name: str, model: nn.Module) -> dict[str, Tensor]:
-    """Our weights under the names that the plain network has for them."""
+    """Return our weights under the names of the plain network."""
     p = dict(model.named_parameters())
     if name == "grid_lstm":
         return {key.replace("depth.0.", "depth."): value for key, value in p.items()}
@@ -68,7 +68,7 @@ def test_the_plain_networks_compute_the_same(name: str) -> None:
 @pytest.mark.parametrize("name", subjects.NAMES)
 def test_the_formula_counts_the_products(name: str) -> None:
     T, B = 3, 2
-    # a loop with a look-up, so that all products go through the counter, and none is with one-hot vectors
+    # prefer a loop with a look-up: the counter sees all its products, and none of them is with one-hot vectors
     ways = networks.plain(name, subjects.V, SIZE, LAYERS)
     network = ways.get("loop, look-up", next(iter(ways.values())))
     one_hot = 0
@@ -80,7 +80,7 @@ def test_the_formula_counts_the_products(name: str) -> None:
 
 
 def by_products(network: nn.Module, x: Tensor) -> None:
-    """Run the network; torch's own layers, in which the counter sees nothing, as the products that they are made of."""
+    """Run the network. Replace torch's own layers, inside which the counter sees nothing, by their matrix products."""
     if isinstance(network, networks.Layers):
         below = F.one_hot(x, subjects.V).to(network.decoder.weight)
         for W, R, *_ in network.layers.all_weights:
@@ -98,7 +98,7 @@ def by_products(network: nn.Module, x: Tensor) -> None:
         network(x, None)
 
 
-def test_the_hand_written_loop_trains_as_ours_does() -> None:
+def test_the_hand_written_loop_trains_like_ours() -> None:
     minibatches = subjects.split(4, 5, 6)
     ours, plain = (subjects.Subject("lstm", SIZE, LAYERS).model() for _ in range(2))
     plain.load_state_dict(ours.state_dict())
@@ -131,15 +131,17 @@ def test_the_picture_has_a_line_for_each_model_and_size(tmp_path: Path) -> None:
         for value in (10, 20, 40)
     ]
     picture.draw(rows, tmp_path / "growth.svg")
-    svg = ElementTree.parse(tmp_path / "growth.svg").getroot()
-    lines = svg.findall(".//{http://www.w3.org/2000/svg}polyline")
-    assert len(lines) == 4
-    points = [[tuple(map(float, p.split(","))) for p in line.attrib["points"].split()] for line in lines]
-    rises = [(line[0][1] - line[2][1]) / (line[2][0] - line[0][0]) for line in points]
-    assert rises[0] == pytest.approx(2 * rises[1], rel=1e-2)
+    assert ElementTree.parse(tmp_path / "growth.svg").getroot().tag.endswith("svg")
+    panels = picture.picture(rows).axes
+    assert [panel.get_title() for panel in panels] == ["ms against rnn_size", "ms against batch_size"]
+    for panel in panels:
+        assert [line.get_label() for line in panel.lines] == ["lstm", "rnn"]
+        ends = [line.get_transform().transform(line.get_xydata())[[0, -1]] for line in panel.lines]
+        square, straight = ((y1 - y0) / (x1 - x0) for (x0, y0), (x1, y1) in ends)
+        assert square == pytest.approx(2 * straight)
 
 
-def test_a_failing_command_is_no_measurement() -> None:
+def test_a_failing_command_is_not_measured() -> None:
     with pytest.raises(RuntimeError, match="nonsense"):
         startup.first_byte([sys.executable, "-c", "raise SystemExit('nonsense')"])
 
@@ -153,7 +155,7 @@ def test_the_command_prints_and_writes_its_figures(tmp_path: Path) -> None:
     assert b"charrnn --help" in done.stdout
 
 
-def test_a_process_of_its_own_makes_runs_and_forgets(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_separate_process_runs_iterations_in_its_own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in compute.WAITING:
         monkeypatch.delenv(name, raising=False)
     before = dict(os.environ)
@@ -177,7 +179,7 @@ def check(name: str, value: str | None) -> None:
     assert os.environ.get(name) == value
 
 
-def test_what_is_sent_to_a_process_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_iterations_made_in_a_process_train(monkeypatch: pytest.MonkeyPatch) -> None:
     subject, sizes = subjects.Subject("gru", SIZE, LAYERS), subjects.Sizes(4, 5)
     before = torch.get_num_threads()
     for kernels in subjects.kernels_of(subject):
@@ -187,12 +189,17 @@ def test_what_is_sent_to_a_process_trains(monkeypatch: pytest.MonkeyPatch) -> No
     backend.use("torch", before)
 
 
-def test_the_loop_shows_what_it_does() -> None:
+def test_the_loop_prints_a_line_for_each_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = []
+    monkeypatch.setattr(loop.PlainDisplay, "show", lambda display, record: shown.append(record.iteration))
     model = subjects.Subject("rnn", SIZE, 1).model()
-    loop.displayed(subjects.training(model, subjects.split(4, 5, 6)))()
+    iteration = loop.displayed(subjects.training(model, subjects.split(4, 5, 6)))
+    iteration()
+    iteration()
+    assert shown == [1, 2]
 
 
-def test_growth_measures_ours_beside_the_plain_one() -> None:
+def test_growth_measures_charrnn_and_plain_torch() -> None:
     with apart.Process(as_charrnn=True) as ours, apart.Process(as_charrnn=False) as theirs:
         subject, sizes = subjects.Subject("rnn", SIZE, 1), subjects.Sizes(4, 5)
         kernels, our, its = growth.measure(subject, sizes, ours, theirs)
