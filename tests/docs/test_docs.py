@@ -1,4 +1,4 @@
-"""The documentation tells the truth: its commands exist, its walk-throughs run, its links lead somewhere."""
+"""The pages are correct: their commands exist, their walk-throughs run, and their links lead somewhere."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def name(path: Path) -> str:
 
 
 def written(page: Path) -> Iterator[tuple[str, str]]:
-    """Each place in a page where commands stand, and the lines for the shell there."""
+    """Yield each place in a page that holds commands, and its lines for the shell."""
     if page.suffix == ".toml":
         yield name(page), f"charrnn train -config {page.stem}"
         comments = re.findall(r"^#\s+(charrnn .*)", page.read_text(encoding="utf-8"), re.MULTILINE)
@@ -48,13 +48,13 @@ def written(page: Path) -> Iterator[tuple[str, str]]:
         elif block.language == "console":
             yield block.where, "\n".join(line[2:] for line in block.text.splitlines() if line.startswith("$ "))
     for span in pages.spans(page):
-        # a bare command's name is a name, and words in capitals stand for others
+        # leave out a command's bare name, and placeholders in capitals
         if span.startswith("charrnn ") and not re.fullmatch(r"charrnn [a-z]+|.*\b(COMMAND|NAME)\b.*", span):
             yield f"{name(page)}: `{span}`", span
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_every_command_is_one(page: Path, tmp_path: Path) -> None:
+def test_every_command_in_a_page_parses(page: Path, tmp_path: Path) -> None:
     pages.write_files(page, tmp_path)
     for where, shell in written(page):
         for words in commands(shell):
@@ -64,14 +64,14 @@ def test_every_command_is_one(page: Path, tmp_path: Path) -> None:
                 pytest.fail(f"{where}: charrnn {' '.join(words)}: {getattr(error, 'message', error)}")
 
 
-def test_commands_were_found_everywhere() -> None:
+def test_commands_are_found_in_every_page_that_has_some() -> None:
     count = {page: sum(len(list(commands(shell))) for _, shell in written(page)) for page in PAGES}
     assert count[ROOT / "README.md"] >= 20 and count[DOCS / "cookbook.md"] >= 30
     assert all(count[page] for page in PAGES if page.suffix == ".toml")
 
 
 @pytest.mark.parametrize("page", WALKS, ids=name)
-def test_a_walk_through_does_what_it_says(page: Path, tmp_path: Path) -> None:
+def test_a_walk_through_prints_what_its_page_says(page: Path, tmp_path: Path) -> None:
     assert pages.walk(page, tmp_path) > 0
 
 
@@ -80,7 +80,7 @@ def test_the_cookbook_is_a_walk_through() -> None:
 
 
 @pytest.mark.parametrize("page", MARKDOWN, ids=name)
-def test_links_between_pages_lead_somewhere(page: Path) -> None:
+def test_links_between_pages_have_a_target(page: Path) -> None:
     for link in pages.links(page):
         if re.match(r"\w+:", link):
             continue
@@ -90,7 +90,7 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
         assert not section or section in pages.headings(target), f"{name(page)}: {link} has no such section"
 
 
-def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     words = ["-W", "--keep-going", "-q", "-b", "html", "-d", tmp_path / "doctrees", DOCS, tmp_path / "html"]
     done = subprocess.run([sys.executable, "-m", "sphinx", *map(str, words)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -98,7 +98,7 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
         assert (tmp_path / "html" / f"{page.stem}.html").stat().st_size > 1000
 
 
-def test_the_reference_is_the_programs_own() -> None:
+def test_the_reference_is_what_the_program_prints() -> None:
     printed = subprocess.run([sys.executable, DOCS / "reference.py"], capture_output=True, check=True).stdout
     text = (DOCS / "reference.md").read_text(encoding="utf-8")
     assert printed.decode() == text, "python docs/reference.py > docs/reference.md"
@@ -108,7 +108,7 @@ def test_the_reference_is_the_programs_own() -> None:
 
 
 def messages() -> set[str]:
-    """Every text in the program, with ``...`` where something is put in."""
+    """Return every string in the program, with ``...`` in place of inserted values."""
     found = set()
     for path in (ROOT / "charrnn").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -120,7 +120,7 @@ def messages() -> set[str]:
     return found
 
 
-def test_the_errors_that_are_explained_exist() -> None:
+def test_the_errors_that_the_cookbook_explains_exist() -> None:
     text = (DOCS / "cookbook.md").read_text(encoding="utf-8")
     explained = re.findall(r"^\| `([^`]+)` \|", text.partition("| message |")[2], re.MULTILINE)
     assert len(explained) >= 10
@@ -133,13 +133,13 @@ def test_the_errors_that_are_explained_exist() -> None:
 
 DIFFERENCES = DOCS / "differences.md"
 HEADER = ["theirs", "default", "here", "default here", ""]
-# settings that the recorded runs of the originals were started with
+# settings that were given when the originals were recorded
 GIVEN = {"model", "rnn_size", "num_layers", "dropout", "max_epochs", "eval_val_every", "gpuid"}
 GIVEN |= {"savefile", "checkpoint_dir"}
 
 
 def tables() -> dict[str, list[list[str]]]:
-    """The rows of the tables of flags, without their headers, by the heading that each stands under."""
+    """Return the rows of the tables of flags, without their headers, by the heading above each table."""
     found: dict[str, list[list[str]]] = {}
     heading, rows = "", []
     for line in DIFFERENCES.read_text(encoding="utf-8").splitlines():
@@ -163,7 +163,7 @@ def command(name: str) -> click.Command:
 
 
 def flags(name: str, model: str = "") -> dict[str, str]:
-    """The flags of a command, with the model's own, and the default of each as the tables show it."""
+    """Return the flags of a command and of a model, and the default of each as the tables show it."""
     options = [p.option for p in command(name).params if isinstance(p, Flag)]
     options += list(registry.find(model).options.values()) if model else []
     defaults = {}
@@ -175,18 +175,18 @@ def flags(name: str, model: str = "") -> dict[str, str]:
 
 
 def switches(name: str) -> dict[str, str]:
-    """The flags of a command that take no value."""
+    """Return the flags of a command that take no value."""
     return {p.opts[0].lstrip("-"): "" for p in command(name).params if type(p) is click.Option}
 
 
-def test_every_flag_of_ours_in_the_tables_exists_and_has_that_default() -> None:
+def test_our_flags_in_the_tables_exist_with_that_default() -> None:
     counted = 0
     for heading, rows in tables().items():
         for theirs, _, here, default, _ in rows:
             named = [span.split() for span in re.findall(r"`([^`]+)`", here)]
             for i, (called, *words) in enumerate(named):
                 model = words[1] if words[:1] == ["-model"] and len(words) == 3 else ""
-                if not words or not words[-1].startswith("-"):  # what takes the flag's place
+                if not words or not words[-1].startswith("-"):  # a command in place of a flag
                     assert called in COMMANDS, f"{heading}, {theirs}: {here}"
                     continue
                 known = flags(called, model) | switches(called)
@@ -199,7 +199,7 @@ def test_every_flag_of_ours_in_the_tables_exists_and_has_that_default() -> None:
     assert counted >= 60
 
 
-def test_every_flag_of_theirs_has_an_answer() -> None:
+def test_every_flag_of_the_originals_has_a_counterpart_or_a_remark() -> None:
     for heading, rows in tables().items():
         assert rows, heading
         for theirs, _, here, _, remark in rows:
@@ -208,7 +208,7 @@ def test_every_flag_of_theirs_has_an_answer() -> None:
 
 
 @pytest.mark.parametrize("model", ["lstm_1x48_dropout", "grid_lstm_2x32"])
-def test_the_tables_hold_all_settings_of_a_recorded_run(model: str, tmp_path: Path) -> None:
+def test_the_tables_list_every_setting_of_a_recorded_run(model: str, tmp_path: Path) -> None:
     (tmp_path / "old.t7").write_bytes(lzma.decompress((ROOT / f"tests/checkpoints/t7/{model}.t7.xz").read_bytes()))
     recorded = {key.decode(): value for key, value in t7.load(tmp_path / "old.t7")[b"opt"].items()}
     shown = {theirs.strip("`-"): default.strip("`") for theirs, default, *_ in tables()["train.lua"]}
@@ -223,7 +223,7 @@ def test_the_tables_hold_all_settings_of_a_recorded_run(model: str, tmp_path: Pa
             assert shown[setting].replace('""', "") == plain, setting
 
 
-# the harness itself: what it is there to find, it finds
+# the checks themselves find what they should
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_the_tables_hold_all_settings_of_a_recorded_run(model: str, tmp_path: Pa
         "charrnn train -rnn_size 64 \\\n  -invented 1",
     ],
 )
-def test_an_invented_command_is_found(line: str, tmp_path: Path) -> None:
+def test_an_invalid_command_is_found(line: str, tmp_path: Path) -> None:
     with pytest.raises((click.ClickException, UserError)):
         for words in commands(line):
             check(words, tmp_path)
@@ -269,7 +269,7 @@ def test_an_invented_command_is_found(line: str, tmp_path: Path) -> None:
         "charrnn train -model rhn -help",
     ],
 )
-def test_a_real_command_passes(line: str, tmp_path: Path) -> None:
+def test_a_valid_command_passes(line: str, tmp_path: Path) -> None:
     found = list(commands(line))
     assert len(found) == 1
     check(found[0], tmp_path)
@@ -316,28 +316,28 @@ charrnn train: there is no flag -invented...
 """
 
 
-def test_a_walk_runs_what_is_marked_in_order(tmp_path: Path) -> None:
+def test_a_walk_runs_the_marked_steps_in_order(tmp_path: Path) -> None:
     assert pages.walk(a_page(tmp_path, STEPS), tmp_path) == 2
 
 
 @pytest.mark.parametrize(
     ("right", "wrong"),
     [
-        ("\none\n```", "\ntwo\n```"),  # another output
-        ("\none\n```", "\none\nand more\n```"),  # more than was printed
-        ("...\none\n", "rnn_size = 16\n"),  # less
+        ("\none\n```", "\ntwo\n```"),  # different output
+        ("\none\n```", "\none\nand more\n```"),  # more than the step printed
+        ("...\none\n", "rnn_size = 16\n"),  # less than the step printed
         ("exit 2", "exit 0"),
         ("<!-- run -->", "<!-- run: exit 1 -->"),
         ("cat settings", "cat other"),
     ],
 )
-def test_a_wrong_walk_is_found(right: str, wrong: str, tmp_path: Path) -> None:
+def test_a_wrong_walk_through_is_found(right: str, wrong: str, tmp_path: Path) -> None:
     assert right in STEPS
     with pytest.raises(AssertionError):
         pages.walk(a_page(tmp_path, STEPS.replace(right, wrong, 1)), tmp_path)
 
 
-def test_dots_stand_for_anything_and_nothing_else_does() -> None:
+def test_dots_match_anything_and_nothing_else_does() -> None:
     assert is_output("a ... c\n...\nend\n", "a b c\nx\ny\nend\n")
     assert is_output("...\nend", "end\n")
     assert not is_output("a ... c", "a b\nc\n")

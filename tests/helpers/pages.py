@@ -1,16 +1,16 @@
-"""Documentation as something to test: the commands in its pages, parsed, and walk-throughs, run.
+"""Parse the commands in a page of the documentation, and run its walk-through.
 
-In a page, a fenced block marked ``sh`` holds commands and one marked ``text`` what they print. Two comments, unseen by
-readers, say more:
+In a page, a fenced block marked ``sh`` holds commands, and one marked ``text`` holds output. Two comments, which
+readers do not see, say more:
 
-``<!-- run -->`` before an ``sh`` block: the block is a step of a walk-through. The steps of a page are run in their
-order, in one folder that is empty at first. ``<!-- run: exit 1 -->``: the step ends with that exit code.
+``<!-- run -->`` before an ``sh`` block: the block is a step of a walk-through. The steps of a page run in order, in one
+folder that is empty at first. ``<!-- run: exit 1 -->``: the step ends with that exit code.
 
-``<!-- output -->`` before a ``text`` block: what the step before it printed, stdout and stderr as on a terminal. A line
-``...`` stands for any lines and ``...`` inside a line for anything in it. ``<!-- output: about -->``: numbers may be
-others, as they are on another processor.
+``<!-- output -->`` before a ``text`` block: the output of the previous step, stdout and stderr as on a terminal. A line
+``...`` stands for any lines, and ``...`` inside a line for any part of it. ``<!-- output: about -->``: numbers may
+differ, as they do on another processor.
 
-A block in another language whose first line is a comment with nothing but a path (``# models/mine.py``) is that file,
+A block in another language whose first line is a comment that holds only a path (``# models/mine.py``) is that file,
 for the steps after it.
 """
 
@@ -43,19 +43,19 @@ OWN_FILE = re.compile(r"# ([\w./-]+\.\w+)\n")
 NUMBER = re.compile(r"\d[\d,:]*(\.\d+)?(e[+-]\d+)?")
 SEPARATORS = frozenset("();<>|&")
 LOOP = re.compile(r"for (\w+) in (\S+).*?; do")
-# the commands that may stand before ours, and shell's own words
+# commands that may precede ours, and keywords of the shell
 BEFORE = re.compile(r"nohup|time|nice|exec|do|then|-n|\d+|\w+=.*|python3?|-m")
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block. mark: the comment before it, or ''; line: where it begins, from 1."""
+    """A fenced block."""
 
     page: Path
-    line: int
+    line: int  # of its first line, from 1
     language: str
     text: str
-    mark: str
+    mark: str  # the comment before it, or ''
 
     @property
     def where(self) -> str:
@@ -63,7 +63,7 @@ class Block:
 
     @property
     def path(self) -> str:
-        """The file that the block is, or ''."""
+        """The path of the file that the block shows, or ''."""
         found = OWN_FILE.match(self.text)
         return found[1] if found and self.language not in ("sh", "console", "text") else ""
 
@@ -73,7 +73,7 @@ def tokens(page: Path) -> list[Token]:
 
 
 def blocks(page: Path) -> list[Block]:
-    """The fenced blocks of a page, in their order."""
+    """Return the fenced blocks of a page, in order."""
     found, mark = [], ""
     for token in tokens(page):
         if token.type == "fence":
@@ -85,13 +85,13 @@ def blocks(page: Path) -> list[Block]:
 
 
 def spans(page: Path) -> Iterator[str]:
-    """The code inside the sentences of a page."""
+    """Yield the code inside the sentences of a page."""
     for token in tokens(page):
         yield from (child.content for child in token.children or () if child.type == "code_inline")
 
 
 def headings(page: Path) -> set[str]:
-    """What a link to a section of the page may name, as GitHub makes it of the heading."""
+    """Return the anchors of a page's sections, as GitHub derives them from the headings."""
     found = set()
     for heading, inline in zip(tokens(page), tokens(page)[1:], strict=False):
         if heading.type == "heading_open":
@@ -109,11 +109,11 @@ def links(page: Path) -> Iterator[str]:
 
 
 def commands(shell: str) -> Iterator[list[str]]:
-    """The words of each ``charrnn`` command in lines for a shell, without those before and after it on its line."""
+    """Yield the words of each ``charrnn`` command in lines for a shell, without what precedes and follows it."""
     shell = re.sub(r"\\\n", " ", shell)
     first = dict(LOOP.findall(shell))
     shell = re.sub(r"\$\{?(\w+)\}?", lambda match: first.get(match[1], match[0]), shell)
-    shell = re.sub(r"(?<=\s)\d?(>{1,2}|<)(&\d|\s*[^\s|;&]+)", "", shell)  # what is read from and written to files
+    shell = re.sub(r"(?<=\s)\d?(>{1,2}|<)(&\d|\s*[^\s|;&]+)", "", shell)  # redirections
     for line in shell.splitlines():
         lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
         lexer.whitespace_split = True
@@ -129,10 +129,10 @@ def commands(shell: str) -> Iterator[list[str]]:
 
 
 def check(words: list[str], folder: Path) -> None:
-    """Parse the words of a ``charrnn`` command in a folder, all but running it.
+    """Parse the words of a ``charrnn`` command in a folder, without running it.
 
-    Raises click.ClickException or UserError for a command, flag, value, model or recipe that does not exist. Files of
-    the reader's own need not exist: checkpoints to begin with are left out, and settings that are not in the folder.
+    Raises click.ClickException or UserError for a command, flag, value, model or recipe that does not exist. The
+    reader's own files need not exist: checkpoints to start from are left out, and so are settings files not in the folder.
     """
     parent = click.Context(cli, info_name="charrnn", **cli.context_settings)
     if words and words[0] in ("-version", "--version", "-h", "-help", "--help"):
@@ -144,7 +144,7 @@ def check(words: list[str], folder: Path) -> None:
         rest = without_own_files(command, rest, parent)
         try:
             context = command.make_context(command.name, rest, parent)
-        except click.exceptions.Exit:  # the help was asked for, and is printed
+        except click.exceptions.Exit:  # the help was printed
             return
         with context:
             exclude(*getattr(import_module(f"charrnn.cli.{command.name}"), "EXCLUSIVE", ()))
@@ -163,7 +163,7 @@ def without_own_files(command: Command, words: list[str], parent: click.Context)
 
 
 def write_files(page: Path, folder: Path) -> None:
-    """The files that a page shows, in the folder, the models of its package, and the recipes, as in a checkout."""
+    """Write the files that a page shows, the models of its package, and the recipes to a folder, as in a checkout."""
     for block in blocks(page):
         if block.path:
             write_file(block, folder)
@@ -183,7 +183,7 @@ def write_file(block: Block, folder: Path) -> None:
 
 
 def walk(page: Path, folder: Path) -> int:
-    """Run the steps of a page in a folder. Returns how many there were. Raises AssertionError where one goes wrong."""
+    """Run the steps of a page in a folder. Return how many there were. Raise AssertionError if one goes wrong."""
     home = folder / "home"
     home.mkdir()
     shims = folder / "bin"
@@ -215,9 +215,9 @@ def walk(page: Path, folder: Path) -> int:
 
 
 def is_output(shown: str, printed: str, about: bool = False) -> bool:
-    """Whether a page's output is what was printed, where ``...`` stands for any lines or any part of one.
+    """Return whether a page's output matches what was printed; ``...`` matches any lines or any part of a line.
 
-    about: any number stands for any other.
+    about: any number matches any other.
     """
     if about:
         shown, printed = (NUMBER.sub("1", text) for text in (shown, printed))
