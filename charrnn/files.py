@@ -1,122 +1,113 @@
-"""Files that are either whole or not there."""
+"""Files that are either complete or absent, locks, and Ctrl-C while a file is being written."""
 
 from __future__ import annotations
 
 import errno
 import os
+import secrets
 import signal
 import sys
-import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-if sys.platform != "win32":  # there two runs must keep apart by themselves
+if sys.platform != "win32":
     import fcntl
 
-
+# suffix of temporary files
 UNFINISHED = ".charrnn-part"
 
-
-UNLOCKABLE = (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK)  # some network file systems
+# some network file systems have no locks
+UNLOCKABLE = (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file for writing that takes the place of ``path`` when the block ends, and not before.
+    """Open a file for writing that replaces ``path`` when the block ends, and not before.
 
-    The bytes go to a temporary file in the same folder, which is flushed to the disk and then renamed: a
-    reader, a crash or a full disk meets the old file or the new one. On any error the temporary file is
-    removed and ``path`` is as it was; what a killed process left is removed by the next to write in the
-    folder. Raises OSError.
+    The bytes go to a temporary file in the same folder, which is flushed to disk and then renamed. A reader, a crash or
+    a full disk finds either the old file or the new one. After an error the temporary file is removed and ``path`` is
+    unchanged. Temporary files of killed processes are removed by the next one to write in the folder; those that are
+    still being written are locked and stay. (On Windows they all stay.) Raises OSError.
     """
     _sweep(path.parent)
-    with ExitStack() as stack:
-        descriptor, name = _temporary(path, stack)
+    with _temporary(path) as file:
         try:
-            with open(descriptor, "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(name, 0o666 & ~_umask())
-            os.replace(name, path)
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            if sys.platform == "win32":  # which renames no open file
+                file.close()
+            os.replace(file.name, path)
         except BaseException:
-            os.unlink(name)
+            if sys.platform == "win32":
+                file.close()
+            os.unlink(file.name)
             raise
     _sync_folder(path.parent)
 
 
-def _temporary(path: Path, stack: ExitStack) -> tuple[int, str]:
-    """Descriptor and name of a new file beside ``path``, locked until the stack ends: a sign that its writer lives."""
+def _temporary(path: Path) -> IO[bytes]:
+    """Create a file next to ``path``. It is locked while it is open: a sign that its writer is alive."""
     while True:
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=UNFINISHED, dir=path.parent)
+        file = path.with_name(f".{path.name}.{secrets.token_hex(4)}{UNFINISHED}").open("x+b")
         if sys.platform == "win32":
-            return descriptor, name
-        holder = os.dup(descriptor)  # the lock outlasts the writing, until the file has its own name
-        stack.callback(os.close, holder)
+            return file
         with suppress(OSError):  # where nothing can be locked, nothing is swept away
-            fcntl.flock(holder, fcntl.LOCK_EX)
-        if os.path.exists(name):
-            return descriptor, name
-        os.close(descriptor)  # swept away just before it was locked
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if os.path.exists(file.name):
+            return file
+        file.close()  # swept away just before it was locked
 
 
 def _sweep(folder: Path) -> None:
-    """Remove the temporary files of writers that were killed: those that nobody holds a lock on."""
+    """Remove the temporary files of killed processes: those that nobody has locked."""
     if sys.platform == "win32":
         return
     for left in folder.glob(f".*{UNFINISHED}"):
-        with suppress(OSError), left.open("rb") as file:  # BlockingIOError: its writer lives
+        with suppress(OSError), left.open("rb") as file:  # BlockingIOError: its writer is alive
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             left.unlink()
 
 
+def _sync_folder(folder: Path) -> None:
+    """Flush the rename itself to disk. Not every system can open a folder."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[bool]:
-    """Hold a lock file as long as the block lasts. Gives False where another process holds it.
+    """Hold a lock file while the block lasts. Yields False if another process holds it.
 
-    The system lets go of the lock when the process ends, however it ends.
+    The system releases the lock when the process ends, however it ends. Yields True on a file system without locks.
+    Raises OSError if the lock file cannot be created.
     """
-    if sys.platform == "win32":
-        yield True
-        return
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        except OSError as error:
-            if error.errno not in UNLOCKABLE:
-                raise
-        yield True
+    from filelock import FileLock, Timeout
 
-
-def _umask() -> int:
-    """The process's file mode mask: mkstemp makes its files private, a finished file should not be."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename itself last. Not every system can open a folder."""
+    lock = FileLock(path)
     try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
         return
+    except OSError as error:
+        if error.errno not in UNLOCKABLE:
+            raise
     try:
-        os.fsync(descriptor)
-    except OSError:
-        return
+        yield True
     finally:
-        os.close(descriptor)
+        lock.release()
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Ctrl-C as an exception, for a process that it would end."""
+    """Let Ctrl-C raise KeyboardInterrupt while the block lasts, in a process that it would end at once."""
     if signal.getsignal(signal.SIGINT) is not signal.SIG_DFL:
         yield
         return

@@ -1,0 +1,74 @@
+"""Files are complete or absent and readable by whom the umask says; a lock is held by one process."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import filelock
+import pytest
+
+from charrnn.files import locked, replacing
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_a_finished_file_has_the_permissions_of_an_ordinary_one(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        with replacing(tmp_path / "one") as file:
+            file.write(b"1")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "one").stat().st_mode) == 0o666 & ~mask
+
+
+def test_an_error_leaves_the_old_file_alone_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "one").write_text("old")
+    with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "one") as file:
+        file.write(b"new")
+        raise KeyboardInterrupt
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"one": "old"}
+
+
+def test_the_folder_is_flushed_after_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[bool] = []  # of each flush, whether the file had its name
+    fsync = os.fsync
+
+    def watched(descriptor: int) -> None:
+        flushed.append((tmp_path / "one").exists() and stat.S_ISDIR(os.fstat(descriptor).st_mode))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    with replacing(tmp_path / "one") as file:
+        file.write(b"1")
+    assert flushed == [False, True]
+
+
+def test_a_lock_is_held_by_one_process_and_is_free_afterwards(tmp_path: Path) -> None:
+    words = "import sys; from pathlib import Path; from charrnn.files import locked\n"
+    words += "with locked(Path(sys.argv[1])) as alone: sys.exit(alone)"
+    other = [sys.executable, "-c", words, str(tmp_path / "lock")]
+    with locked(tmp_path / "lock") as alone:
+        assert alone
+        assert subprocess.run(other).returncode == 0
+    assert subprocess.run(other).returncode == 1
+
+
+@pytest.mark.parametrize(("number", "raised"), [(errno.ENOLCK, False), (errno.ENOTSUP, False), (errno.EACCES, True)])
+def test_a_file_system_without_locks_is_no_hindrance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, raised: bool
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
+    if raised:
+        with pytest.raises(OSError), locked(tmp_path / "lock"):
+            pass
+    else:
+        with locked(tmp_path / "lock") as alone:
+            assert alone
