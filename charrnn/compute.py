@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 Report = Callable[[str], None]
 
 
+def silent(line: str) -> None:
+    """Report nothing."""
+
+
 # Devices
 
 

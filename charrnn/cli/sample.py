@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from charrnn.cli.flags import Command, Flag, exclude, given, with_defaults
-from charrnn.cli.streams import lines, note, read, read_stdin, silent
-from charrnn.compute import one_thread
+from charrnn.cli.streams import lines, note, read, read_stdin
+from charrnn.compute import one_thread, silent
 from charrnn.errors import UserError, printable
 from charrnn.settings.option import Option
-from charrnn.settings.sampling import NOT_WITH_BEAM, SamplingOptions, sampling_options
+from charrnn.settings.sampling import EXCLUSIVE, SamplingOptions, sampling_options
 
 if TYPE_CHECKING:
     from charrnn.checkpoints.checkpoint import Checkpoint
@@ -38,14 +38,17 @@ SWITCHES = [
                  help="type texts, see them continued, change settings on the way"),
 ]  # fmt: skip
 
-EXCLUSIVE = [
+NOT_INTERACTIVE = (
+    "beam", "primetext", "primetext_from_stdin", "primefile", "unknown", "num_samples", "as_json", "output"
+)  # fmt: skip
+
+CONFLICTS = [
+    *EXCLUSIVE,
     ("primetext", "primefile"),
     ("primetext_from_stdin", "primefile"),
     ("stop", "until_newline"),
-    *(("beam", other) for other in (*NOT_WITH_BEAM, "interactive")),
-    *(("interactive", other)
-      for other in ("primetext", "primetext_from_stdin", "primefile", "unknown", "num_samples", "as_json", "output")),
-]  # fmt: skip
+    *(("interactive", other) for other in NOT_INTERACTIVE),
+]
 
 HELP = """Write text with a trained model.
 
@@ -65,7 +68,7 @@ class SampleCommand(Command):
 
 
 def sample(checkpoint: str, as_json: bool, interactive: bool, **values: Any) -> None:
-    exclude(*EXCLUSIVE)
+    exclude(*CONFLICTS)
     values |= with_defaults(OPTIONS, values)
 
     one_thread()

@@ -15,10 +15,6 @@ def note(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def silent(line: str) -> None:
-    """Write nothing: in place of ``note``."""
-
-
 def read(file: str, encoding: str) -> str:
     """Return the text of a file, or of stdin for -. Raises UserError if it cannot be read or decoded."""
     try:

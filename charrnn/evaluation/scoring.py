@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from charrnn import registry
 from charrnn.checkpoints.checkpoint import Checkpoint
 from charrnn.checkpoints.folder import find
-from charrnn.compute import Report, choose_device
+from charrnn.compute import Report, choose_device, silent
 from charrnn.data.addition import Problems, read
 from charrnn.data.text import minibatches, open_chosen, require
 from charrnn.data.vocabulary import Vocabulary, Words, check_same_vocabulary
@@ -23,7 +24,8 @@ from charrnn.evaluation.dynamic import dynamic_losses
 from charrnn.evaluation.loss import Score, evaluate, losses, steps_at_once
 from charrnn.evaluation.monte_carlo import monte_carlo_losses
 from charrnn.model import evaluating
-from charrnn.settings.evaluation import EvaluationOptions
+from charrnn.settings.evaluation import EXCLUSIVE, EvaluationOptions
+from charrnn.settings.option import changed, checked, exclude
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,9 @@ class Scorer:
         self.vocabulary = with_unk(self.saved.vocabulary, options.unk) if options.unk else self.saved.vocabulary
         files = {name: registry.find(name) for name in {member.options.model for member in members}}
         device = choose_device(options.gpuid, report, self.saved.options.precision)
-        self.models: list[nn.Module] = [member.build(files[member.options.model]).to(device) for member in members]
+        with torch.random.fork_rng([]):  # building draws weights, which the saved ones then replace
+            models = [member.build(files[member.options.model]) for member in members]
+        self.models: list[nn.Module] = [model.to(device) for model in models]
         self.options = options
         self.report = report
         self.each = each
@@ -191,6 +195,43 @@ class Scorer:
         """Return the loss of each target of a stream in nats by dynamic evaluation, float64 (N,), on the CPU."""
         segment = self.saved.options.seq_length
         return averaged([dynamic_losses(model, x, y, learning_rate, segment) for model in self.models]).cpu()
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How well a model predicts a text."""
+
+    # mean, in nats per token
+    loss: float
+    # None for a model of words
+    bits_per_character: float | None
+    # per token
+    perplexity: float
+    # how many tokens were predicted
+    tokens: int
+    # further measures of quality, by name, such as the accuracy of a model of addition
+    measures: dict[str, float]
+    # by dynamic evaluation, if it was asked for
+    dynamic: Evaluation | None = None
+
+    @classmethod
+    def of(cls, score: Score, vocabulary: Vocabulary, dynamic: Score | None = None) -> Evaluation:
+        """Return the figures of a score, and of the one by dynamic evaluation."""
+        adapted = cls.of(dynamic, vocabulary) if dynamic else None
+        bits = None if vocabulary.level == "word" else score.bits
+        return cls(score.loss, bits, score.perplexity, score.tokens, score.measures, adapted)
+
+
+def evaluation(sources: Sequence[str | Path | Checkpoint], text: str | None, settings: Mapping[str, Any]) -> Evaluation:
+    """Score a text, or a split of the data if it is None, with the models of one or more checkpoints.
+
+    ``settings`` are those of EvaluationOptions, by name. Raises UserError.
+    """
+    options = checked(EvaluationOptions, settings)
+    exclude(EXCLUSIVE, changed(options) | ({"text"} if text is not None else set()))
+    scorer = Scorer(sources, options, silent)
+    scored = scorer.split() if text is None else scorer.text(text)
+    return Evaluation.of(scored.static, scored.vocabulary, scored.dynamic)
 
 
 def opened(source: str | Path | Checkpoint) -> tuple[str, Checkpoint]:

@@ -2,24 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import codecs
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from charrnn.checkpoints.checkpoint import Checkpoint
-from charrnn.compute import Report, choose_device
+from charrnn.compute import Report, choose_device, silent
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.sampling.beam import beam_search
 from charrnn.sampling.choice import Choice
 from charrnn.sampling.sampler import Sampler, Written
-from charrnn.settings.sampling import SamplingOptions
+from charrnn.settings.option import changed, checked, exclude
+from charrnn.settings.sampling import EXCLUSIVE, SamplingOptions
+
+
+def continuation(checkpoint: str | Path | Checkpoint, primetext: str, settings: Mapping[str, Any]) -> Iterator[str]:
+    """Continue the prime text, yielding each piece of text as soon as it is made.
+
+    ``settings`` are those of SamplingOptions, by name. Raises UserError before anything is yielded.
+    """
+    options = checked(SamplingOptions, settings)
+    exclude(EXCLUSIVE, changed(options))
+    if not isinstance(checkpoint, Checkpoint):
+        checkpoint = Checkpoint.load(checkpoint)
+    sampler = make_sampler(checkpoint, options, silent)
+    prime = prime_text(primetext, checkpoint.vocabulary, options, silent)
+    return whole_characters(token.text for token in generate(sampler, prime, options))
+
+
+def whole_characters(pieces: Iterable[str]) -> Iterator[str]:
+    """Join the pieces of a character that come byte by byte, with the encoding ``bytes``."""
+    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+    for piece in pieces:
+        if text := decoder.decode(piece.encode("utf-8", "surrogateescape")):
+            yield text
+    if rest := decoder.decode(b"", final=True):
+        yield rest
 
 
 def make_sampler(checkpoint: Checkpoint, options: SamplingOptions, report: Report) -> Sampler:
     """Return a Sampler of the checkpoint's model, on the device that the settings name. Raises UserError."""
     device = choose_device(options.gpuid, report, checkpoint.options.precision)
-    model = checkpoint.build(checkpoint.model_file()).to(device)
-    return Sampler(model, checkpoint.vocabulary, getattr(torch, options.precision))
+    with torch.random.fork_rng([]):  # building draws weights, which the saved ones then replace
+        model = checkpoint.build(checkpoint.model_file())
+    return Sampler(model.to(device), checkpoint.vocabulary, getattr(torch, options.precision))
 
 
 def generate(sampler: Sampler, prime: str, options: SamplingOptions, scored: bool = False) -> Iterator[Written]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -195,6 +195,18 @@ def checked(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
     """
     options = options_of(kind)
     return kind(**{name: options[name].convert(value) for name, value in values.items()})
+
+
+def changed(settings: Any) -> set[str]:
+    """Return the names of the settings that differ from their defaults."""
+    return {f.name for f in fields(settings) if getattr(settings, f.name) != f.default}
+
+
+def exclude(pairs: Iterable[tuple[str, str]], given: Container[str]) -> None:
+    """Raise UserError if both settings of a pair are given."""
+    for one, other in pairs:
+        if one in given and other in given:
+            raise UserError(f"-{one} and -{other} exclude each other: give one of them")
 
 
 POSITIVE = Interval(low=0, open_low=True)

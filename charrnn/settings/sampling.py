@@ -44,7 +44,7 @@ class SamplingOptions:
 
 
 # beam search draws nothing, and writes one text
-NOT_WITH_BEAM = ("num_samples", "seed", "temperature", "sample", "top_k", "top_p")
+EXCLUSIVE = tuple(("beam", other) for other in ("num_samples", "seed", "temperature", "sample", "top_k", "top_p"))
 
 
 @cache
