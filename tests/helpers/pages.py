@@ -132,7 +132,8 @@ def check(words: list[str], folder: Path) -> None:
     """Parse the words of a ``charrnn`` command in a folder, without running it.
 
     Raises click.ClickException or UserError for a command, flag, value, model or recipe that does not exist. The
-    reader's own files need not exist: checkpoints to start from are left out, and so are settings files not in the folder.
+    reader's own files need not exist: checkpoints to start from are left out, and so are settings files that are
+    not in the folder.
     """
     parent = click.Context(cli, info_name="charrnn", **cli.context_settings)
     if words and words[0] in ("-version", "--version", "-h", "-help", "--help"):
