@@ -103,8 +103,6 @@ def train(sources: Sources, /, dry_run: bool, print_config: bool, **flags: Any) 
     from charrnn.training.run import Run
 
     run = Run(settings, note)
-    for line in settings.notes:
-        note(line)
     options = run.options
     note(
         f"{options.model} with {run.parameters:,} parameters on {run.training.device}; "
@@ -132,8 +130,6 @@ def try_out(settings: Configuration) -> int:
     from charrnn.training.dry_run import dry_run
 
     found = dry_run(settings, note)
-    for line in settings.notes:
-        note(line)
     table(("what", "how much"), found.rows())
     return 0
 

@@ -48,8 +48,9 @@ class Run:
 
     def __init__(self, configuration: Configuration, report: Report, keep: bool = True) -> None:
         options = configuration.options
-        device = choose_device(options.gpuid, report, options.precision)
-        precision.prepare(options.precision, device, report)
+        notes = list(configuration.notes)  # reported once nothing can go wrong any more: a mistake is one line
+        device = choose_device(options.gpuid, notes.append, options.precision)
+        precision.prepare(options.precision, device, notes.append)
         keep_freed_memory()
         if options.threads:
             torch.set_num_threads(options.threads)
@@ -96,6 +97,8 @@ class Run:
             self._resume(configuration.resume)
         self.first = self.training.iteration
         self.good = self.checkpoint() if options.on_nan == "rollback" else None
+        for line in notes:
+            report(line)
 
     def enough_memory(self) -> AbstractContextManager[None]:
         """While it lasts, memory that runs out is a UserError with what this run needs."""

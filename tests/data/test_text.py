@@ -333,9 +333,9 @@ def test_nothing_to_train_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("train_frac", "val_frac", "message"),
     [
-        (1.1, 0.0, r"-train_frac 1\.1: must be in \[0, 1\]"),
-        (0.5, -0.1, r"-val_frac -0\.1: must be in \[0, 1\]"),
-        (float("nan"), 0.1, r"-train_frac nan: must be in \[0, 1\]"),
+        (1.1, 0.0, r"-train_frac 1\.1: must be between 0 and 1"),
+        (0.5, -0.1, r"-val_frac -0\.1: must be between 0 and 1"),
+        (float("nan"), 0.1, r"-train_frac nan: must be between 0 and 1"),
         (0.9, 0.2, r"-train_frac 0\.9 and -val_frac 0\.2 add up to more than 1: lower one"),
     ],
 )
