@@ -54,7 +54,7 @@ def one(name: str, axis: str, value: int) -> tuple[Subject, Sizes]:
 
 
 def measure(subject: Subject, sizes: Sizes, charrnn: Process, torch: Process) -> tuple[str, Timing, Timing]:
-    """Return the faster kernels, as -kernels auto would choose, and the times of an iteration of charrnn and plain torch."""
+    """Return the faster kernels, as -kernels auto chooses, and the times of an iteration of charrnn and plain torch."""
     threads, ways = processors(), plain(subject.name, V, subject.size, subject.layers)
     arms: dict[str, Callable[[], float]] = {
         kernels: charrnn.arm(ours, subject, kernels, threads, sizes) for kernels in kernels_of(subject)

@@ -77,6 +77,12 @@ def test_every_name_at_the_top_has_its_place_in_the_order() -> None:
     assert {name.split(".")[1] for name in MODULES} - {"__init__"} == LEVEL.keys()
 
 
+def test_no_test_imports_a_test() -> None:
+    for path in Path(__file__).parent.rglob("*.py"):
+        for other in imported(path, everywhere=True):
+            assert not any(part.startswith("test_") for part in other.split(".")), (path, other)
+
+
 @pytest.mark.parametrize("package", LIGHT)
 def test_light_packages_load_neither_torch_nor_numpy(package: str) -> None:
     for name, path in MODULES.items():

@@ -27,6 +27,7 @@ from charrnn.errors import UserError
 from charrnn.training.run import Run
 from charrnn.training.setup import configure
 from tests.helpers.command import charrnn, one_line, write_text
+from tests.helpers.runs import silent
 
 SMALLEST = Path(__file__).parent / "t7/rnn_2x32.t7.xz"
 
@@ -38,10 +39,6 @@ def unpack(path: Path, folder: Path) -> Path:
     target = folder / path.stem
     target.write_bytes(lzma.decompress(path.read_bytes()))
     return target
-
-
-def silent(line: str) -> None:
-    """Where the notes go."""
 
 
 def log_probabilities(checkpoint: Checkpoint, text: bytes) -> np.ndarray:

@@ -42,7 +42,7 @@ def test_every_old_version_has_all_its_runs() -> None:
 @pytest.mark.parametrize(("version", "name"), CASES)
 def test_an_old_checkpoint_resumes_with_the_losses_it_had_then(folder: Path, version: str, name: str) -> None:
     begun = Checkpoint.load(folder / "cv").training["iteration"]
-    run("train", "-resume", "cv", "-max_epochs", 10, cwd=folder)
+    run(folder, "train", "-resume", "cv", "-max_epochs", 10)
     lines = (folder / f"cv/lm_{name}_metrics.jsonl").read_text().splitlines()
     losses = {record["iteration"]: record["loss"] for record in map(json.loads, lines)}
     ten = [losses[begun + i] for i in range(1, 11)]
@@ -52,7 +52,7 @@ def test_an_old_checkpoint_resumes_with_the_losses_it_had_then(folder: Path, ver
 @pytest.mark.parametrize(("version", "name"), CASES)
 def test_an_old_checkpoint_samples_the_text_it_did_then(folder: Path, version: str, name: str) -> None:
     words = ("-gpuid", -1, "-verbose", 0, "-sample", 0, "-length", 60, "-primetext", "The ")
-    assert run("sample", "cv", *words, cwd=folder).out.decode() == recorded(version, name)["text"]
+    assert run(folder, "sample", "cv", *words).out.decode() == recorded(version, name)["text"]
 
 
 def test_the_old_run_with_rollbacks_had_one() -> None:

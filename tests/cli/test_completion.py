@@ -11,28 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.command import charrnn, environment
-
-ASK = """
-import os, sys, json, runpy
-from charrnn.cli import main as cli
-try:
-    cli.run()
-except SystemExit:
-    pass
-print("torch" in sys.modules)
-"""
-
-
-def complete(line: str, cwd: Path) -> list[str]:
-    """What completes the last word of a command line, '' after a space; checks that torch was not needed."""
-    words = line.split(" ")
-    env = environment(COMP_WORDS=line, COMP_CWORD=str(len(words) - 1), _CHARRNN_COMPLETE="bash_complete")
-    done = subprocess.run([sys.executable, "-c", ASK], cwd=cwd, env=env, capture_output=True, timeout=60)
-    assert done.stderr == b""
-    *items, torch_is_there = done.stdout.decode().splitlines()
-    assert torch_is_there == "False"
-    return items
+from tests.helpers.command import charrnn, complete, environment
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
 import re
-import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -19,12 +17,11 @@ from torch import Tensor, nn
 
 import charrnn as package
 from charrnn import registry
-from charrnn.cli.main import run
 from charrnn.errors import UserError
 from charrnn.evaluation.dynamic import dynamic_losses
 from charrnn.evaluation.loss import losses
 from charrnn.evaluation.scoring import averaged
-from tests.helpers.command import SMALL, SONG, charrnn, one_line, write_text
+from tests.helpers.command import SMALL, SONG, charrnn, one_line, run, write_text
 from tests.helpers.recorded import pairs, stream_score
 
 TEXT = "The lazy fox sleeps.\n\nThe dog, and over\nthe brown fox, a quick fox jumps on and on\nand"
@@ -45,13 +42,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def scores(trained: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Scores:
+def scores(trained: Path) -> Scores:
     """The JSON object that the command prints, run in this process; without -json what it prints."""
-    monkeypatch.chdir(trained)
 
     def evaluated(*args: object) -> Any:
-        assert run(["eval", "cv", "-gpuid", "-1", *map(str, args)]) == 0
-        out = capfdbinary.readouterr().out.decode()
+        out = run(trained, "eval", "cv", "-gpuid", -1, *args).out.decode()
         return json.loads(out) if "-json" in args else out
 
     return evaluated
@@ -266,46 +261,38 @@ def test_a_text_read_in_blocks_has_the_losses_of_one_token_at_a_time(trained: Pa
         "-per_line -per_char",
     ],
 )
-def test_flags_that_exclude_each_other_are_refused(capsys: pytest.CaptureFixture[str], flags: str) -> None:
-    assert run(["eval", "cv", *flags.split()]) == 2
-    message = capsys.readouterr().err
+def test_flags_that_exclude_each_other_are_refused(flags: str) -> None:
+    message = run(Path(), "eval", "cv", *flags.split(), code=2).err.decode()
     assert "exclude each other" in message
     assert all(word in message for word in flags.split() if word.startswith("-"))
 
 
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def shown(scores: Scores, monkeypatch: pytest.MonkeyPatch, *args: object, **env: str) -> str:
-    """What a terminal of 60 columns and 12 lines is given."""
+def shown(trained: Path, monkeypatch: pytest.MonkeyPatch, *args: object, **env: str) -> str:
+    """Return what eval shows on a terminal of 60 columns and 12 lines."""
     for name, value in {"TERM": "xterm-256color", "COLUMNS": "60", "LINES": "12"}.items():
         monkeypatch.setenv(name, value)
     for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE"):
         monkeypatch.delenv(name, raising=False)
     for name, value in env.items():
         monkeypatch.setenv(name, value)
-    terminal = Terminal()
-    with monkeypatch.context() as patched:
-        patched.setattr(sys, "stdout", terminal)
-        scores(*args)
-    return terminal.getvalue()
+    return run(trained, "eval", "cv", "-gpuid", -1, *args, terminal=True).out.decode()
 
 
-def test_a_terminal_shows_as_many_lines_as_it_has(scores: Scores, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_shows_as_many_lines_as_it_has(
+    trained: Path, scores: Scores, monkeypatch: pytest.MonkeyPatch
+) -> None:
     everything = scores("-per_line").splitlines()
-    lines = ESCAPES.sub("", shown(scores, monkeypatch, "-per_line", NO_COLOR="1")).splitlines()
+    lines = ESCAPES.sub("", shown(trained, monkeypatch, "-per_line", NO_COLOR="1")).splitlines()
     assert len(lines) <= 12 and all(len(line) <= 60 for line in lines)
     assert lines[0].split() == ["line", "loss", "bpc", "characters", "text"]
     assert lines[1].split()[:4] == everything[0].split("\t")[:4]
     assert f"and {len(everything) - 6} more" in lines[-1]
 
 
-def test_a_terminal_shows_surprise_as_colour(scores: Scores, monkeypatch: pytest.MonkeyPatch) -> None:
-    colours = shown(scores, monkeypatch, "-text", "text.txt", "-per_char")
+def test_a_terminal_shows_surprise_as_colour(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    colours = shown(trained, monkeypatch, "-text", "text.txt", "-per_char")
     text, legend, _ = colours.partition("bits of surprise")
     assert legend and "\x1b[33m" in text and "\x1b[2m" in text
     assert ESCAPES.sub("", colours).replace("↵", "").startswith(TEXT)
-    without = shown(scores, monkeypatch, "-text", "text.txt", "-per_char", NO_COLOR="1")
+    without = shown(trained, monkeypatch, "-text", "text.txt", "-per_char", NO_COLOR="1")
     assert not re.search(r"\x1b\[[0-9;]*3[0-7]", without)

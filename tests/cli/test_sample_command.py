@@ -17,8 +17,7 @@ import pytest
 import torch
 
 import charrnn as package
-from charrnn.cli.main import run
-from tests.helpers.command import SMALL, charrnn, environment, one_line, write_text
+from tests.helpers.command import SMALL, charrnn, environment, one_line, run, write_text
 
 CPU = ("-gpuid", -1, "-verbose", 0)
 
@@ -34,16 +33,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def sampled(
-    trained: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+    trained: Path,
 ) -> Callable[..., str]:
     """What the command prints, run in this process: starting one takes longer than most texts do."""
-    monkeypatch.chdir(trained)
-
-    def text(*args: object) -> str:
-        assert run(["sample", "cv", *map(str, CPU), *map(str, args)]) == 0
-        return capfdbinary.readouterr().out.decode()
-
-    return text
+    return lambda *args: run(trained, "sample", "cv", *CPU, *args).out.decode()
 
 
 Sampled = Callable[..., str]
@@ -223,8 +216,7 @@ def test_a_conversation_on_a_terminal(trained: Path, sampled: Sampled) -> None:
         "-primefile a -primetext",
     ],
 )
-def test_flags_that_exclude_each_other_are_refused(capsys: pytest.CaptureFixture[str], flags: str) -> None:
-    assert run(["sample", "cv", *flags.split()]) == 2
-    message = capsys.readouterr().err
+def test_flags_that_exclude_each_other_are_refused(flags: str) -> None:
+    message = run(Path(), "sample", "cv", *flags.split(), code=2).err.decode()
     assert "exclude each other" in message
     assert all(word in message for word in flags.split() if word.startswith("-") and word != "-primetext")

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import math
 import os
-import pty
 import re
 import resource
-import select
 import shlex
-import signal
-import subprocess
-import sys
-from contextlib import redirect_stderr, redirect_stdout
-from fcntl import ioctl
 from pathlib import Path
 from random import Random
-from struct import pack
-from termios import TIOCSWINSZ
 from typing import Any
 
 import pytest
@@ -29,7 +19,6 @@ from rich.console import Console
 
 from charrnn.checkpoints.checkpoint import Checkpoint
 from charrnn.checkpoints.folder import find_newest
-from charrnn.cli import main as cli
 from charrnn.cli.display import LiveDisplay
 from charrnn.data.text import find_files, open_files
 from charrnn.errors import UserError
@@ -37,33 +26,18 @@ from charrnn.training.advice import advice
 from charrnn.training.loop import Record
 from charrnn.training.metrics import MetricsFile
 from charrnn.training.run import Run
-from tests.helpers.command import SMALL, SONG, charrnn, environment, write_text
-from tests.training.test_resume import FLAGS, configure, data, silent
-
-QUICK = (*SMALL, "-print_every", 10**6, "-sample_length", 0)
+from charrnn.training.setup import configure
+from tests.helpers.command import QUICK, SMALL, SONG, charrnn, on_a_terminal, run, write_text
+from tests.helpers.runs import FLAGS, broken_at_8, data, silent
 
 
 def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def run(folder: Path, *args: object, code: int = 0) -> tuple[list[str], list[str]]:
-    """The lines on stdout and stderr of a command, run in this process: starting one takes longer than these runs."""
-    output, errors = io.StringIO(), io.StringIO()
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    try:
-        with contextlib.chdir(folder), redirect_stdout(output), redirect_stderr(errors):
-            returned = cli.run([str(arg) for arg in args])
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    assert returned == code, errors.getvalue()
-    return output.getvalue().splitlines(), errors.getvalue().splitlines()
-
-
 def train(folder: Path, *more: object) -> list[str]:
     """The lines on stdout."""
-    return run(folder, "train", "-data_dir", "data", *QUICK, *more)[0]
+    return run(folder, "train", "-data_dir", "data", *QUICK, *more).lines
 
 
 def test_the_metrics_are_the_runs_own_losses(tmp_path: Path) -> None:
@@ -132,14 +106,8 @@ def test_a_full_disk_costs_lines_but_not_the_run(tmp_path: Path) -> None:
 def test_a_rollback_takes_its_lines_back(tmp_path: Path) -> None:
     flags = FLAGS | data(tmp_path / "data", "fractions") | {"on_nan": "rollback", "eval_val_every": 5}
     rolled_back = Run(configure(flags | {"checkpoint_dir": str(tmp_path / "cv")}), silent)
-    broken = False
-    for record in rolled_back.records():
-        if record.val_loss is not None:
-            rolled_back.save()
-        if record.iteration == 8 and not broken:
-            broken = True
-            with torch.no_grad():
-                next(rolled_back.model.parameters()).fill_(math.nan)
+    for _ in broken_at_8(rolled_back):
+        pass
     lines = read(tmp_path / "cv/lm_lstm_metrics.jsonl")
     assert rolled_back.training.rollbacks == 1
     assert [line["iteration"] for line in lines] == list(range(1, rolled_back.training.iterations + 1))
@@ -165,7 +133,7 @@ def test_without_tensorboard_log_dir_says_what_to_install_and_writes_nothing(
 ) -> None:
     write_text(tmp_path / "data")
     monkeypatch.setattr("charrnn.training.metrics.find_spec", lambda name: None)
-    _, said = run(tmp_path, "train", "-data_dir", "data", *QUICK, "-log_dir", "runs", code=1)
+    said = run(tmp_path, "train", "-data_dir", "data", *QUICK, "-log_dir", "runs", code=1).errors
     assert "pip install 'char-rnn-torch[tensorboard]'" in said[-1]
     assert not (tmp_path / "cv").exists() and not (tmp_path / "runs").exists()
 
@@ -191,7 +159,7 @@ def test_a_run_without_validation_keeps_its_end(tmp_path: Path) -> None:
     assert "without a validation part" in lines[-2]
     assert lines[-1].endswith("charrnn sample cv/lm_lstm_last.pt")
     assert Checkpoint.load(tmp_path / "cv/lm_lstm_last.pt").epoch == pytest.approx(0.5, abs=0.02)
-    assert "nothing left to train" in "".join(run(tmp_path, "train", "-resume", "cv")[0])
+    assert "nothing left to train" in "".join(run(tmp_path, "train", "-resume", "cv").lines)
 
 
 def test_the_warm_up_and_adams_memories_act_on_the_run_and_a_resumed_one_keeps_them(tmp_path: Path) -> None:
@@ -206,7 +174,7 @@ def test_the_warm_up_and_adams_memories_act_on_the_run_and_a_resumed_one_keeps_t
         losses.append(lines[-1]["loss"])
     assert len(set(losses)) == 4
     for flag in ("-warm_up", "-beta1", "-beta2"):
-        errors = run(tmp_path, "train", "-resume", "cv_0", flag, 0.7, code=1)[1]
+        errors = run(tmp_path, "train", "-resume", "cv_0", flag, 0.7, code=1).errors
         assert re.search(rf"{flag} 0.7 \(was 0\.\d+\)", " ".join(errors))
 
 
@@ -216,7 +184,7 @@ def test_early_stopping_says_so(tmp_path: Path) -> None:
     lines = train(tmp_path, "-early_stop", 2, "-eval_val_every", 10, "-learning_rate", 0)
     assert any(line.startswith("stopped early, after 2 validations without a new best: 30 iter") for line in lines)
     bare = ("-early_stop", 2, "-train_frac", 1, "-val_frac", 0)
-    _, said = run(tmp_path, "train", "-data_dir", "data", *QUICK, *bare, code=1)
+    said = run(tmp_path, "train", "-data_dir", "data", *QUICK, *bare, code=1).errors
     assert "-early_stop" in said[-1] and "-val_frac" in said[-1]
 
 
@@ -256,7 +224,8 @@ def test_where_there_is_dropout_already_the_advice_is_more_of_it() -> None:
 def test_a_text_learned_by_heart_is_called_overfitting(tmp_path: Path) -> None:
     write_text(tmp_path / "data", "".join(Random(1).choices("abcdefgh", k=2000)))
     settings = ("-rnn_size", 64, "-train_frac", 0.5, "-val_frac", 0.5, "-eval_val_every", 40, "-max_epochs", 20)
-    output, notes = run(tmp_path, "train", "-data_dir", "data", *QUICK, *settings)
+    done = run(tmp_path, "train", "-data_dir", "data", *QUICK, *settings)
+    output, notes = done.lines, done.errors
     (said,) = (line for line in output if line.startswith("overfitting"))
     assert re.fullmatch(r"overfitting since iteration \d+: try -dropout", said)
     assert said in notes, "said as soon as it is seen"
@@ -302,39 +271,18 @@ def test_the_joined_text_trains_as_the_same_text_in_one_file(tmp_path: Path, mon
         assert all(torch.equal(tensor, other.weights[name]) for name, tensor in one.weights.items())
     assert two.options.input == ("parts/0.txt", "parts/1.txt", "parts/2.txt") == three.options.input
     newest = find_newest(tmp_path / "cv2")
-    scored = json.loads(run(tmp_path, "eval", newest, "-gpuid", -1, "-json")[0][0])
+    scored = json.loads(run(tmp_path, "eval", newest, "-gpuid", -1, "-json").lines[0])
     assert scored["loss"] == pytest.approx(two.val_loss)
     (tmp_path / "parts/1.txt").write_text("another " + SONG * 11)
-    _, said = run(tmp_path, "train", "-resume", "cv2", "-max_epochs", 2, code=1)
+    said = run(tmp_path, "train", "-resume", "cv2", "-max_epochs", 2, code=1).errors
     assert "-input is not the one" in said[-1]
 
 
 def test_texts_that_are_not_there_and_two_ways_to_name_one_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"-input .*\*\.md: there is no such file"):
         find_files([str(tmp_path / "*.md")])
-    _, said = run(tmp_path, "train", "-input", "a.txt", "-data_dir", "b", code=1)
+    said = run(tmp_path, "train", "-input", "a.txt", "-data_dir", "b", code=1).errors
     assert "give one of them" in said[-1]
-
-
-def on_a_terminal(folder: Path, columns: int, *args: object, **env: str) -> tuple[int, str]:
-    """Exit code and output of a run on a terminal of that many columns."""
-    leader, follower = pty.openpty()
-    ioctl(follower, TIOCSWINSZ, pack("HHHH", 24, columns, 0, 0))
-    words = [sys.executable, "-m", "charrnn", *map(str, args)]
-    clean = {name: value for name, value in environment(**{"TERM": "xterm"} | env).items() if name != "COLUMNS"}
-    with subprocess.Popen(words, cwd=folder, stdin=follower, stdout=follower, stderr=follower, env=clean) as process:
-        os.close(follower)
-        output = b""
-        while select.select([leader], [], [], 120)[0]:
-            try:
-                chunk = os.read(leader, 65536)
-            except OSError:  # Linux's way of saying that the other end is closed
-                break
-            if not chunk:
-                break
-            output += chunk
-    os.close(leader)
-    return process.returncode, output.decode()
 
 
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
@@ -347,7 +295,7 @@ FIGURES = ("iteration", "epoch", "train loss", "validation", "best", "grad/param
 def test_the_live_display_fits_the_terminal(tmp_path: Path, columns: int) -> None:
     write_text(tmp_path / "data")
     args = ("train", "-data_dir", "data", *SMALL, "-max_epochs", 1, "-eval_val_every", 40, "-sample_length", 20)
-    code, output = on_a_terminal(tmp_path, columns, *args)
+    code, output = on_a_terminal(tmp_path, *args, columns=columns)
     assert code == 0, output
     drawn = [line for line in ESCAPE.sub("", output).replace("\r", "\n").split("\n") if "grad/param norm" in line]
     assert drawn and all(len(line) <= columns for line in drawn)
@@ -360,7 +308,7 @@ def test_the_live_display_fits_the_terminal(tmp_path: Path, columns: int) -> Non
 
 def test_a_dumb_terminal_and_a_pipe_get_plain_lines(tmp_path: Path) -> None:
     write_text(tmp_path / "data")
-    code, output = on_a_terminal(tmp_path, 80, "train", "-data_dir", "data", *SMALL, "-max_epochs", 0.1, TERM="dumb")
+    code, output = on_a_terminal(tmp_path, "train", "-data_dir", "data", *SMALL, "-max_epochs", 0.1, TERM="dumb")
     assert code == 0 and "train_loss = " in output
     assert "\x1b" not in output
     assert not any("\x1b" in line for line in train(tmp_path, "-max_epochs", 0.1, "-print_every", 1))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import json
 import random
 import re
@@ -22,7 +20,6 @@ from torch import nn
 
 from charrnn import registry
 from charrnn.checkpoints.checkpoint import Checkpoint
-from charrnn.cli.main import run
 from charrnn.data import addition as problems
 from charrnn.data.addition import Problems
 from charrnn.data.datasets import addition
@@ -36,8 +33,8 @@ from charrnn.training import run as tasks
 from charrnn.training.loop import Training
 from charrnn.training.run import Run
 from charrnn.training.setup import configure
-from tests.helpers.command import charrnn, one_line, write_text
-from tests.training.test_resume import FLAGS, metrics, same_run, silent, train
+from tests.helpers.command import charrnn, one_line, run, write_text
+from tests.helpers.runs import FLAGS, metrics, same_run, silent, train
 
 SYMBOLS = "\n-0123456789"
 VOCABULARY = Vocabulary(tuple(map(ord, SYMBOLS)))
@@ -274,7 +271,7 @@ def adders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "models/adder.py").write_text(ADDER)
     prepared(folder / "data", 2, 60, 70)
     for fault in FAULTS:
-        log = called("train", "-model", "adder", "-fault", fault, "-checkpoint_dir", fault, *TRAIN, cwd=folder)
+        log = run(folder, "train", "-model", "adder", "-fault", fault, "-checkpoint_dir", fault, *TRAIN).out.decode()
         (folder / fault / "log").write_text(log)
     return folder
 
@@ -293,14 +290,6 @@ TRAIN = (
     "-learning_rate",
     0,
 )
-
-
-def called(*args: object, cwd: Path, code: int = 0) -> str:
-    """What the command prints, run in this process; where it fails, what it complains of."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        assert run([str(word) for word in args]) == code, err.getvalue()
-    return err.getvalue() if code else out.getvalue()
 
 
 def written(a: int, b: int, fault: str) -> str:
@@ -329,7 +318,7 @@ def test_eval_finds_the_known_shares(adders: Path, fault: str) -> None:
     expected = shares(lines, fault)
     assert (expected == (1, 1)) == (fault == "none") and (expected == (1, 0)) == (fault == "endless")
     assert min(expected) > 0.1 or fault == "endless"
-    found = json.loads(called("eval", fault, "-gpuid", -1, "-json", cwd=adders))
+    found = json.loads(run(adders, "eval", fault, "-gpuid", -1, "-json").out.decode())
     assert (found["digit_accuracy"], found["sum_accuracy"]) == pytest.approx(expected)
     assert found["characters"] == 70 * 4
     last = metrics(adders / fault / "lm_adder_metrics.jsonl")[-1]
@@ -344,17 +333,17 @@ def test_eval_finds_the_known_shares(adders: Path, fault: str) -> None:
 
 
 def test_eval_in_words_and_of_a_text(adders: Path) -> None:
-    printed = called("eval", "none", "-gpuid", -1, cwd=adders)
+    printed = run(adders, "eval", "none", "-gpuid", -1).out.decode()
     assert printed.splitlines()[1] == "val: digit accuracy 100.00%, sum accuracy 100.00%"
     text = adders / "some.txt"
     text.write_text("-12-34-46--\n-99-99-198-\n-10-15-25--")
-    found = json.loads(called("eval", "stumble", "-text", text, "-json", "-gpuid", -1, cwd=adders))
+    found = json.loads(run(adders, "eval", "stumble", "-text", text, "-json", "-gpuid", -1).out.decode())
     assert found["sum_accuracy"] == pytest.approx(2 / 3) and found["digit_accuracy"] == pytest.approx(5 / 7)
     text.write_text("-12-34-46--\n-12-34-47--\n")
-    wrong = called("eval", "none", "-text", text, "-gpuid", -1, cwd=adders, code=1)
+    wrong = run(adders, "eval", "none", "-text", text, "-gpuid", -1, code=1).err.decode()
     assert "some.txt, line 2: 12 + 34 is 46, not 47" in wrong
     for flags in (("-dynamic", 0.1), ("-mc_samples", 2), ("-per_line",), ("-per_char",), ("-ensemble", "carry")):
-        assert "scored only one way" in called("eval", "none", *flags, "-gpuid", -1, cwd=adders, code=1)
+        assert "scored only one way" in run(adders, "eval", "none", *flags, "-gpuid", -1, code=1).err.decode()
 
 
 def test_a_sample_completes_a_sum(adders: Path) -> None:

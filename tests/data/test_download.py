@@ -16,6 +16,7 @@ import pytest
 
 from charrnn.data.datasets import download as module
 from charrnn.data.datasets.download import Unavailable, by_tenths, discard, download
+from tests.helpers.runs import silent
 from tests.helpers.server import Site, serving
 
 BODY = random.Random(1).randbytes(50_000)
@@ -37,10 +38,6 @@ def site() -> Iterator[Site]:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "file.part"
-
-
-def silent(what: str, done: int, size: int | None) -> None:
-    pass
 
 
 def refusal(site: Site, path: Path) -> str:

@@ -21,6 +21,7 @@ from charrnn.errors import UserError
 from charrnn.settings.training import TrainingOptions
 from charrnn.training.loop import Training
 from tests.helpers.recorded import Recording
+from tests.helpers.runs import silent
 
 SONG = "The quick brown fox jumps over the lazy dog.\n"
 
@@ -30,10 +31,6 @@ def write(folder: Path, **texts: str) -> Path:
     for name, text in texts.items():
         (folder / f"{name}.txt").write_text(text, encoding="utf-8", newline="")
     return folder
-
-
-def silent(line: str) -> None:
-    pass
 
 
 @pytest.fixture(scope="session")

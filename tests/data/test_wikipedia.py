@@ -30,6 +30,7 @@ from charrnn.data.text import open_chosen
 from charrnn.errors import UserError
 from charrnn.settings.training import TrainingOptions
 from tests.helpers.command import charrnn, environment, one_line
+from tests.helpers.runs import silent
 from tests.helpers.server import Site, serving
 
 # é at 9000 is cut in two by the split, as characters of enwik8 may be
@@ -58,10 +59,6 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
 
 def small(site: Site, *urls: str) -> Archive:
     return Archive("enwik8", urls or (site.url,), sha256(TEXT).hexdigest(), "a hint", SPLITS)
-
-
-def silent(what: str, done: int, size: int | None) -> None:
-    pass
 
 
 def make(site: Site, folder: Path) -> list[str]:

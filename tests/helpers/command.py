@@ -5,11 +5,16 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import pty
+import select
 import signal
 import subprocess
 import sys
 from dataclasses import dataclass
+from fcntl import ioctl
 from pathlib import Path
+from struct import pack
+from termios import TIOCSWINSZ
 
 import torch
 
@@ -52,22 +57,30 @@ class Done:
         return self.err.decode().splitlines()
 
 
-def run(*args: object, cwd: Path | None = None, code: int | None = 0, stdin: bytes = b"") -> Done:
-    """Run ``charrnn ARGS`` in this process, which takes far less time than to start one, and check its exit code.
+class Terminal(io.TextIOWrapper):
+    """A stream that calls itself a terminal."""
 
-    code: None allows any. The folder, the streams, the signal handlers and the number of threads are put back.
+    def isatty(self) -> bool:
+        return True
+
+
+def run(folder: Path, *args: object, code: int | None = 0, stdin: bytes = b"", terminal: bool = False) -> Done:
+    """Run ``charrnn ARGS`` in ``folder`` and in this process, far sooner than in a new one, and check its exit code.
+
+    A code of None allows any; with ``terminal`` stdout calls itself one. The folder, the streams, the signal handlers
+    and the number of threads are put back.
     """
     streams, threads = (sys.stdin, sys.stdout, sys.stderr), torch.get_num_threads()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     out, err = io.BytesIO(), io.BytesIO()
     ours = (
         io.TextIOWrapper(io.BytesIO(stdin)),
-        io.TextIOWrapper(out, "utf-8", write_through=True),
+        (Terminal if terminal else io.TextIOWrapper)(out, "utf-8", write_through=True),
         io.TextIOWrapper(err, "utf-8", "backslashreplace", write_through=True),
     )
     try:
         sys.stdin, sys.stdout, sys.stderr = ours
-        with contextlib.chdir(cwd or Path.cwd()):
+        with contextlib.chdir(folder):
             returned = cli.run([str(arg) for arg in args])
     finally:
         sys.stdin, sys.stdout, sys.stderr = streams
@@ -77,6 +90,49 @@ def run(*args: object, cwd: Path | None = None, code: int | None = 0, stdin: byt
     done = Done(returned, out.getvalue(), err.getvalue())
     assert code is None or returned == code, f"exit code {returned}\n{done.out.decode()}\n{done.err.decode()}"
     return done
+
+
+def on_a_terminal(folder: Path, *args: object, columns: int = 80, **env: str) -> tuple[int, str]:
+    """Run ``charrnn ARGS`` on a terminal of that many columns. Return its exit code and what the terminal got."""
+    leader, follower = pty.openpty()
+    ioctl(follower, TIOCSWINSZ, pack("HHHH", 24, columns, 0, 0))
+    words = [sys.executable, "-m", "charrnn", *map(str, args)]
+    clean = {name: value for name, value in environment(**{"TERM": "xterm"} | env).items() if name != "COLUMNS"}
+    with subprocess.Popen(words, cwd=folder, stdin=follower, stdout=follower, stderr=follower, env=clean) as process:
+        os.close(follower)
+        output = b""
+        while select.select([leader], [], [], 120)[0]:
+            try:
+                chunk = os.read(leader, 65536)
+            except OSError:  # Linux's way of saying that the other end is closed
+                break
+            if not chunk:
+                break
+            output += chunk
+    os.close(leader)
+    return process.returncode, output.decode()
+
+
+ASK = """
+import os, sys, json, runpy
+from charrnn.cli import main as cli
+try:
+    cli.run()
+except SystemExit:
+    pass
+print("torch" in sys.modules)
+"""
+
+
+def complete(line: str, cwd: Path) -> list[str]:
+    """What completes the last word of a command line, '' after a space; checks that torch was not needed."""
+    words = line.split(" ")
+    env = environment(COMP_WORDS=line, COMP_CWORD=str(len(words) - 1), _CHARRNN_COMPLETE="bash_complete")
+    done = subprocess.run([sys.executable, "-c", ASK], cwd=cwd, env=env, capture_output=True, timeout=60)
+    assert done.stderr == b""
+    *items, torch_is_there = done.stdout.decode().splitlines()
+    assert torch_is_there == "False"
+    return items
 
 
 def one_line(done: subprocess.CompletedProcess[bytes]) -> str:
@@ -109,3 +165,4 @@ SMALL: tuple[object, ...] = (
     0.01,
 )
 SMALL += ("-kernels", "torch")  # or the faster, which changes from run to run
+QUICK = (*SMALL, "-print_every", 10**6, "-sample_length", 0)  # and that says little

@@ -7,16 +7,13 @@ An attempt depends on its number alone, so one that fails can be repeated:
 
 from __future__ import annotations
 
-import io
+import contextlib
 import json
-import os
 import random
 import shutil
 import signal
-import sys
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +21,10 @@ from typing import Any
 import torch
 
 from charrnn.checkpoints.checkpoint import Checkpoint
-from charrnn.cli import main as cli
 from charrnn.data import cache
 from charrnn.settings.training import training_options
+from tests.helpers.command import SONG, run
 
-SONG = "The quick brown fox jumps over the lazy dog, and the dog sleeps on.\n"
 SMALL = [
     *("-gpuid", "-1", "-rnn_size", "6", "-num_layers", "1", "-batch_size", "2", "-seq_length", "8"),
     *("-max_epochs", "0.1", "-sample_length", "5", "-threads", "1"),
@@ -76,9 +72,8 @@ def prepare(folder: Path) -> None:
     """Make what the attempts start from: a text, and a checkpoint that can be sampled, scored and resumed."""
     (folder / "data").mkdir(parents=True)
     (folder / "data" / "input.txt").write_text(SONG * 20, newline="")
-    with inside(folder):
-        done = call(["train", "-data_dir", "data", *SMALL, "-checkpoint_dir", "honest"])
-        assert done[0] == 0, done
+    with contextlib.chdir(folder):
+        run(folder, "train", "-data_dir", "data", *SMALL, "-checkpoint_dir", "honest")
         next(Path("honest").glob("*epoch*.pt")).rename("honest.pt")
 
 
@@ -86,18 +81,18 @@ def attempt(number: int, folder: Path) -> Attempt:
     """Break something and run a command on it, in a folder made by ``prepare``. Raises Wrong."""
     chance = random.Random(number)
     kind = chance.choice(list(KINDS))
-    with inside(folder):
+    with contextlib.chdir(folder):
         shutil.rmtree("cv", ignore_errors=True)
         command, stdin = KINDS[kind](chance)
         try:
             with limited(SECONDS):
-                code, out, err = call(command, stdin)
+                done = run(folder, *command, code=None, stdin=stdin)
         except Exception as error:
             raise Wrong(f"attempt {number} ({kind}): {' '.join(command)}: {error!r}") from error
-        found = Attempt(kind, command, code, out, err)
+        found = Attempt(kind, command, done.code, done.out, done.err.decode())
         if problem := judge(found):
-            raise Wrong(f"attempt {number} ({kind}): {' '.join(command)}: {problem}: {err[-2000:]}")
-        if code == 0 and kind == "text":
+            raise Wrong(f"attempt {number} ({kind}): {' '.join(command)}: {problem}: {found.err[-2000:]}")
+        if done.code == 0 and kind == "text":
             check_vocabulary(command, Path("cv"))
     return found
 
@@ -126,39 +121,7 @@ def check_vocabulary(command: list[str], folder: Path) -> None:
         assert set(Checkpoint.load(path).vocabulary.codes) == codes, command
 
 
-def call(command: list[str], stdin: bytes = b"") -> tuple[int, bytes, str]:
-    """Run a command in this process. Return its exit code, stdout and stderr."""
-    streams = sys.stdin, sys.stdout, sys.stderr
-    out, err = io.BytesIO(), io.BytesIO()
-    ours = (
-        io.TextIOWrapper(io.BytesIO(stdin)),
-        io.TextIOWrapper(out, "utf-8", write_through=True),
-        io.TextIOWrapper(err, "utf-8", "backslashreplace", write_through=True),
-    )
-    sys.stdin, sys.stdout, sys.stderr = ours
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    threads = torch.get_num_threads()
-    try:
-        code = cli.run(command)
-    finally:
-        sys.stdin, sys.stdout, sys.stderr = streams
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        torch.set_num_threads(threads)
-    return code, out.getvalue(), err.getvalue().decode()
-
-
-@contextmanager
-def inside(folder: Path) -> Iterator[None]:
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)
-
-
-@contextmanager
+@contextlib.contextmanager
 def limited(seconds: int) -> Iterator[None]:
     """Raise TimeoutError if the body takes longer."""
 

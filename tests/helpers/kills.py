@@ -17,7 +17,7 @@ from charrnn.checkpoints.checkpoint import Checkpoint
 from charrnn.checkpoints.folder import find_newest
 from charrnn.files import UNFINISHED
 from tests.helpers.command import SMALL, SONG, write_text
-from tests.training.test_resume import same_run
+from tests.helpers.runs import same_run
 
 # a server with torch already loaded quickly forks a real process for each run
 SERVER = multiprocessing.get_context("forkserver")

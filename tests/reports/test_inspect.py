@@ -15,8 +15,7 @@ import torch
 from charrnn.checkpoints.checkpoint import Checkpoint
 from charrnn.checkpoints.folder import find_newest
 from charrnn.reports import curve
-from tests.cli.test_train_command import QUICK, on_a_terminal, run
-from tests.helpers.command import SONG, write_text
+from tests.helpers.command import QUICK, SONG, on_a_terminal, run, write_text
 
 MODEL = '''"""A model."""
 import pathlib
@@ -53,7 +52,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def as_json(folder: Path) -> Any:
-    (line,) = run(folder, "inspect", "cv", "-json")[0]
+    (line,) = run(folder, "inspect", "cv", "-json").lines
     return json.loads(line)
 
 
@@ -80,12 +79,12 @@ def test_json_tells_all_that_the_checkpoint_holds(trained: Path) -> None:
 
 def test_into_a_pipe_it_is_lines_and_on_a_terminal_it_fits(trained: Path) -> None:
     (trained / "executed").unlink(missing_ok=True)
-    lines, _ = run(trained, "inspect", "cv")
+    lines = run(trained, "inspect", "cv").lines
     assert "batch_size\t4\t50" in lines
     assert f"'{SONG[0]}' 80" in lines
     assert any(line.lstrip().startswith("+---") for line in lines), "the curve"
     for columns in (60, 140):
-        code, output = on_a_terminal(trained, columns, "inspect", "cv")
+        code, output = on_a_terminal(trained, "inspect", "cv", columns=columns)
         assert code == 0 and "'\\x1b' 1" in output
         assert "\x1b[31m" not in output, "the text's own escapes do not drive the terminal"
     assert not (trained / "executed").exists()
@@ -99,13 +98,13 @@ def test_what_older_checkpoints_lack_is_said(trained: Path, tmp_path: Path) -> N
     found = as_json(tmp_path)
     assert found["losses"] == {"train": None, "validation": {}} and found["val_loss"] is None
     assert found["vocabulary"]["characters"][0]["count"] is None
-    said = "\n".join(run(tmp_path, "inspect", "cv")[0])
+    said = "\n".join(run(tmp_path, "inspect", "cv").lines)
     assert "counts were not recorded" in said and "not validated" in said and "not recorded" in said
 
 
 def test_what_is_no_checkpoint_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "x.pt").write_bytes(b"nothing")
-    assert len(run(tmp_path, "inspect", "x.pt", code=1)[1]) == 1
+    assert len(run(tmp_path, "inspect", "x.pt", code=1).errors) == 1
 
 
 def test_a_curve_has_its_points_where_they_belong() -> None:

@@ -18,6 +18,7 @@ from charrnn.reports import ngrams, novelty
 from charrnn.reports.ngrams import NGRAMS, Figures, measure
 from charrnn.settings.training import TrainingOptions
 from tests.helpers.command import charrnn, one_line
+from tests.helpers.runs import silent
 
 SEPARATOR = 9
 WORDS = (
@@ -39,10 +40,6 @@ WORDS = (
     "my",
     "on",
 )
-
-
-def silent(line: str) -> None:
-    """Where the notes go."""
 
 
 def author(seed: int, characters: int) -> str:

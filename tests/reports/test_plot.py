@@ -21,8 +21,7 @@ from charrnn.checkpoints.checkpoint import Checkpoint
 from charrnn.errors import UserError
 from charrnn.reports import curve, histories, plot
 from charrnn.reports.histories import History
-from tests.cli.test_train_command import QUICK, run
-from tests.helpers.command import charrnn, one_line, write_text
+from tests.helpers.command import QUICK, charrnn, one_line, run, write_text
 
 METRICS = "cv/lm_lstm_metrics.jsonl"
 NAMES = ["val_frac 0.05, rnn_size 16", "val_frac 0.0, rnn_size 16", "val_frac 0.05, rnn_size 8"]
@@ -350,7 +349,7 @@ def test_the_command(trained: Path, tmp_path: Path) -> None:
     ],
 )
 def test_a_mistake_gives_one_line(trained: Path, args: list[str], said: str) -> None:
-    _, errors = run(trained, "plot", *args, code=1)
+    errors = run(trained, "plot", *args, code=1).errors
     assert len(errors) == 1 and said in errors[0]
     assert not list(trained.glob("*.png"))
 
@@ -364,21 +363,21 @@ def test_wrong_flags(trained: Path) -> None:
 
 def test_without_matplotlib_the_message_says_what_to_install(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("charrnn.reports.plot.find_spec", lambda name: None)
-    _, said = run(trained, "plot", "cv", code=1)
+    said = run(trained, "plot", "cv", code=1).errors
     assert "pip install matplotlib" in said[0] and "-text" in said[0]
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
-    assert run(trained, "plot", "cv", "--text")[0], "-text works without it"
+    assert run(trained, "plot", "cv", "--text").lines, "-text works without it"
 
 
 # Text.
 
 
 def test_text_of_one_run_and_of_several(trained: Path) -> None:
-    output, _ = run(trained, "plot", "cv", "-text", "-x", "epochs", "-y", "bpc", "-smooth", 3)
+    output = run(trained, "plot", "cv", "-text", "-x", "epochs", "-y", "bpc", "-smooth", 3).lines
     assert output[0] == "loss in bits per character by epoch; training: mean of 3 iterations"
     assert output[1] == ". training, o validation: lstm"
     assert sum("o" in line.partition("|")[2] for line in output) > 1 and output[-1].endswith(" 2")
-    output, _ = run(trained, "plot", "cv", "cv8", "-text")
+    output = run(trained, "plot", "cv", "cv8", "-text").lines
     names = [f"{a} training, {a.upper()} validation: {name}" for a, name in zip("abc", NAMES, strict=True)]
     assert output[1:4] == names
     marks = "".join(line.partition("|")[2] for line in output)
@@ -388,9 +387,9 @@ def test_text_of_one_run_and_of_several(trained: Path) -> None:
 def test_names_do_not_drive_the_terminal(trained: Path, tmp_path: Path) -> None:
     evil = "\x1b[31mred\x07"
     shutil.copy(trained / METRICS, tmp_path / f"lm_{evil}_metrics.jsonl")
-    output, _ = run(tmp_path, "plot", ".", "-text")
+    output = run(tmp_path, "plot", ".", "-text").lines
     assert output[1] == r". training, o validation: \x1b[31mred\x07"
-    output, _ = run(trained, "plot", "cv", "-text", "-label", f"{evil}\n\tand 山")
+    output = run(trained, "plot", "cv", "-text", "-label", f"{evil}\n\tand 山").lines
     assert output[1] == r". training, o validation: \x1b[31mred\x07 and 山"
     assert histories.names([replace(history([1.0]), source=Path(evil))] * 2) == [r"\x1b[31mred\x07"] * 2
     run(trained, "plot", "cv", "-label", evil, "-output", tmp_path / "a.svg")

@@ -24,7 +24,7 @@ from charrnn.files import UNFINISHED, replacing
 from tests.helpers.command import SMALL, SONG, environment, write_text
 from tests.helpers.kills import RUN, finish, last_of, newest, output, start, survive, unfinished, wait_for_iteration
 from tests.helpers.kills import wait_until as wait
-from tests.training.test_resume import same_run
+from tests.helpers.runs import same_run
 
 LONG = (*RUN, "-max_epochs", 10_000)
 STEADY = ("train", "-data_dir", "data", *SMALL, "-threads", 1, "-max_epochs", 4, "-eval_val_every", 10_000)

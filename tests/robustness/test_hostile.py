@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import pickle
-import pty
 import random
 import re
 import shutil
@@ -25,11 +24,10 @@ import torch
 
 from charrnn import registry
 from charrnn.checkpoints.checkpoint import Checkpoint
-from charrnn.cli import main as cli
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import UserError
 from charrnn.settings.training import TrainingOptions
-from tests.helpers.command import SMALL, SONG, charrnn, environment, write_text
+from tests.helpers.command import SMALL, SONG, charrnn, environment, on_a_terminal, run, write_text
 
 ALPHABET = Vocabulary(tuple(sorted(set(map(ord, SONG)))))
 HUGE = 10**12
@@ -283,14 +281,12 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
 }
 
 
-def run(capfdbinary: pytest.CaptureFixture[bytes], *args: object) -> tuple[int, str]:
-    """The command's exit code and its one line on stderr; nothing may be on stdout."""
-    code = cli.run([str(arg) for arg in args])
-    out, err = capfdbinary.readouterr()
-    assert out == b""
-    lines = err.decode().splitlines()
-    assert len(lines) == 1, lines
-    return code, lines[0]
+def refused(*args: object) -> str:
+    """Return the one line on stderr with which a command refuses its input; nothing may be on stdout."""
+    done = run(Path(), *args, code=1)
+    assert done.out == b""
+    (line,) = done.errors
+    return line
 
 
 @pytest.fixture
@@ -300,9 +296,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_honest_one_loads(honest_file: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
-    assert cli.run(["sample", str(honest_file), "-gpuid", "-1", "-length", "3"]) == 0
-    assert len(capfdbinary.readouterr().out) == 4
+def test_the_honest_one_loads(honest_file: Path) -> None:
+    assert len(run(Path(), "sample", honest_file, "-gpuid", -1, "-length", 3).out) == 4
 
 
 def test_a_forged_one_without_a_lie_loads(folder: Path) -> None:
@@ -314,12 +309,11 @@ def test_a_forged_one_without_a_lie_loads(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_one_sentence(folder: Path, capfdbinary: pytest.CaptureFixture[bytes], name: str) -> None:
+def test_one_sentence(folder: Path, name: str) -> None:
     write, said = HOSTILE[name]
     write(folder / "one.pt")
     for command in (("sample",), ("eval",), ("train", "-data_dir", "data", "-resume"), ("train", "-init_from")):
-        code, message = run(capfdbinary, *command, "one.pt", "-gpuid", -1)
-        assert code == 1
+        message = refused(*command, "one.pt", "-gpuid", -1)
         assert said in message, message
         assert len(message) < 500
     assert not (folder / "cv").exists()
@@ -340,9 +334,7 @@ def bombs(mark: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", bombs(Path()))
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "bare"])
-def test_no_code_of_the_file_is_run(
-    folder: Path, capfdbinary: pytest.CaptureFixture[bytes], name: str, zipped: bool
-) -> None:
+def test_no_code_of_the_file_is_run(folder: Path, name: str, zipped: bool) -> None:
     mark = folder / "mark"
     bomb = bombs(mark)[name]
     if zipped:
@@ -350,7 +342,7 @@ def test_no_code_of_the_file_is_run(
     else:
         (folder / "one.pt").write_bytes(pickle.dumps(bomb))
     for command in (("sample",), ("eval",), ("train", "-resume"), ("train", "-init_from")):
-        assert run(capfdbinary, *command, "one.pt")[0] == 1
+        refused(*command, "one.pt")
     assert not mark.exists()
     subprocess.run(
         [sys.executable, "-W", "ignore", "-c", "import sys, pickle; pickle.loads(sys.stdin.buffer.read())"],
@@ -359,14 +351,12 @@ def test_no_code_of_the_file_is_run(
     assert mark.exists(), "it would have worked elsewhere"
 
 
-def test_a_model_name_runs_no_file_outside_the_folders_of_models(
-    folder: Path, capfdbinary: pytest.CaptureFixture[bytes]
-) -> None:
+def test_a_model_name_runs_no_file_outside_the_folders_of_models(folder: Path) -> None:
     (folder / "x.py").write_text(f"open({str(folder / 'mark')!r}, 'w').close()\ndef create(*a, **k): ...\n")
     (folder / "models").mkdir()
     for name in ("../x", str(folder / "x"), "x", "models/../x", "..x", "x.py", "../x.py"):
         saved(options={"model": name})(folder / "one.pt")
-        assert run(capfdbinary, "sample", "one.pt", "-gpuid", -1)[0] == 1
+        refused("sample", "one.pt", "-gpuid", -1)
     assert not (folder / "mark").exists()
     shutil.copy(folder / "x.py", folder / "models/x.py")
     saved(options={"model": "x"})(folder / "one.pt")
@@ -487,51 +477,35 @@ TRAINING: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", TRAINING)
-def test_a_run_that_cannot_be_resumed(
-    stopped: Path, name: str, capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_cannot_be_resumed(stopped: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(stopped)
     found = torch.load("cv/lm_lstm_last.pt", weights_only=True)
     torch.save(found | {"training": found["training"] | TRAINING[name](found["training"])}, "one.pt")
     before = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
-    assert cli.run(["train", "-resume", "one.pt", "-gpuid", "-1"]) == 1
-    lines = capfdbinary.readouterr().err.decode().splitlines()
+    lines = run(stopped, "train", "-resume", "one.pt", "-gpuid", -1, code=1).errors
     assert re.search("damaged|is not the one", lines[-1]) and len(lines) <= 2, lines
     assert {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()} == before
 
 
-def test_the_run_could_be_resumed(
-    stopped: Path, capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_run_could_be_resumed(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(stopped)
-    assert cli.run(["train", "-resume", "cv/lm_lstm_last.pt", "-gpuid", "-1", "-checkpoint_dir", "other"]) == 0
+    run(stopped, "train", "-resume", "cv/lm_lstm_last.pt", "-gpuid", -1, "-checkpoint_dir", "other")
 
 
-def on_a_terminal(folder: Path, *args: str) -> bytes:
-    """What a command shows on a terminal, carriage returns aside."""
-    master, slave = pty.openpty()
-    words = [sys.executable, "-m", "charrnn", *args]
-    with subprocess.Popen(words, cwd=folder, stdout=slave, stderr=slave, env=environment(TERM="xterm")) as process:
-        os.close(slave)
-        shown = b""
-        try:
-            while data := os.read(master, 65536):
-                shown += data
-        except OSError:  # how Linux says that the other end is closed
-            process.wait(60)
-    os.close(master)
-    return shown.replace(b"\r", b"")
+def shown_by(folder: Path, *args: object) -> bytes:
+    """Return what a command shows on a terminal, without carriage returns."""
+    return on_a_terminal(folder, *args)[1].replace("\r", "").encode()
 
 
 def test_escape_sequences_do_not_reach_a_terminal(folder: Path) -> None:
     text = "\x1b]0;mine\x07\x1b[2J\x9b31m\u202eab\n" * 40
     write_text(folder / "escapes", text)
     train = ("train", "-data_dir", "escapes", *map(str, SMALL), "-max_epochs", "0.2", "-checkpoint_dir", "escaped")
-    shown = on_a_terminal(folder, *train)
+    shown = shown_by(folder, *train)
     bar, sample = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]"), ("sample", "escaped", "-gpuid", "-1", "-length", "300")
     assert b"\x1b" not in bar.sub(b"", shown), "only the display's own colours and movements"
     assert rb"\x1b" in shown and b"\x07" not in shown and b"\x1b[2J" not in shown
-    shown = on_a_terminal(folder, *sample)
+    shown = shown_by(folder, *sample)
     assert rb"\x1b" in shown and b"\x1b" not in shown and b"\xc2\x9b" not in shown and "\u202e".encode() not in shown
     piped = charrnn(*sample, cwd=folder).stdout.decode()
     assert "\x1b" in piped and len(piped) == 301
@@ -539,5 +513,5 @@ def test_escape_sequences_do_not_reach_a_terminal(folder: Path) -> None:
 
 def test_escape_sequences_in_messages_do_not_reach_a_terminal(folder: Path) -> None:
     saved(options={"model": "\x1b[2Jx"})(folder / "one.pt")
-    shown = on_a_terminal(folder, "sample", "one.pt", "-gpuid", "-1")
+    shown = shown_by(folder, "sample", "one.pt", "-gpuid", "-1")
     assert rb"\x1b[2Jx" in shown and b"\x1b" not in shown

@@ -21,9 +21,7 @@ from charrnn.settings import recipes
 from charrnn.settings.training import GROUPS, TrainingOptions, training_options
 from charrnn.training.schedules import learning_rate
 from charrnn.training.setup import configure
-from tests.cli.test_completion import complete
-from tests.cli.test_train_command import QUICK, run
-from tests.helpers.command import SMALL, charrnn, environment, one_line, write_text
+from tests.helpers.command import QUICK, SMALL, charrnn, complete, environment, one_line, run, write_text
 from tests.helpers.recorded import Recording
 
 CHECKOUT = Path(__file__).parent.parent.parent
@@ -159,7 +157,7 @@ def test_every_recipe_is_complete(name: str) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_the_printed_settings_of_a_recipe_are_the_recipe(name: str, tmp_path: Path) -> None:
-    printed, _ = run(tmp_path, "train", "-config", name, "-print_config")
+    printed = run(tmp_path, "train", "-config", name, "-print_config").lines
     (tmp_path / "mine.toml").write_text("\n".join(printed))
     one, two = configure({}, name), configure({}, str(tmp_path / "mine.toml"))
     assert (one.options, one.model_options) == (two.options, two.model_options)
@@ -167,7 +165,7 @@ def test_the_printed_settings_of_a_recipe_are_the_recipe(name: str, tmp_path: Pa
 
 def test_a_recipe_is_found_from_every_folder_and_a_file_of_that_name_wins(tmp_path: Path) -> None:
     def rnn_size(config: str) -> Any:
-        return tomllib.loads("\n".join(run(tmp_path, "train", "-config", config, "-print_config")[0]))["rnn_size"]
+        return tomllib.loads("\n".join(run(tmp_path, "train", "-config", config, "-print_config").lines))["rnn_size"]
 
     (tmp_path / "rhn_ptb").mkdir()  # such as a folder of checkpoints
     assert rnn_size("rhn_ptb") == rnn_size("rhn_ptb.toml") == 830
@@ -189,7 +187,7 @@ def test_an_unknown_recipe_or_file_gives_one_line(tmp_path: Path) -> None:
 
 
 def test_the_list_of_recipes(tmp_path: Path) -> None:
-    rows = [line.split("\t") for line in run(tmp_path, "recipes")[0]]
+    rows = [line.split("\t") for line in run(tmp_path, "recipes").lines]
     assert [name for name, _ in rows] == ALL
     assert all(len(what) > 20 for _, what in rows)
 
@@ -236,7 +234,7 @@ def test_the_documentation_lists_every_recipe() -> None:
 
 def printed(folder: Path, *args: object) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the value and the source of every setting, parsed from the printed lines."""
-    lines, _ = run(folder, "train", *args, "-print_config")
+    lines = run(folder, "train", *args, "-print_config").lines
     rows = [line.removeprefix("# ").split("  # ") for line in lines if "  # " in line]
     sources = {row[0].split(" = ")[0].strip(): row[-1] for row in rows}
     values = tomllib.loads("\n".join(row[0] for row in rows))
@@ -270,12 +268,12 @@ def test_strange_values_survive_printing_and_reading(tmp_path: Path) -> None:
     flags = {"savefile": strange, "input": ("x # y", strange), "learning_rate": 1e-7, "weight_decay": 1e20}
     words = [word for name, value in flags.items() for item in (value if isinstance(value, tuple) else [value])
              for word in (f"-{name}", item)]  # fmt: skip
-    output, _ = run(tmp_path, "train", *words, "-print_config")
+    output = run(tmp_path, "train", *words, "-print_config").lines
     (tmp_path / "mine.toml").write_text("\n".join(output), encoding="utf-8")
     options = configure({}, str(tmp_path / "mine.toml")).options
     assert {name: getattr(options, name) for name in flags} == flags
     assert "# data_dir = " in "\n".join(output), "a folder without effect is not a setting"
-    _, said = run(tmp_path, "train", "-savefile", os.fsdecode(b"\xff"), "-print_config", code=1)
+    said = run(tmp_path, "train", "-savefile", os.fsdecode(b"\xff"), "-print_config", code=1).errors
     assert "-savefile '\\udcff': TOML cannot hold" in said[-1]
 
 
@@ -286,7 +284,7 @@ def test_output_that_is_not_utf8_is_still_toml(tmp_path: Path) -> None:
         done = charrnn(*words, cwd=tmp_path, PYTHONIOENCODING=encoding)
         assert done.stdout.isascii() and done.stderr == b""
         assert tomllib.loads(done.stdout.decode())["data_dir"] == strange
-    assert strange.replace('"', '\\"') in "\n".join(run(tmp_path, *words)[0]), "readable where the encoding allows it"
+    assert strange.replace('"', '\\"') in "\n".join(run(tmp_path, *words).lines), "readable where it can be"
 
 
 def test_a_checkpoint_is_a_source_of_settings(tmp_path: Path) -> None:

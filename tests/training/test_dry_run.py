@@ -15,7 +15,7 @@ from charrnn.training.dry_run import dry_run
 from charrnn.training.run import Run
 from charrnn.training.setup import configure
 from tests.helpers.command import SONG, charrnn, write_text
-from tests.training.test_resume import silent
+from tests.helpers.runs import silent
 
 B, T, H, L = 5, 8, 32, 2
 V = len(set(SONG))

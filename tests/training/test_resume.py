@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import pytest
 import torch
@@ -16,73 +15,7 @@ from charrnn.settings.training import Schedule
 from charrnn.training.run import Run
 from charrnn.training.setup import configure
 from tests.helpers.command import SONG, write_text
-
-# dropout on, a falling rate, epochs short enough that several borders are crossed
-FLAGS: dict[str, Any] = {
-    "rnn_size": 10,
-    "num_layers": 2,
-    "batch_size": 4,
-    "seq_length": 16,
-    "dropout": 0.2,
-    "learning_rate": 0.01,
-    "learning_rate_decay": 0.7,
-    "learning_rate_decay_after": 1,
-    "max_epochs": 2.5,
-    "eval_val_every": 7,
-    "gpuid": -1,
-    "threads": 1,
-    "kernels": "torch",
-}
-
-
-def silent(line: str) -> None:
-    """Where the notes go."""
-
-
-def train(folder: Path, flags: dict[str, Any], resume: Path | None = None, stop_at: int = 0) -> Run:
-    """Train to the end, or stop after an iteration and save, as Ctrl-C does."""
-    given = flags | {"checkpoint_dir": str(folder)}
-    run = Run(configure({} if resume else given, resume=str(resume) if resume else None), silent)
-    for record in run.records():
-        if record.val_loss is not None:
-            run.save()
-        run.training.stopping = bool(stop_at) and record.iteration >= stop_at
-    run.save_last()
-    return run
-
-
-def same(a: Any, b: Any, where: str = "") -> None:
-    """Equal in every tensor and every value."""
-    assert type(a) is type(b), where
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            same(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, list):
-        assert len(a) == len(b), where
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            same(x, y, f"{where}[{i}]")
-    else:
-        assert a == b, f"{where}: {a} != {b}"
-
-
-def same_run(a: Path, b: Path) -> None:
-    one, two = (vars(Checkpoint.load(path)) for path in (a, b))
-    for content in (one, two):
-        content["options"] = vars(content["options"]) | {"checkpoint_dir": ""}
-    same(one, two)
-
-
-def data(folder: Path, kind: str) -> dict[str, Any]:
-    if kind == "fractions":
-        write_text(folder, SONG * 20)
-    else:
-        folder.mkdir()
-        (folder / "train.txt").write_text(SONG * 16)
-        (folder / "val.txt").write_text(SONG * 4)
-    return {"data_dir": str(folder)}
+from tests.helpers.runs import FLAGS, broken_at_8, data, metrics, same, same_run, silent, train
 
 
 @pytest.mark.parametrize("precision", ["float32", "float64", "bf16"])
@@ -122,11 +55,6 @@ def test_every_schedule(tmp_path: Path, schedule: str, stop_at: int) -> None:
     lines = [metrics(tmp_path / name / "lm_lstm_metrics.jsonl") for name in ("whole", "parts")]
     assert [line["iteration"] for line in lines[0]] == list(range(1, whole.training.iterations + 1))
     assert lines[0] == lines[1]
-
-
-def metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file, clock times aside."""
-    return [json.loads(line) | {"seconds": 0} for line in path.read_text().splitlines()]
 
 
 def test_stopping_early_ends_at_the_same_iteration_and_can_be_lifted(tmp_path: Path) -> None:
@@ -203,15 +131,7 @@ def test_old_checkpoints_are_pruned_but_never_the_best(tmp_path: Path) -> None:
 def test_rollback_halves_the_rate_and_goes_on(tmp_path: Path) -> None:
     flags = FLAGS | data(tmp_path / "data", "fractions") | {"on_nan": "rollback", "eval_val_every": 5}
     run = Run(configure(flags | {"checkpoint_dir": str(tmp_path / "cv")}), silent)
-    seen, broken = [], False
-    for record in run.records():
-        seen.append((record.iteration, record.learning_rate))
-        if record.val_loss is not None:
-            run.save()
-        if record.iteration == 8 and not broken:
-            broken = True
-            with torch.no_grad():
-                next(run.model.parameters()).fill_(float("nan"))
+    seen = [(record.iteration, record.learning_rate) for record in broken_at_8(run)]
     iterations = [iteration for iteration, _ in seen]
     assert iterations[:12] == [1, 2, 3, 4, 5, 6, 7, 8, 6, 7, 8, 9]
     assert seen[8][1] == seen[5][1] / 2
