@@ -1,10 +1,10 @@
-"""Reading .t7 files, as Torch7 serialises Lua objects to disk in its binary format.
+"""Reads .t7 files: Lua objects in the binary format of Torch7.
 
-The format is that of torch7's File.lua (its doc/serialization.md describes it): each object is a 32-bit kind and what
-that kind needs, all little-endian; tables, torch objects and functions carry an index, by which later mentions refer to
-them. Nothing of the file is ever run: Lua functions are read over. A file may lie about anything: every size is checked
-against the bytes that are there before memory is taken, and every tensor against its storage, so that reading takes no
-more memory than a small multiple of the file.
+The format is defined by torch7's File.lua and described in its doc/serialization.md. An object is a 32-bit kind and
+its content, all little-endian. Tables, torch objects and functions carry an index for later references. Nothing in a
+file is executed; Lua functions are skipped. A file may be hostile: every size is checked against the bytes that
+remain before memory is allocated, and every tensor against its storage, so reading takes a small multiple of the
+file's size.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ DTYPES = {
 NUMERIC = re.compile(r"torch\.(?P<element>\w+)(?P<kind>Tensor|Storage)")
 
 
-DEPTH = 10_000  # of objects within objects; a network's graph nests up to a hundred deep for each layer
+DEPTH = 10_000  # limit for objects within objects; a network's graph nests up to a hundred deep per layer
 
 
 DIMENSIONS = 32
@@ -48,31 +48,31 @@ DIMENSIONS = 32
 Table = dict[Any, Any]
 
 
-Steps = Generator[None, Any, Any]  # yields where it needs the next object of the file, is sent that, returns its own
+Steps = Generator[None, Any, Any]  # yields to get the next object of the file, returns its own object
 
 
 class Unreadable(Exception):
-    """The text completes a sentence that begins with the file's name."""
+    """A message that completes a sentence beginning with the file's name."""
 
 
 @dataclass(eq=False, slots=True)
 class Object:
-    """A torch object that is neither tensor nor storage. content: its fields, most often a table."""
+    """A torch object that is neither a tensor nor a storage."""
 
     name: str
-    content: Any = None
+    content: Any = None  # its fields, usually a table
 
 
 def load(path: Path) -> Any:
-    """The object in a .t7 file.
+    """Read the object in a .t7 file.
 
-    nil becomes None, numbers float, strings bytes, tables dicts (of which only the keys that are numbers, strings and
-    booleans are kept), tensors and storages read-only arrays, and any other torch object an Object. Raises UserError
-    where the file cannot be read, is not of this format, or has tensors that were saved on a GPU.
+    nil becomes None, numbers float, strings bytes, and tables dicts, without the keys that are not numbers, strings or
+    booleans. Tensors and storages become read-only arrays, any other torch object an Object. Raises UserError if the
+    file cannot be read, does not have this format, or has tensors saved on a GPU.
     """
     try:
         if not path.is_file():
-            raise UserError(f"there is no file {path}: name a checkpoint of char-rnn, lm_....t7")
+            raise UserError(f"file {path} not found; give a checkpoint of char-rnn, lm_....t7")
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
@@ -83,7 +83,7 @@ def load(path: Path) -> Any:
 
 
 class Reader:
-    """Reads the objects of a file one after the other."""
+    """Reads the objects of a file one after another."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -91,9 +91,9 @@ class Reader:
         self.objects: dict[int, Any] = {}
 
     def read(self) -> Any:
-        """The next object, with all that is in it. Raises Unreadable.
+        """Read the next object with everything in it. Raises Unreadable.
 
-        The stack is our own: a network's graph nests deeper than Python's allows.
+        Keeps a stack of its own, since a network's graph nests deeper than Python's stack allows.
         """
         stack, value = [self._object()], None
         while stack:
@@ -106,7 +106,7 @@ class Reader:
                 stack.append(self._object())
                 value = None
             if len(stack) > DEPTH:
-                raise Unreadable(f"is no checkpoint: its objects nest more than {DEPTH:,} deep")
+                raise Unreadable(f"is not a checkpoint: its objects nest more than {DEPTH:,} deep")
         return value
 
     def _object(self) -> Steps:
@@ -122,7 +122,7 @@ class Reader:
         if kind == FUNCTION:
             return (yield from self._function())
         if kind not in (TABLE, TORCH, *INDEXED_FUNCTIONS):
-            raise Unreadable(f"is not a .t7 file, or is damaged: at byte {self.place - 4} there is no object")
+            raise Unreadable(f"is not a .t7 file, or is damaged: no object at byte {self.place - 4}")
         index = self._int()
         if index in self.objects:
             return self.objects[index]
@@ -134,13 +134,13 @@ class Reader:
         return (yield from self._function())
 
     def _function(self) -> Steps:
-        """Read over a function's bytecode and the values it refers to."""
+        """Skip a function's bytecode and the values that it refers to."""
         self._string()
         yield
 
     def _table(self, index: int) -> Steps:
         table: Table = {}
-        self.objects[index] = table  # before its entries, which may refer back to it
+        self.objects[index] = table  # before reading its entries, which may refer to it
         for _ in range(self._int()):
             key = yield
             value = yield
@@ -150,7 +150,7 @@ class Reader:
 
     def _torch(self, index: int) -> Steps:
         name = self._string()
-        if name.startswith(b"V "):  # the version, which files of the very first Torch7 do without
+        if name.startswith(b"V "):  # a version, which the earliest files of Torch7 do not have
             name = self._string()
         known = name.decode("ascii", "replace")
         if numeric := NUMERIC.fullmatch(known):
@@ -158,20 +158,20 @@ class Reader:
             array = self._storage(dtype) if numeric["kind"] == "Storage" else (yield from self._tensor(dtype))
             self.objects[index] = array
             return array
-        made = self.objects[index] = Object(known)  # before its content, which may refer back to it
+        made = self.objects[index] = Object(known)  # before reading its content, which may refer to it
         made.content = yield
         return made
 
     def _tensor(self, dtype: np.dtype[Any]) -> Steps:
         dimensions = self._int()
         if not 0 <= dimensions <= DIMENSIONS:
-            raise Unreadable(f"is damaged: at byte {self.place - 4} there is a tensor of {dimensions} dimensions")
+            raise Unreadable(f"is damaged: tensor of {dimensions} dimensions at byte {self.place - 4}")
         sizes, strides = self._unpack(f"{dimensions}q"), self._unpack(f"{dimensions}q")
         start = self._unpack("q")[0] - 1
         storage = yield
         if storage is None or not dimensions or 0 in sizes:
             return np.empty(0, dtype)
-        # in Python's integers: numpy's own check of the bounds can overflow
+        # in Python integers, since numpy's own check of the bounds can overflow
         last = start + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
         if (
             not isinstance(storage, np.ndarray)
@@ -196,20 +196,18 @@ class Reader:
         return struct.unpack(f"<{form}", self._take(struct.calcsize(f"<{form}")))
 
     def _take(self, size: int) -> bytes:
-        """The next bytes."""
         if not 0 <= size <= len(self.data) - self.place:
-            raise Unreadable(f"is not a whole .t7 file: at byte {self.place} it promises what it does not have")
+            raise Unreadable(f"is not a .t7 file, or is truncated at byte {self.place}")
         self.place += size
         return self.data[self.place - size : self.place]
 
 
 def dtype_of(name: str, element: str) -> np.dtype[Any]:
-    """The numbers in a tensor or storage of that class. Raises Unreadable for those of a GPU, and unknown ones."""
+    """Return the dtype of a tensor or storage class. Raises Unreadable for classes of a GPU and unknown ones."""
     if element.startswith(("Cuda", "Cl")):
         raise Unreadable(
-            f"was saved on a GPU (it has a {name}): convert it with char-rnn's convert_gpu_cpu_checkpoint.lua, then "
-            "import that"
+            f"was saved on a GPU (it has a {name}); convert it with char-rnn's convert_gpu_cpu_checkpoint.lua first"
         )
     if element not in DTYPES:
-        raise Unreadable(f"is damaged, or of another program: it has a {name}, of which nothing is known here")
+        raise Unreadable(f"is damaged, or from another program: it has a {name}, an unknown class")
     return np.dtype(DTYPES[element])

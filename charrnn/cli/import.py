@@ -13,14 +13,15 @@ from charrnn.cli.streams import note
 from charrnn.errors import UserError
 from charrnn.settings.option import Option
 
-OPTIONS = [Option("force", bool, False, "1 = replace NEW where it exists", "bookkeeping")]
+OPTIONS = [Option("force", bool, False, "1 = replace NEW if it exists", "bookkeeping")]
 
 
-HELP = """Take over a checkpoint of the original char-rnn or grid-lstm.
+HELP = """Convert a checkpoint of the original char-rnn or grid-lstm.
 
-OLD is a file lm_....t7 of a model lstm, gru, rnn or grid_lstm, saved on a CPU; NEW is the file to write,
-or a folder. The weights keep their precision, and the options their values. Sample from it, evaluate it,
-or train on from it with -init_from; the original programs save no optimizer, so there is no -resume.
+OLD is a file lm_....t7 of a model lstm, gru, rnn or grid_lstm, saved on a CPU. NEW is the file to write, or a
+folder. The weights keep their precision, and the options their values. You can sample from the new checkpoint,
+evaluate it, or start training from it with -init_from. The original programs save no optimizer, so it cannot be
+resumed.
 """
 
 
@@ -30,9 +31,9 @@ def import_(old: str, new: str, **values: Any) -> None:
     if not target.is_dir():
         check_free(target, values["force"])
 
-    from charrnn.checkpoints import originals as torch7
+    from charrnn.checkpoints import originals
 
-    checkpoint = torch7.load(Path(old), note)
+    checkpoint = originals.load(Path(old), note)
     if target.is_dir():
         target /= checkpoint.name
         check_free(target, values["force"])
@@ -47,7 +48,7 @@ def import_(old: str, new: str, **values: Any) -> None:
 
 def check_free(path: Path, force: bool) -> None:
     if os.path.lexists(path) and not force:
-        raise UserError(f"{path} is there already: choose another name, or replace it with -force 1")
+        raise UserError(f"{path} already exists; choose another name, or replace it with -force 1")
 
 
 command = Command(

@@ -23,7 +23,7 @@ COMMANDS = {
     "eval": "Score a text with a trained model.",
     "inspect": "Show the contents of a checkpoint.",
     "novelty": "Say how much of a text is copied from the training text.",
-    "import": "Take over a checkpoint of the original char-rnn.",
+    "import": "Convert a checkpoint of the original char-rnn.",
     "prepare": "Make a named data set.",
     "models": "List the models for -model.",
     "recipes": "List the recipes for -config.",

@@ -1,6 +1,6 @@
-"""Checkpoints of the original programs: what they computed is what comes out here, and hostile files do no harm.
+"""Imported checkpoints compute what the original programs computed, and hostile files do no harm.
 
-pytest tests/test_import.py --t7 DIR runs over another folder of such checkpoints, see tests/t7/README.md.
+pytest tests/checkpoints/test_import.py --t7 DIR tests another folder of checkpoints, see t7/README.md.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import charrnn as package
-from charrnn.checkpoints import originals as torch7
-from charrnn.checkpoints import t7
+from charrnn.checkpoints import originals, t7
 from charrnn.checkpoints.checkpoint import Checkpoint
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import UserError
@@ -33,7 +32,7 @@ SMALLEST = Path(__file__).parent / "t7/rnn_2x32.t7.xz"
 
 
 def unpack(path: Path, folder: Path) -> Path:
-    """The checkpoint in a file that may be packed, as char-rnn wrote it."""
+    """Return a checkpoint as char-rnn wrote it, after unpacking it if necessary."""
     if path.suffix != ".xz":
         return path
     target = folder / path.stem
@@ -42,7 +41,7 @@ def unpack(path: Path, folder: Path) -> Path:
 
 
 def log_probabilities(checkpoint: Checkpoint, text: bytes) -> np.ndarray:
-    """(T, V): after each character of the text, from a zero state."""
+    """Return the log-probabilities after each character of the text, (T, V), from a zero state."""
     numbers = torch.tensor(checkpoint.vocabulary.encode(text.decode("utf-8", "surrogateescape")))
     with torch.no_grad():
         logits, _ = checkpoint.build(checkpoint.model_file()).eval()(numbers[:, None], None)
@@ -61,8 +60,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             metafunc.parametrize(fixture, found, ids=lambda path: path.name.partition(".")[0])
 
 
-def test_log_probabilities_are_the_originals(old: Path, tmp_path: Path) -> None:
-    checkpoint = torch7.load(unpack(old, tmp_path), pytest.fail)
+def test_log_probabilities_equal_the_originals(old: Path, tmp_path: Path) -> None:
+    checkpoint = originals.load(unpack(old, tmp_path), pytest.fail)
     assert checkpoint.options.precision == "float64"
     with np.load(old.parent / "expected.npz") as expected:
         text, theirs = expected["text"].tobytes(), expected[f"{old.name.partition('.')[0]}/logprobs"]
@@ -71,20 +70,20 @@ def test_log_probabilities_are_the_originals(old: Path, tmp_path: Path) -> None:
     assert np.abs(ours - theirs).max() < 1e-10
 
 
-def test_texts_are_the_originals_to_the_byte(printed: Path, tmp_path: Path) -> None:
+def test_greedy_samples_equal_the_originals_byte_for_byte(printed: Path, tmp_path: Path) -> None:
     (old,) = printed.parent.glob(f"{printed.stem}.t7*")
-    torch7.load(unpack(old, tmp_path), pytest.fail).save(tmp_path / "new.pt")
+    originals.load(unpack(old, tmp_path), pytest.fail).save(tmp_path / "new.pt")
     args = ("-sample", 0, "-length", 300, "-primetext", "ROMEO:", "-verbose", 0, "-gpuid", -1)
     assert charrnn("sample", "new.pt", *args, cwd=tmp_path).stdout == printed.read_bytes()
 
 
-def test_every_architecture_is_among_them() -> None:
+def test_the_checkpoints_cover_every_architecture() -> None:
     models = {path.name.rpartition("_")[0].replace("_1x48", "") for path in SMALLEST.parent.glob("*.t7.xz")}
     assert models == {"lstm", "gru", "rnn", "grid_lstm"}
 
 
-def test_the_old_options_are_kept(tmp_path: Path) -> None:
-    checkpoint = torch7.load(unpack(SMALLEST.parent / "lstm_1x48_dropout.t7.xz", tmp_path), pytest.fail)
+def test_the_original_options_are_kept(tmp_path: Path) -> None:
+    checkpoint = originals.load(unpack(SMALLEST.parent / "lstm_1x48_dropout.t7.xz", tmp_path), pytest.fail)
     options = checkpoint.options
     assert (options.model, options.rnn_size, options.num_layers, options.dropout) == ("lstm", 48, 1, 0.3)
     assert (options.learning_rate, options.seed, options.max_epochs) == (2e-3, 123, 0.143)
@@ -92,14 +91,14 @@ def test_the_old_options_are_kept(tmp_path: Path) -> None:
     assert checkpoint.epoch == pytest.approx(60 / 423)
     assert checkpoint.name == "lm_lstm_epoch0.14_3.2555.pt"
     assert checkpoint.vocabulary.encoding == "utf-8"
-    grid = torch7.load(unpack(SMALLEST.parent / "grid_lstm_2x32.t7.xz", tmp_path), pytest.fail)
+    grid = originals.load(unpack(SMALLEST.parent / "grid_lstm_2x32.t7.xz", tmp_path), pytest.fail)
     assert grid.model_options == {"tie_weights": True}
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
+def test_an_existing_file_is_kept_without_force(tmp_path: Path) -> None:
     old = unpack(SMALLEST, tmp_path)
     (tmp_path / "new.pt").write_text("precious")
     message = one_line(charrnn("import", old, "new.pt", cwd=tmp_path, code=1))
@@ -117,8 +116,8 @@ def test_a_folder_gets_char_rnns_file_name(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "cv").iterdir()] == ["lm_rnn_epoch0.47_2.6768.pt"]
 
 
-def test_training_begins_from_it_but_is_not_resumed(tmp_path: Path) -> None:
-    checkpoint = torch7.load(unpack(SMALLEST, tmp_path), pytest.fail)
+def test_training_can_start_from_it_but_not_resume(tmp_path: Path) -> None:
+    checkpoint = originals.load(unpack(SMALLEST, tmp_path), pytest.fail)
     new = str(checkpoint.save(tmp_path / "new.pt"))
     everything = checkpoint.vocabulary.decode(range(len(checkpoint.vocabulary)))
     flags = {"data_dir": str(write_text(tmp_path / "data", everything * 120)), "gpuid": -1, "precision": "float64"}
@@ -128,25 +127,25 @@ def test_training_begins_from_it_but_is_not_resumed(tmp_path: Path) -> None:
         Run(configure({"data_dir": flags["data_dir"]}, resume=new), silent)
 
 
-def test_another_file_is_one_sentence_and_writes_nothing(tmp_path: Path) -> None:
+def test_a_file_of_another_kind_gives_one_line_and_writes_nothing(tmp_path: Path) -> None:
     (tmp_path / "old.t7").write_bytes(b"no checkpoint")
     assert "old.t7" in one_line(charrnn("import", "old.t7", "new.pt", cwd=tmp_path, code=1))
     assert [path.name for path in tmp_path.iterdir()] == ["old.t7"]
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 400, b"PK\3\4" + bytes(range(256))])
-def test_another_file_is_named(content: bytes, tmp_path: Path) -> None:
+def test_the_message_names_the_file(content: bytes, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"old\.t7"):
         load(tmp_path, content)
     with pytest.raises(UserError, match=r"nothing\.t7"):
-        torch7.load(tmp_path / "nothing.t7", pytest.fail)
+        originals.load(tmp_path / "nothing.t7", pytest.fail)
 
 
-# --- files made here --------------------------------------------------------------------------------------------------
+# --- files written by the tests ---------------------------------------------------------------------------------------
 
 
 class Writer:
-    """Writes objects as Torch7 does: enough of it for files that char-rnn could have written, and for worse."""
+    """Writes objects in Torch7's format: those of char-rnn's checkpoints, and broken ones."""
 
     def __init__(self) -> None:
         self.index = 0
@@ -158,7 +157,7 @@ class Writer:
     def write(self, value: Any) -> bytes:
         match value:
             case bytes():
-                return value  # an object already
+                return value  # already an object
             case bool():
                 return struct.pack("<ii", 5, value)
             case int() | float():
@@ -192,7 +191,7 @@ def string(text: str) -> bytes:
 
 
 def small(change: Callable[[dict[str, Any], Writer], None] = lambda root, writer: None, dtype: str = "<f8") -> bytes:
-    """An rnn of one layer of 3 units over five characters, changed before it is written."""
+    """Return a checkpoint of an rnn with 3 units and five characters, changed before it is written."""
     rng, writer = np.random.default_rng(7), Writer()
     vocab = {character: k + 1 for k, character in enumerate("\nabcd")}
 
@@ -210,10 +209,10 @@ def small(change: Callable[[dict[str, Any], Writer], None] = lambda root, writer
 
 def load(folder: Path, data: bytes, report: Callable[[str], None] = silent) -> Checkpoint:
     (folder / "old.t7").write_bytes(data)
-    return torch7.load(folder / "old.t7", report)
+    return originals.load(folder / "old.t7", report)
 
 
-def test_single_precision_stays_single(tmp_path: Path) -> None:
+def test_single_precision_is_kept(tmp_path: Path) -> None:
     double, single = load(tmp_path, small()), load(tmp_path, small(dtype="<f4"))
     assert {w.dtype for w in single.weights.values()} == {torch.float32}
     assert single.options.precision == "float32"
@@ -223,13 +222,13 @@ def test_single_precision_stays_single(tmp_path: Path) -> None:
     assert 0 < np.abs(ours - log_probabilities(double, text)).max() < 1e-5
 
 
-def test_a_vocabulary_in_another_order_means_the_same(tmp_path: Path) -> None:
+def test_the_order_of_the_vocabulary_does_not_matter(tmp_path: Path) -> None:
     def turn(root: dict[str, Any], writer: Writer) -> None:
         root["vocab"] = dict(zip("dab\nc", range(1, 6), strict=True))
 
     ours, theirs = load(tmp_path, small(turn)), load(tmp_path, small())
     assert ours.vocabulary == theirs.vocabulary
-    # characters of the same numbers in the two files
+    # characters with the same ids in the two files
     expected = log_probabilities(theirs, b"\nabcdabc\n")[:, [3, 1, 2, 4, 0]]
     np.testing.assert_allclose(log_probabilities(ours, b"dab\ncab\nd"), expected, atol=1e-12)
 
@@ -252,7 +251,7 @@ def test_vocabularies_beyond_ascii(characters: list[str], vocabulary: Vocabulary
     assert checkpoint.options.encoding == vocabulary.encoding
 
 
-def test_a_setting_that_cannot_be_kept_is_said(tmp_path: Path) -> None:
+def test_a_setting_that_cannot_be_kept_is_reported(tmp_path: Path) -> None:
     def spoil(root: dict[str, Any], writer: Writer) -> None:
         root["opt"] |= {"seed": -4, "savefile": "../../out", "unheard_of": {1: 2}, "grad_clip": "x"}
 
@@ -263,11 +262,11 @@ def test_a_setting_that_cannot_be_kept_is_said(tmp_path: Path) -> None:
     assert "/" not in checkpoint.name
 
 
-def test_lua_functions_are_read_over(tmp_path: Path) -> None:
+def test_lua_functions_are_skipped(tmp_path: Path) -> None:
     def call(root: dict[str, Any], writer: Writer) -> None:
         code = string("\x1bLua" + "os.execute('touch ran')" * 3)
         rest = dict(root)
-        root.clear()  # the functions come first, so that all the rest depends on where they end
+        root.clear()  # the functions come first, so that the rest is only read correctly if they end in the right place
         root["hook"] = struct.pack("<i", 6) + code + writer.write({"x": 1})
         for kind in (7, 8):
             root[f"hook{kind}"] = writer.new(kind) + code + writer.write({"x": 1})
@@ -277,7 +276,7 @@ def test_lua_functions_are_read_over(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["old.t7"]
 
 
-def test_a_tensor_is_what_its_strides_say(tmp_path: Path) -> None:
+def test_strides_are_respected(tmp_path: Path) -> None:
     array = np.arange(12.0).reshape(3, 4)
     for view in (array, np.ascontiguousarray(array.T)):
         assert np.array_equal(t7.Reader(Writer().write(view)).read(), view)
@@ -325,7 +324,7 @@ def half_a_layer(root: dict[str, Any], writer: Writer) -> None:
 
 
 def own_parent(root: dict[str, Any], writer: Writer) -> None:
-    root["protos"] = struct.pack("<ii", 3, writer.index + 1)  # the table that is written next: the root itself
+    root["protos"] = struct.pack("<ii", 3, writer.index + 1)  # the next table written: the root itself
 
 
 @pytest.mark.parametrize(
@@ -343,7 +342,7 @@ def own_parent(root: dict[str, Any], writer: Writer) -> None:
         (own_parent, "modules is missing"),
     ],
 )
-def test_what_cannot_be_imported_is_said_with_the_reason(
+def test_the_message_says_why_a_checkpoint_cannot_be_imported(
     change: Callable[[dict[str, Any], Writer], None], said: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=said) as caught:
@@ -403,14 +402,14 @@ def test_a_hostile_file_fails_cleanly_in_little_memory(data: bytes, tmp_path: Pa
     assert peak < 20 * len(data) + 15e6
 
 
-def test_a_tensor_of_the_right_bounds_is_read() -> None:
-    """The counterpart of the hostile ones: the last number of the storage is within it."""
+def test_a_tensor_that_fills_its_storage_is_read() -> None:
+    """The counterpart of the hostile tensors."""
     assert t7.Reader(tensor([10], [1], 1)).read().shape == (10,)
     assert t7.Reader(tensor([5, 2], [1, 5], 1)).read().shape == (5, 2)
 
 
 def test_overlapping_weights_are_refused(tmp_path: Path) -> None:
-    """One storage that all tensors share makes a small file pretend to be a large model."""
+    """With a storage shared by all tensors, a small file could pretend to be a large model."""
     writer = Writer()
     shared = writer.torch("torch.DoubleStorage", struct.pack("<q", 400) + bytes(3200))
     first = struct.pack("<i", 4) + shared[4:8]
@@ -449,7 +448,7 @@ mutations = st.lists(
 
 @settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=mutations, keep=st.floats(0.05, 1), cut=st.booleans())
-def test_a_damaged_file_is_refused_or_is_a_whole_checkpoint(
+def test_a_damaged_file_is_refused_or_gives_a_complete_checkpoint(
     changes: list[tuple[int, bytes]], keep: float, cut: bool, tmp_path: Path
 ) -> None:
     data = bytearray(small())
@@ -469,7 +468,7 @@ def test_a_damaged_file_is_refused_or_is_a_whole_checkpoint(
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=mutations.filter(bool))
-def test_a_damaged_original_is_refused_or_is_a_whole_checkpoint(
+def test_a_damaged_original_is_refused_or_gives_a_complete_checkpoint(
     changes: list[tuple[int, bytes]], tmp_path: Path, original: bytes
 ) -> None:
     data = bytearray(original)

@@ -44,15 +44,14 @@ def assert_equal(actual: Tensor | Sequence[Tensor], expected: Tensor | Sequence[
 
 def from_recorded(arrays: Arrays, n_layers: int, tied: bool) -> Arrays:
     """The original's named tensors (values or gradients, no prefix) as the model's state_dict has them."""
-    parts = layout("grid_lstm", n_layers, tied)
-    return {name: join([arrays[part] for part in recorded]) for name, (recorded, join) in parts.items()}
+    return {name: source.tensor(arrays) for name, source in layout("grid_lstm", n_layers, tied).items()}
 
 
 def to_recorded(tensors: Arrays, n_layers: int, tied: bool) -> Arrays:
     """The inverse of from_recorded: each tensor of the model is one of the original's, with its gates reordered."""
     return {
-        part: ifog_to_ifgo(tensors[name]) if name.startswith(("time", "depth")) else tensors[name]
-        for name, ((part,), _) in layout("grid_lstm", n_layers, tied).items()
+        source.names[0]: ifog_to_ifgo(tensors[name]) if name.startswith(("time", "depth")) else tensors[name]
+        for name, source in layout("grid_lstm", n_layers, tied).items()
     }
 
 

@@ -53,10 +53,7 @@ class Case:
 
     def ours(self, recorded: dict[str, np.ndarray]) -> dict[str, Tensor]:
         """Recorded tensors (values, gradients, mean squares) in the layout of our model."""
-        return {
-            name: torch.from_numpy(join([recorded[part] for part in parts]))
-            for name, (parts, join) in self.layout.items()
-        }
+        return {name: torch.from_numpy(source.tensor(recorded)) for name, source in self.layout.items()}
 
     def unflatten(self, flat: np.ndarray) -> dict[str, np.ndarray]:
         offsets = self.recording.given("param_offsets")
@@ -89,7 +86,7 @@ def check_parameters(case: Case) -> None:
     sizes = [value.size for value in values]
     recording.compare("param_offsets", np.cumsum([0, *sizes[:-1]]))
     recording.compare("params_flat", np.concatenate([value.ravel() for value in values]))
-    used = {part for parts, _ in case.layout.values() for part in parts}
+    used = {part for source in case.layout.values() for part in source.names}
     assert used == set(case.names), "the layout must use every recorded tensor"
     assert sum(p.numel() for p in case.model().parameters()) == sum(sizes)
 
