@@ -241,6 +241,7 @@ def test_the_tables_list_every_setting_of_a_recorded_run(model: str, tmp_path: P
         "charrnn sample",
         "charrnn sample cv cv2",
         "charrnn sample cv -stop x -until_newline",
+        "charrnn eval cv -text letter.txt -split test",
         "charrnn eval cv -split all",
         "nohup charrnn train -gpuid -1 -invented 1 > log.txt 2>&1 &",
         'echo "ROMEO:" | charrnn sample cv -primetext -invented 1 | head',

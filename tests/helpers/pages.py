@@ -35,6 +35,7 @@ from markdown_it.token import Token
 
 from charrnn.cli.flags import Command, exclude, given
 from charrnn.cli.main import COMMANDS, cli
+from charrnn.settings import evaluation
 from tests.helpers.command import environment
 
 ROOT = Path(__file__).parent.parent.parent
@@ -148,7 +149,9 @@ def check(words: list[str], folder: Path) -> None:
         except click.exceptions.Exit:  # the help was printed
             return
         with context:
-            exclude(*getattr(import_module(f"charrnn.cli.{command.name}"), "EXCLUSIVE", ()))
+            module = import_module(f"charrnn.cli.{command.name}")
+            exclude(*(evaluation.EXCLUSIVE if command.name == "eval" else ()))
+            exclude(*getattr(module, "CONFLICTS", getattr(module, "EXCLUSIVE", ())))
 
 
 def without_own_files(command: Command, words: list[str], parent: click.Context) -> list[str]:
