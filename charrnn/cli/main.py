@@ -6,8 +6,9 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import click
 from click.shell_completion import CompletionItem
@@ -75,15 +76,23 @@ def cli() -> None:
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0, 1 after an error, 2 for wrong usage, 130 when interrupted."""
-    sys.exit(run(args))
+    code = run(args)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # the terminal is gone
+            give_up(stream)
+    sys.exit(code)
 
 
 def run(args: Sequence[str] | None = None) -> int:
     """Run the command line. Returns the exit code; a user's mistake is one line on stderr."""
     try:
         result = cli.main(args, prog_name="charrnn", standalone_mode=False)
-        sys.stdout.flush()
-        return result if isinstance(result, int) else 0
+        code = result if isinstance(result, int) else 0
+        with suppress(OSError) if code else nullcontext():  # a signal's code outlives the terminal
+            sys.stdout.flush()
+        return code
     except click.exceptions.NoArgsIsHelpError as error:
         print(error.format_message())
         return 2
@@ -94,13 +103,13 @@ def run(args: Sequence[str] | None = None) -> int:
         return complain(str(error), 1)
     except BrokenPipeError:
         # whoever read our output has seen enough
-        give_up_output()
+        give_up(sys.stdout)
         return 0
     except OSError as error:
         # what a command reads and writes under a name is its own matter
         if error.errno not in UNWRITABLE or error.filename is not None:
             raise
-        give_up_output()
+        give_up(sys.stdout)
         return complain(f"cannot write the output: {error.strerror}; send it elsewhere", 1)
     except UnicodeEncodeError as error:
         character = error.object[error.start]
@@ -126,9 +135,9 @@ def can_be_output(text: str) -> bool:
     return True
 
 
-def give_up_output() -> None:
-    """Send what is still to be written nowhere; without this Python tries again at exit, and complains again."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def give_up(stream: TextIO) -> None:
+    """Discard what is still to be written. Otherwise Python tries again at exit, complains, and ends with 120."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def complain(message: str, code: int, command: str = "charrnn") -> int:
