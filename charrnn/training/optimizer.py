@@ -1,8 +1,10 @@
-"""The rule that updates the weights."""
+"""The update of the weights: weight decay, clipping, and the rule that is torch's optimizer."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,15 +12,101 @@ from torch import Tensor, nn
 from charrnn.settings.training import TrainingOptions
 
 
-def norm(tensors: Sequence[Tensor]) -> Tensor:
-    """The Euclidean norm of all elements together."""
-    return torch.nn.utils.get_total_norm(tensors)
+@dataclass(frozen=True)
+class Rule:
+    """A rule for the update."""
+
+    make: Callable[[list[nn.Parameter], TrainingOptions], torch.optim.Optimizer]
+    # how many values it keeps for each weight
+    values_per_weight: int
+
+
+def _rmsprop(parameters: list[nn.Parameter], options: TrainingOptions) -> torch.optim.Optimizer:
+    """Torch7's rmsprop, which torch's equals: epsilon 1e-8 outside the root, the mean square starts at 0."""
+    return torch.optim.RMSprop(parameters, lr=options.learning_rate, alpha=options.decay_rate, eps=1e-8)
+
+
+def _adam(parameters: list[nn.Parameter], options: TrainingOptions) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr=options.learning_rate, betas=(options.beta1, options.beta2))
+
+
+def _sgd(parameters: list[nn.Parameter], options: TrainingOptions) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=options.learning_rate)
+
+
+# by the value of -optimizer
+RULES = {"rmsprop": Rule(_rmsprop, 1), "adam": Rule(_adam, 2), "sgd": Rule(_sgd, 0)}
 
 
 def make_optimizer(parameters: list[nn.Parameter], options: TrainingOptions) -> torch.optim.Optimizer:
-    """rmsprop is Torch7's, which torch's equals: the epsilon of 1e-8 outside the root, the mean square from 0."""
-    if options.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=options.learning_rate, betas=(options.beta1, options.beta2))
-    if options.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=options.learning_rate)
-    return torch.optim.RMSprop(parameters, lr=options.learning_rate, alpha=options.decay_rate, eps=1e-8)
+    """Build the optimizer that the settings name."""
+    return RULES[options.optimizer].make(parameters, options)
+
+
+def norm(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the Euclidean norm of all elements together."""
+    return torch.nn.utils.get_total_norm(tensors)
+
+
+def add_weight_decay(parameters: Sequence[nn.Parameter], decay: float) -> Tensor:
+    """Add the gradient of the L2 penalty, before clipping, which acts on the sum. Return the penalty."""
+    if not decay:
+        return parameters[0].new_zeros(())
+    for p in parameters:
+        if p.grad is not None:
+            p.grad.add_(p.detach(), alpha=decay)
+    return 0.5 * decay * norm(parameters) ** 2
+
+
+def clip(parameters: Sequence[nn.Parameter], options: TrainingOptions) -> tuple[Tensor, Tensor]:
+    """Clip the gradient by element, then by norm. Return its norm before the second clipping and after it."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if bound := options.grad_clip:
+        for gradient in gradients:
+            gradient.clamp_(-bound, bound)
+    total = norm(gradients)
+    if not options.max_grad_norm:
+        return total, total
+    # no epsilon in the denominator, as in the RHN program
+    scale = options.max_grad_norm / total.clamp(min=options.max_grad_norm)
+    for gradient in gradients:
+        gradient.mul_(scale)
+    return total, total * scale
+
+
+def step(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Update the weights at this learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    optimizer.step()
+
+
+def saved(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return a copy of the optimizer's state on the CPU."""
+    found = optimizer.state_dict()
+    state = {
+        number: {name: value.to("cpu", copy=True) for name, value in kept.items()}
+        for number, kept in found["state"].items()
+    }
+    return found | {"state": state}
+
+
+def restore(optimizer: torch.optim.Optimizer, options: TrainingOptions, saved: dict[str, Any]) -> None:
+    """Restore what the optimizer knew of each parameter, and the last learning rate; the options hold the rest.
+
+    Raises ValueError if it does not fit the parameters, or any error for what ``saved`` cannot have returned.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    # a step with one weight shows what the rule keeps
+    like = nn.Parameter(torch.zeros(1, dtype=parameters[0].dtype))
+    like.grad = torch.zeros_like(like)
+    example = make_optimizer([like], options)
+    example.step()
+    for number, state in saved["state"].items():
+        shapes = {name: parameters[number].shape if t.dim() else t.shape for name, t in example.state[like].items()}
+        if {name: t.shape for name, t in state.items()} != shapes:
+            raise ValueError("the optimizer's state does not fit the parameters")
+    groups = optimizer.state_dict()["param_groups"]
+    for group, old in zip(groups, saved["param_groups"], strict=True):
+        group["lr"] = float(old["lr"])
+    optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from charrnn.errors import UserError
 from charrnn.settings.training import TrainingOptions
-from charrnn.training.schedules import check_validated, learning_rate, reductions, regular, stalled
+from charrnn.training.schedules import check_validated, learning_rate, progress, regular
 
 RATE = 0.02
 losses = st.lists(st.sampled_from([1.0, 1.1, 1.2, 1.3, math.inf, math.nan]), max_size=30)
@@ -87,19 +87,19 @@ def test_plateau_is_torchs(series: list[float], patience: int) -> None:
     )
     for loss in series:
         scheduler.step(loss)
-    count = reductions(series, patience)
+    count, _ = progress(series, patience)
     assert optimizer.param_groups[0]["lr"] == 0.5**count
     options = TrainingOptions(learning_rate=RATE, lr_schedule="plateau", plateau_factor=0.5)
     assert learning_rate(options, 3, 9, 2, count) == RATE * optimizer.param_groups[0]["lr"]
 
 
-@given(losses)
-@example([])
-@example([math.nan, math.nan])
-def test_stalled_counts_from_the_first_best(series: list[float]) -> None:
+@given(losses, st.integers(1, 4))
+@example([], 1)
+@example([math.nan, math.nan], 2)
+def test_validations_are_counted_from_the_first_best(series: list[float], patience: int) -> None:
     finite = [loss for loss in series if loss < math.inf]
     expected = len(series) - 1 - series.index(min(finite)) if finite else len(series)
-    assert stalled(series) == expected
+    assert progress(series, patience)[1] == expected
 
 
 def test_the_validation_at_the_end_counts_only_where_a_longer_run_has_it_too() -> None:
