@@ -23,7 +23,7 @@ COMMANDS = {
     "sample": "Write text with a trained model.",
     "eval": "Score a text with a trained model.",
     "inspect": "Show the contents of a checkpoint.",
-    "novelty": "Say how much of a text is copied from the training text.",
+    "novelty": "Measure how much of a text is copied from the training text.",
     "import": "Convert a checkpoint of the original char-rnn.",
     "prepare": "Make a named data set.",
     "models": "List the models for -model.",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SAMPLED = [
     Option("length", int, 20_000, "characters or words to sample", "Sampling", within=FROM_ONE),
-    Option("temperature", float, 1.0, "under 1: safer text; over 1: wilder", "Sampling", within=POSITIVE),
+    Option("temperature", float, 1.0, "below 1: more conservative; above 1: more varied", "Sampling", within=POSITIVE),
     Option("seed", int, 123, "seed of the draws", "Sampling", within=Interval(0, 2**63 - 1)),
     Option("gpuid", int, 0, "number of the GPU; -1 = CPU", "device", within=Interval(low=-1)),
 ]
@@ -43,11 +43,11 @@ SHOWN = (4, 6, 8, 10, 12, 16, 20, 30, 40, 50)
 EXCERPT = 300  # characters shown of the longest passage
 
 
-HELP = """Say how much of a text is copied from the training text.
+HELP = """Measure how much of a text is copied from the training text.
 
-Of CHECKPOINT, a file or a folder, -length characters (or words) are sampled; TEXT is a file of any text, - stands for
-stdin. Prints the share of its n-grams that occur in the training text, and the longest passage that does and
-where it stands: beside the same of held-out text, the validation and test parts, which shows what is natural.
+CHECKPOINT, a file or a folder: examine a sample of -length characters (or words) of its model. TEXT, a file or -
+for stdin: examine that text. Prints which share of its n-grams occur in the training text, and the longest copied
+passage with its place. The same figures for held-out text, the val and test splits, show what is normal.
 """
 
 
@@ -78,7 +78,7 @@ def is_checkpoint(source: str) -> bool:
 
 
 def sampled(source: str, values: dict[str, Any]) -> tuple[TrainingOptions, str]:
-    """The settings of a checkpoint's run, and what its model writes."""
+    """Return the settings of a checkpoint's run, and a sample of its model."""
     one_thread()
     from charrnn.checkpoints.checkpoint import Checkpoint
     from charrnn.sampling.sampler import sample
@@ -92,16 +92,12 @@ def sampled(source: str, values: dict[str, Any]) -> tuple[TrainingOptions, str]:
 
 
 def show(found: Novelty, unit: str) -> None:
-    """unit: what the text is made of, a character or a word."""
+    """Print the findings. ``unit`` is what the text consists of: character or word."""
     from charrnn.cli.display import table
     from charrnn.errors import printable
 
     text, held_out = found.text, found.held_out
     natural = held_out.shares if held_out else {}
-
-    def percent(share: float | None) -> str:
-        return "-" if share is None else f"{100 * share:.1f}%"
-
     rows = [(str(n), percent(text.shares.get(n)), percent(natural.get(n))) for n in SHOWN if n in text.shares]
     table(("n", "n-grams in the training text", "of held-out text"), rows)
     if found.source and text.longest:
@@ -113,15 +109,15 @@ def show(found: Novelty, unit: str) -> None:
         )
     if held_out and held_out.longest:
         print(f"longest passage of {held_out.characters:,} {unit}s of held-out text: {held_out.longest.length:,}")
-    print(verdict(found, unit))
+    baseline = percent(natural.get(found.n)) if held_out else "none to compare with"
+    print(
+        f"{found.verdict}: {percent(text.shares[found.n])} of its {found.n}-{unit} passages occur in the training text "
+        f"(held-out text: {baseline})"
+    )
 
 
-def verdict(found: Novelty, unit: str) -> str:
-    share = f"{100 * found.text.shares[found.n]:.1f}% of its passages of {found.n} {unit}s are in the training text"
-    if found.held_out is None:
-        return f"{found.verdict}: {share}; there is no held-out text to compare with"
-    natural = f"{100 * found.held_out.shares[found.n]:.1f}% of held-out text's"
-    return f"{found.verdict}: {share}, {natural}"
+def percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}%"
 
 
 command = Command(

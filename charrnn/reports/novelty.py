@@ -1,8 +1,8 @@
-"""How much of a text is copied: does a model write, or does it repeat its training text?
+"""Measures how much of a text is copied from the training text.
 
-Two figures answer that: the share of the text's n-grams that occur in the training text, for each n, and the longest
-passage that does. Any two texts by one author have names and turns of phrase in common, so the same figures are taken
-of held-out text, the validation and test parts, which was copied from nowhere: those are natural.
+There are two measures: the share of the text's n-grams that occur in the training text, for each n, and the longest
+passage that does. Texts by one author always share names and phrases, so the same measures of held-out text, the val
+and test splits, serve as the baseline.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from charrnn.errors import UserError
 from charrnn.reports.ngrams import NGRAMS, Figures, measure
 from charrnn.settings.training import TrainingOptions
 
-LIMIT = 1_000_000  # characters of a text that are looked at
+LIMIT = 1_000_000  # tokens of a text that are examined
 
 
-HELD_OUT = 20_000  # of held-out text at least, where there are so many: fewer would make its figures uncertain
+HELD_OUT = 20_000  # tokens of held-out text, if there are as many; with fewer the baseline would be uncertain
 
 
-RARE = 0.01  # share of held-out n-grams in the training text: passages of that n do not recur by chance
+RARE = 0.01  # if fewer held-out n-grams than this share occur in the training text, n-grams do not recur by chance
 
 
-SOME, MOST = 0.05, 0.5  # shares of such passages, beyond the held-out text's, on which the verdict turns
+SOME, MOST = 0.05, 0.5  # thresholds of the verdict, on the share of such n-grams above that of held-out text
 
 
 Verdict = Literal["own", "partly copied", "copied"]
@@ -35,34 +35,25 @@ Verdict = Literal["own", "partly copied", "copied"]
 
 @dataclass(frozen=True)
 class Source:
-    """Where a passage stands in a training text: the file, its line from 1, the characters (or bytes) before it."""
+    """The place of a passage in the training text."""
 
     file: str
-    line: int
-    offset: int
+    line: int  # from 1
+    offset: int  # tokens before it in the file
 
 
 @dataclass(frozen=True)
 class Novelty:
-    """What there is to say of a text.
-
-    source, passage: its longest passage in the training text. n: passages of that many characters are compared for the
-    verdict; the held-out text's are rare.
-    """
-
     text: Figures
     held_out: Figures | None
-    source: Source | None
+    source: Source | None  # of the longest passage
     passage: str
-    n: int
+    n: int  # length of the n-grams that decide the verdict; they are rare in held-out text
     verdict: Verdict
 
 
-class Part:
-    """A part of a folder's texts: one or more pieces of a file, which did not follow on each other.
-
-    tokens: (N,) the pieces, with ``separator`` between them.
-    """
+class Corpus:
+    """The tokens of one or more splits: pieces of files, which need not be adjacent, joined by a separator."""
 
     def __init__(self, pieces: list[tuple[str, int, Tokens]], separator: int) -> None:
         self.pieces = pieces
@@ -75,14 +66,14 @@ class Part:
                 self.tokens[start : start + len(tokens)] = tokens
 
     def place(self, index: int) -> tuple[str, int]:
-        """The file in which a token stands, and the number of tokens before it there."""
+        """Return the file of a token, and the number of tokens before it there."""
         k = int(np.searchsorted(self.starts, index, side="right")) - 1
         name, offset, _ = self.pieces[k]
         return name, offset + index - int(self.starts[k])
 
 
-def part(text: Text, names: tuple[str, ...], options: TrainingOptions) -> Part | None:
-    """The splits of these names together, as training with these options reads them; None where there are none."""
+def corpus(text: Text, names: tuple[str, ...], options: TrainingOptions) -> Corpus | None:
+    """Join the named splits as training with these options reads them. Return None if the text has none of them."""
     if "input" in text.files:
         splits = text.split(options.batch_size, options.seq_length, options.train_frac, options.val_frac)
         pieces = []
@@ -92,25 +83,24 @@ def part(text: Text, names: tuple[str, ...], options: TrainingOptions) -> Part |
                 pieces.append(("input", offset, split.tokens[offset : offset + len(split) * split.seq_length]))
     else:
         pieces = [(name, 0, text.files[name]) for name in names if name in text.files]
-    return Part(pieces, len(text.vocabulary)) if pieces else None
+    return Corpus(pieces, len(text.vocabulary)) if pieces else None
 
 
 def examine(words: str, text: Text, options: TrainingOptions) -> Novelty:
-    """Compare what was written with the training part of a folder's text, and with its held-out parts.
+    """Compare ``words`` and the held-out text with the training text.
 
-    Raises UserError for fewer characters than the shortest n-gram has.
+    Raises UserError if ``words`` is shorter than the shortest n-gram.
     """
     separator = len(text.vocabulary)
     codes = text.vocabulary.split(words)[:LIMIT]
     if len(codes) < NGRAMS.start:
         raise UserError(
-            f"the text has {len(codes)} {text.vocabulary.units}: "
-            f"there is nothing to compare in less than {NGRAMS.start}"
+            f"the text has {len(codes)} {text.vocabulary.units}; at least {NGRAMS.start} are needed to compare it"
         )
-    unknown = separator + 1  # a character that the training text lacks is in no n-gram of it
+    unknown = separator + 1  # an id that does not occur in the training text
     written = np.array([text.vocabulary.numbers.get(code, unknown) for code in codes], np.min_scalar_type(unknown))
-    training, other = part(text, ("train",), options), part(text, ("val", "test"), options)
-    assert training is not None, "Text.split gives no text without a training part"
+    training, other = corpus(text, ("train",), options), corpus(text, ("val", "test"), options)
+    assert training is not None, "Text.split always makes a training split"
     figures = measure(written, training.tokens, separator)
     natural = measure(other.tokens[: max(len(codes), HELD_OUT)], training.tokens, separator) if other else None
     source, passage = None, ""
@@ -124,13 +114,13 @@ def examine(words: str, text: Text, options: TrainingOptions) -> Novelty:
 
 
 def line(text: Text, name: str, offset: int) -> int:
-    """The line, from 1, of the character before which there are so many in the file."""
+    """Return the line, from 1, of the token at this offset in the file."""
     newline = text.vocabulary.newline
     return 1 + int(np.count_nonzero(text.files[name][:offset] == newline)) if newline is not None else 1
 
 
 def judge(text: Figures, held_out: Figures | None) -> tuple[int, Verdict]:
-    """The n at which passages of held-out text have become rare, and what the share of the text's own says there."""
+    """Return the smallest n whose n-grams are rare in held-out text, and the verdict that follows from the text's."""
     natural = held_out.shares if held_out else {}
     common = [n for n in text.shares if n in natural] or list(text.shares)
     n = next((n for n in common if natural.get(n, 1.0) <= RARE), common[-1])

@@ -1,4 +1,4 @@
-"""What is copied is found, all of it, and nothing else: against a search that tries every place."""
+"""Everything that is copied is found, and nothing else, compared with a search that tries every place."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ WORDS = (
 
 
 def author(seed: int, characters: int) -> str:
-    """Sentences of one author's few words, as many as wanted."""
+    """Return sentences from an author's small vocabulary."""
     draw = random.Random(seed)
     text = ""
     while len(text) < characters:
@@ -51,11 +51,11 @@ def author(seed: int, characters: int) -> str:
     return text[:characters]
 
 
-# --- the figures ------------------------------------------------------------------------------------------------------
+# --- figures ----------------------------------------------------------------------------------------------------------
 
 
 def naive(text: bytes, training: bytes) -> tuple[dict[int, float], int]:
-    """Shares and length of the longest passage, by looking everywhere."""
+    """Return the shares and the length of the longest passage, by trying every place."""
 
     def grams(n: int) -> list[bytes]:
         found = [text[i : i + n] for i in range(len(text) - n + 1)]
@@ -71,7 +71,7 @@ pieces = st.lists(st.one_of(letters, letters, letters, st.just(SEPARATOR)), max_
 
 @st.composite
 def texts(draw: st.DrawFn) -> tuple[bytes, bytes]:
-    """A text and a training text that, more often than not, have a long passage in common."""
+    """Draw a text and a training text that usually have a long passage in common."""
     training = draw(pieces)
     start, length = draw(st.integers(0, 60)), draw(st.integers(0, 100))
     return draw(pieces) + training[start : start + length] + draw(pieces), training * draw(st.integers(1, 2))
@@ -96,7 +96,7 @@ def test_equals_a_search_that_tries_every_place(both: tuple[bytes, bytes], chunk
     assert SEPARATOR not in passage
 
 
-def test_equals_it_for_long_passages_and_many_repetitions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_passages_and_many_repetitions_equal_that_search(monkeypatch: pytest.MonkeyPatch) -> None:
     draw = random.Random(4)
     for _ in range(150):
         few = draw.randint(1, 4)
@@ -113,7 +113,7 @@ def test_equals_it_for_long_passages_and_many_repetitions(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("length", [50, 51, 99, 100, 101, 5000])
-def test_a_long_passage_is_found_whole(length: int) -> None:
+def test_a_long_passage_is_found_completely(length: int) -> None:
     draw = np.random.default_rng(3)
     training = draw.integers(0, 60, 20_000, np.uint8)
     text = draw.integers(60, 99, 6000, np.uint8)
@@ -123,7 +123,7 @@ def test_a_long_passage_is_found_whole(length: int) -> None:
     assert (found.length, found.place, found.source) == (length, 500, 7000)
 
 
-# --- where it stands --------------------------------------------------------------------------------------------------
+# --- places -----------------------------------------------------------------------------------------------------------
 
 
 OPTIONS = TrainingOptions(batch_size=3, seq_length=10, train_frac=0.8, val_frac=0.1)
@@ -136,22 +136,22 @@ def folder_with(folder: Path, **files: str) -> Path:
     return folder
 
 
-def test_parts_are_those_of_training_and_know_their_places(tmp_path: Path) -> None:
-    whole = "".join(map(chr, range(0x4E00, 0x4E00 + 1000)))  # every character its own
+def test_splits_are_those_of_training_and_know_their_places(tmp_path: Path) -> None:
+    whole = "".join(map(chr, range(0x4E00, 0x4E00 + 1000)))  # all characters differ
     text = open_text(folder_with(tmp_path, input=whole), report=silent)
     splits = text.split(3, 10, 0.8, 0.1)
     seen: dict[str, set[int]] = {}
     for name, names in (("train", ("train",)), ("held out", ("val", "test"))):
-        part = novelty.part(text, names, OPTIONS)
-        assert part is not None
-        tokens = part.tokens.tolist()
+        corpus = novelty.corpus(text, names, OPTIONS)
+        assert corpus is not None
+        tokens = corpus.tokens.tolist()
         seen[name] = set(tokens) - {len(whole)}
         assert seen[name] == {
             t for n in names for k in range(len(splits[n])) for t in splits[n].batch(k)[0].flatten().tolist()
         }
         for index, token in enumerate(tokens):
             if token < len(whole):
-                assert part.place(index) == ("input", token)
+                assert corpus.place(index) == ("input", token)
     assert not seen["train"] & seen["held out"]
     assert len(seen["train"]) > 700
 
@@ -161,12 +161,12 @@ def test_a_passage_is_not_found_across_the_rows_of_training(tmp_path: Path) -> N
     text = open_text(folder_with(tmp_path, input=whole), report=silent)
     found = novelty.examine(whole, text, OPTIONS)
     assert found.text.longest is not None
-    assert found.text.longest.length == 260  # 26 of the 33 minibatches are for training: 260 of a row's 330 characters
+    assert found.text.longest.length == 260  # 26 of 33 minibatches are for training: 260 of the 330 characters in a row
     assert found.source == novelty.Source(str(tmp_path / "input.txt"), 1, 0)
     assert found.held_out is not None and found.held_out.longest is None
 
 
-def test_line_offset_and_passage(tmp_path: Path) -> None:
+def test_the_place_of_a_passage_is_its_file_line_and_offset(tmp_path: Path) -> None:
     train = author(1, 5000)
     copied = train[3210:3300]
     text = open_text(folder_with(tmp_path, train=train, val=author(2, 2000), test=author(3, 2000)), report=silent)
@@ -184,13 +184,13 @@ def test_bytes_are_compared_as_bytes(tmp_path: Path) -> None:
     assert found.source == novelty.Source(str(tmp_path / "train.txt"), 1, len("ün".encode()))
 
 
-def test_too_little_is_said(tmp_path: Path) -> None:
+def test_a_text_that_is_too_short_is_refused(tmp_path: Path) -> None:
     text = open_text(folder_with(tmp_path, train="abc" * 9, val="x" * 40), report=silent)
     with pytest.raises(UserError, match="3 characters"):
         novelty.examine("abc", text, OPTIONS)
 
 
-# --- the verdict ------------------------------------------------------------------------------------------------------
+# --- verdict ----------------------------------------------------------------------------------------------------------
 
 
 def figures(**shares: float) -> Figures:
@@ -204,23 +204,23 @@ def figures(**shares: float) -> Figures:
         (figures(n4=1, n5=0.9, n6=0.08), figures(n4=0.9, n5=0.2, n6=0.01), 6, "partly copied"),
         (figures(n4=1, n5=0.9, n6=0.52), figures(n4=0.9, n5=0.2, n6=0.01), 6, "copied"),
         (figures(n4=1, n5=0.9, n6=0.5), figures(n4=0.9, n5=0.009, n6=0.0), 5, "copied"),
-        # a repetitive author: what held-out text has is natural, however much it is
+        # a repetitive author: any amount that held-out text has is normal
         (figures(n4=1, n5=0.8), figures(n4=0.9, n5=0.8), 5, "own"),
         (figures(n4=1, n5=0.9), figures(n4=0.9, n5=0.8), 5, "partly copied"),
         (figures(n4=1, n5=0.9), None, 5, "copied"),
     ],
 )
-def test_the_verdict(text: Figures, held_out: Figures | None, n: int, verdict: str) -> None:
+def test_the_verdict_compares_with_held_out_text(text: Figures, held_out: Figures | None, n: int, verdict: str) -> None:
     assert novelty.judge(text, held_out) == (n, verdict)
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two models of one author: one had a few lines until it knew them by heart, the other one read much, twice."""
+    """Two models of one author: one memorised a few lines, the other read a long text twice."""
     folder = tmp_path_factory.mktemp("models")
     small, large = author(5, 3000), author(6, 60_000)
     common = ("-gpuid", -1, "-rnn_size", 96, "-num_layers", 1, "-seq_length", 40, "-train_frac", 0.8, "-val_frac", 0.2)
-    for name, text, epochs, batch in (("heart", small, 60, 3), ("honest", large, 2, 12)):
+    for name, text, epochs, batch in (("memorised", small, 60, 3), ("honest", large, 2, 12)):
         folder_with(folder / name, input=text)
         args = ("-data_dir", name, "-checkpoint_dir", f"cv_{name}", "-max_epochs", epochs, "-batch_size", batch)
         charrnn("train", *args, *common, "-learning_rate", 0.01, "-sample_length", 0, "-save_minutes", 0, cwd=folder)
@@ -231,30 +231,29 @@ def ask(models: Path, *args: Any) -> dict[str, Any]:
     return json.loads(charrnn("novelty", *args, "-gpuid", -1, "-json", cwd=models).stdout)
 
 
-def test_a_model_that_learned_by_heart_and_an_honest_one_are_told_apart(models: Path) -> None:
-    last = {name: max((models / f"cv_{name}").glob("lm_lstm_epoch*.pt")) for name in ("heart", "honest")}
-    heart, honest = (ask(models, last[name], "-length", 3000) for name in ("heart", "honest"))
-    assert (heart["verdict"], honest["verdict"]) == ("copied", "own")
-    assert heart["text"]["longest"]["length"] > 3 * heart["held_out"]["longest"]["length"]
+def test_a_model_that_memorised_its_text_is_distinguished_from_an_honest_one(models: Path) -> None:
+    last = {name: max((models / f"cv_{name}").glob("lm_lstm_epoch*.pt")) for name in ("memorised", "honest")}
+    memorised, honest = (ask(models, last[name], "-length", 3000) for name in ("memorised", "honest"))
+    assert (memorised["verdict"], honest["verdict"]) == ("copied", "own")
+    assert memorised["text"]["longest"]["length"] > 3 * memorised["held_out"]["longest"]["length"]
     assert honest["text"]["longest"]["length"] < 2 * honest["held_out"]["longest"]["length"]
-    training = (models / "heart/input.txt").read_text()
-    source = heart["source"]
-    assert training[source["offset"] :].startswith(heart["passage"])
+    training = (models / "memorised/input.txt").read_text()
+    source = memorised["source"]
+    assert training[source["offset"] :].startswith(memorised["passage"])
     assert training.split("\n")[source["line"] - 1] in training[max(0, source["offset"] - 80) : source["offset"] + 80]
 
 
-def test_a_text_is_compared_like_a_models(models: Path) -> None:
-    layout = ("-data_dir", "heart", "-batch_size", 3, "-seq_length", 40, "-train_frac", 0.8, "-val_frac", 0.2)
-    (models / "copy.txt").write_text((models / "heart/input.txt").read_text()[100:700])
+def test_a_text_is_compared_like_a_sample(models: Path) -> None:
+    layout = ("-data_dir", "memorised", "-batch_size", 3, "-seq_length", 40, "-train_frac", 0.8, "-val_frac", 0.2)
+    (models / "copy.txt").write_text((models / "memorised/input.txt").read_text()[100:700])
     printed = charrnn("novelty", "copy.txt", *layout, cwd=models).stdout.decode().splitlines()
-    assert printed[-1].startswith("copied: 100.0% of its passages of ")
+    assert printed[-1].startswith("copied: 100.0% of its ")
     assert any(line.startswith("longest passage: 600 characters, in line ") for line in printed)
     done = charrnn("novelty", "-", *layout, cwd=models, stdin=author(8, 2000).encode())
     assert done.stdout.decode().splitlines()[-1].startswith("own: ")
 
 
-def test_mistakes_are_one_sentence(models: Path) -> None:
-    assert "nothing.txt" in one_line(charrnn("novelty", "nothing.txt", "-data_dir", "heart", cwd=models, code=1))
-    assert (
-        "nowhere" in charrnn("novelty", "heart/input.txt", "-data_dir", "nowhere", cwd=models, code=1).stderr.decode()
-    )
+def test_a_mistake_gives_one_line(models: Path) -> None:
+    assert "nothing.txt" in one_line(charrnn("novelty", "nothing.txt", "-data_dir", "memorised", cwd=models, code=1))
+    done = charrnn("novelty", "memorised/input.txt", "-data_dir", "nowhere", cwd=models, code=1)
+    assert "nowhere" in done.stderr.decode()
