@@ -1,23 +1,93 @@
-"""What a model is: its state, its device, its one time step."""
+"""The contract of a model, on one page.
+
+A model is a file ``models/NAME.py`` with a function
+
+    def create(input_size, rnn_size, n_layers, dropout, *, own_option: Annotated[int, "help"] = 3) -> nn.Module
+
+which builds an nn.Module that is a ``Model``. ``input_size`` is the number V of tokens in the vocabulary. Every
+parameter after the ``*`` becomes a flag of ``charrnn train``. ``create`` raises ValueError for values that are
+impossible. The other protocols are optional: charrnn uses those that a model has. ``charrnn.testing`` checks them all.
+
+Shapes: T time steps, B rows of a minibatch, V tokens.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+# what a model carries from one call to the next: tensors with the rows on dimension -2, such as (layers, B, units)
 State = tuple[Tensor, ...]
+# one time step: token ids, int64 (B,), and a state, or None for zeros -> logits (B, V) and the next state
+Step = Callable[[Tensor, State | None], tuple[Tensor, State]]
+# the same on numpy arrays, always with a state
+NumpyState = tuple[NDArray[Any], ...]
+NumpyStep = Callable[[NDArray[np.int64], NumpyState], tuple[NDArray[Any], NumpyState]]
+
+
+@runtime_checkable
+class Model(Protocol):
+    """Predicts the next token at every time step."""
+
+    def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """Read token ids, int64 (T, B); return the logits, (T, B, V), and the state after the last time step.
+
+        The state None means zeros. The model keeps nothing between calls, leaves its arguments unchanged, treats
+        every row on its own, and computes in the dtype of its weights. Cutting a text in two and carrying the state
+        changes nothing.
+        """
+
+
+@runtime_checkable
+class Steps(Protocol):
+    """Optional: a faster forward for one time step. Sampling uses it."""
+
+    def step(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """Read token ids, int64 (B,); return the logits, (B, V), and the next state, as ``forward`` does for T = 1."""
+
+
+@runtime_checkable
+class StepsInNumpy(Protocol):
+    """Optional: one time step in numpy, the fastest way to sample on a CPU."""
+
+    def numpy_step(self) -> NumpyStep:
+        """Return a function for one time step in evaluation mode, with the weights at the time of this call."""
+
+
+@runtime_checkable
+class DrawsMasks(Protocol):
+    """Optional: dropout whose masks can be drawn once and used for many calls, as Monte Carlo dropout does."""
+
+    def draw_masks(self, x: Tensor, generator: torch.Generator | None = None) -> Any:
+        """Draw the masks that ``forward`` would draw for x in training mode, from the generator or torch's own.
+
+        ``forward`` takes them as its keyword argument ``masks`` and applies them in evaluation mode, too. Masks for
+        one time step fit any number of time steps.
+        """
+
+
+@runtime_checkable
+class HasCompiledKernels(Protocol):
+    """Optional: some of the model's kernels have a version compiled by numba, which may be faster on a CPU."""
+
+    @property
+    def has_compiled_kernels(self) -> bool: ...
 
 
 def device_of(model: nn.Module) -> torch.device:
+    """Return the device that holds the model's weights."""
     return next(model.parameters()).device
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients, and the mode of before afterwards."""
+    """Put the model into evaluation mode without gradients, and restore its mode afterwards."""
     was_training = model.training
     model.eval()
     try:
@@ -27,14 +97,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
-Step = Callable[[Tensor, State | None], tuple[Tensor, State]]
-
-
 def stepper(model: nn.Module) -> Step:
-    """The model's own ``step`` where it has one, else its forward over a single time step."""
-    own: Step | None = getattr(model, "step", None)
-    if own is not None:
-        return own
+    """Return the model's own ``step``, or its ``forward`` for one time step if it has none."""
+    if isinstance(model, Steps):
+        return model.step
 
     def step(x: Tensor, state: State | None) -> tuple[Tensor, State]:
         logits, state = model(x[None], state)

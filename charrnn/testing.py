@@ -1,7 +1,7 @@
-"""What every model must keep: the contract of models/*.py as plain functions, for ours and for anyone's plugin.
+"""Tests of the contract in charrnn.model, as plain functions: for the built-in models and for anyone's own.
 
-A check takes a Case and raises AssertionError where the model breaks its word. To hold a model of one's own to all, in
-a test file of one's own:
+A check takes a Case and raises AssertionError if the model violates the contract. To run all checks on a model of your
+own, put this into a test file:
 
     import pytest
     from charrnn.testing import CHECKS, cases
@@ -11,8 +11,8 @@ a test file of one's own:
     def test_contract(check, case):
         check(case)
 
-The model is found by the registry, as ``charrnn train -model mymodel`` finds it. Everything is computed in float64 on
-small sizes, so that equal means equal to 1e-10, and different means different in any bit.
+The registry finds the model as ``charrnn train -model mymodel`` does. All checks compute in float64 on small sizes, so
+that equal means equal to 1e-10, and different means different in any bit.
 """
 
 from __future__ import annotations
@@ -28,16 +28,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from charrnn import registry
+from charrnn.model import DrawsMasks, Model, State, Steps, StepsInNumpy
 
+# tokens, units, time steps, rows
 V, H, T, B = 7, 5, 6, 3
-
-
-State = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
 class Case:
-    """A model with one choice of its options."""
+    """A model with one combination of options."""
 
     name: str
     n_layers: int = 2
@@ -47,13 +46,15 @@ class Case:
         return "-".join([self.name, f"{self.n_layers}layers", *(f"{name}={value}" for name, value in self.own.items())])
 
     def fresh(self, seed: int = 1, dropout: float = 0.0, rnn_size: int = H) -> nn.Module:
-        """As ``create`` leaves it, in float32 and in training mode."""
+        """Build the model as ``create`` returns it, in float32 and in training mode."""
         torch.manual_seed(seed)
         return registry.find(self.name).create(V, rnn_size, self.n_layers, dropout, **self.own)
 
-    def build(self, seed: int = 1, dropout: float = 0.0) -> Any:
-        """In float64, in evaluation mode, and away from its initial weights: a weight that starts at 0 hides what it
-        does. An nn.Module, of a type that may have the optional parts of the contract."""
+    def build(self, seed: int = 1, dropout: float = 0.0) -> nn.Module:
+        """Build the model in float64 and evaluation mode, with weights moved away from their initial values.
+
+        A weight of 0 would hide what it does.
+        """
         model = self.fresh(seed, dropout).double().eval()
         with torch.no_grad():
             for p in model.parameters():
@@ -62,8 +63,11 @@ class Case:
 
 
 def cases(name: str) -> list[Case]:
-    """One, two and three layers with the default options; two layers with each other value of each option that has
-    but a few (bool and Literal)."""
+    """Return the cases of a model to check.
+
+    They are one, two and three layers with the default options, and two layers with every other value of each bool
+    and Literal option.
+    """
     found = [Case(name, n_layers) for n_layers in (1, 2, 3)]
     for option in registry.find(name).options.values():
         values = (False, True) if option.type is bool else option.choices
@@ -72,12 +76,12 @@ def cases(name: str) -> list[Case]:
 
 
 def text(seed: int = 2, steps: int = T, rows: int = B) -> Tensor:
-    """Random characters, int64 (steps, rows)."""
+    """Return random token ids, int64 (steps, rows)."""
     return torch.randint(V, (steps, rows), generator=torch.Generator().manual_seed(seed))
 
 
 def random_state(model: nn.Module, x: Tensor) -> State:
-    """A state for the rows of x, in the shapes that the model returns."""
+    """Return a random state for the rows of x, in the shapes that the model returns."""
     with torch.no_grad():
         _, state = model(x)
     generator = torch.Generator().manual_seed(3)
@@ -85,6 +89,7 @@ def random_state(model: nn.Module, x: Tensor) -> State:
 
 
 def same(actual: Tensor, expected: Tensor, what: str, tolerance: float = 1e-10) -> None:
+    """Assert that two tensors are equal; ``what`` names them in the message."""
     assert actual.shape == expected.shape, f"{what}: shape {tuple(actual.shape)}, not {tuple(expected.shape)}"
     assert torch.isfinite(actual).all(), f"{what}: not finite"
     difference = (actual - expected).abs().max().item() if actual.numel() else 0.0
@@ -92,6 +97,7 @@ def same(actual: Tensor, expected: Tensor, what: str, tolerance: float = 1e-10) 
 
 
 def same_state(actual: State, expected: State, what: str, tolerance: float = 1e-10) -> None:
+    """Assert that two states are equal; ``what`` names them in the message."""
     assert len(actual) == len(expected), f"{what}: {len(actual)} tensors, not {len(expected)}"
     for number, (a, e) in enumerate(zip(actual, expected, strict=True)):
         same(a, e, f"{what}, tensor {number}", tolerance)
@@ -99,46 +105,47 @@ def same_state(actual: State, expected: State, what: str, tolerance: float = 1e-
 
 @torch.no_grad()
 def check_shapes(case: Case) -> None:
-    """Logits (T, B, V); the state a tuple of tensors with the batch on dimension -2; x may be any view."""
+    """Logits are (T, B, V); the state is a tuple of tensors with the rows on dimension -2; x may be any view."""
     model = case.build()
+    assert isinstance(model, Model), "the model has no forward"
     for steps, rows in ((T, B), (1, B), (T, 1), (1, 1)):
         x = text(steps=steps, rows=rows)
         logits, state = model(x)
         assert logits.shape == (steps, rows, V), f"logits are {tuple(logits.shape)}, not {(steps, rows, V)}"
         assert isinstance(state, tuple), f"the state is a {type(state).__name__}, not a tuple"
-        assert all(s.shape[-2] == rows for s in state), "the state has its batch elsewhere than on dimension -2"
+        assert all(s.shape[-2] == rows for s in state), "the state does not have the rows on dimension -2"
         again, following = model(x.t().contiguous().t(), state)
         assert again.shape == logits.shape
-        assert [s.shape for s in following] == [s.shape for s in state], "the state changes its shape"
+        assert [s.shape for s in following] == [s.shape for s in state], "the shape of the state changes"
 
 
 @torch.no_grad()
 def check_dtypes(case: Case) -> None:
-    """Computes in the type of its weights, and to the same numbers."""
+    """The model computes in the dtype of its weights, with the same results in float32 and float64."""
     double, single, x = case.build(), case.build().float(), text()
     results = {}
     for model, dtype in ((double, torch.float64), (single, torch.float32)):
         logits, state = model(x)
-        assert {s.dtype for s in (logits, *state)} == {dtype}, f"weights in {dtype} give other numbers"
+        assert {s.dtype for s in (logits, *state)} == {dtype}, f"logits or state are not {dtype}, as the weights are"
         logits, state = model(x, state)
-        assert {s.dtype for s in (logits, *state)} == {dtype}, f"weights and a state in {dtype} give other numbers"
+        assert {s.dtype for s in (logits, *state)} == {dtype}, f"after a state, logits or state are not {dtype}"
         results[dtype] = logits.double()
-    same(results[torch.float32], results[torch.float64], "float32 beside float64", 1e-4)
+    same(results[torch.float32], results[torch.float64], "logits in float32 and float64", 1e-4)
 
 
 @torch.no_grad()
 def check_zero_state(case: Case) -> None:
-    """No state is a state of zeros."""
+    """The state None means zeros."""
     model, x = case.build(), text()
     logits, state = model(x)
     expected, expected_state = model(x, tuple(map(torch.zeros_like, state)))
-    same(logits, expected, "logits without a state beside those with zeros")
-    same_state(state, expected_state, "the state after none beside that after zeros")
+    same(logits, expected, "logits without a state and with a state of zeros")
+    same_state(state, expected_state, "the last state without a state and with a state of zeros")
 
 
 @torch.no_grad()
 def check_carry(case: Case) -> None:
-    """Any division of the text with the state carried on gives what the whole gives."""
+    """Reading a text in pieces, carrying the state, gives the same as reading it whole."""
     model, x = case.build(), text()
     for start in (None, random_state(model, x)):
         whole, last = model(x, start)
@@ -147,14 +154,14 @@ def check_carry(case: Case) -> None:
             for part in x.split(lengths):
                 logits, state = model(part, state)
                 parts.append(logits)
-            same(torch.cat(parts), whole, f"logits in parts of {lengths} time steps")
+            same(torch.cat(parts), whole, f"logits in pieces of {lengths} time steps")
             assert state is not None
-            same_state(state, last, f"the state after parts of {lengths} time steps")
+            same_state(state, last, f"the state after pieces of {lengths} time steps")
 
 
 @torch.no_grad()
 def check_memory(case: Case) -> None:
-    """The model remembers nothing between calls: the same arguments give the same numbers."""
+    """The model keeps nothing between calls: the same arguments give the same results."""
     model, x = case.build(), text()
     before, state = model(x)
     model(text(seed=8), random_state(model, x))
@@ -166,56 +173,56 @@ def check_memory(case: Case) -> None:
 
 @torch.no_grad()
 def check_causality(case: Case) -> None:
-    """A character changes its own logits and later ones only."""
+    """A token changes the logits of its own time step, and otherwise only later ones."""
     model, x = case.build(), text()
     logits, _ = model(x)
     for t in range(T):
         changed = x.clone()
         changed[t] = (changed[t] + 1) % V
         new, _ = model(changed)
-        same(new[:t], logits[:t], f"logits before the character of time step {t} that changed")
-        assert (new[t] != logits[t]).any(), f"the character of time step {t} leaves its own logits alone"
+        same(new[:t], logits[:t], f"logits before time step {t}, whose token changed")
+        assert (new[t] != logits[t]).any(), f"the token of time step {t} does not change the logits there"
 
 
 @torch.no_grad()
 def check_rows(case: Case) -> None:
-    """The rows of a minibatch know nothing of each other."""
+    """The rows of a minibatch do not influence each other."""
     model, x = case.build(), text()
     state = random_state(model, x)
     logits, last = model(x, state)
     for row in range(B):
         alone, last_alone = model(x[:, [row]], tuple(s[..., [row], :] for s in state))
-        same(alone, logits[:, [row]], f"logits of row {row} on its own")
-        same_state(last_alone, tuple(s[..., [row], :] for s in last), f"the state of row {row} on its own")
+        same(alone, logits[:, [row]], f"logits of row {row} alone")
+        same_state(last_alone, tuple(s[..., [row], :] for s in last), f"the state of row {row} alone")
 
 
 @torch.no_grad()
 def check_untouched(case: Case) -> None:
-    """The arguments are read, not written."""
+    """The model does not write into its arguments."""
     model, x = case.build(), text()
     state = random_state(model, x)
     x_before, state_before = x.clone(), tuple(s.clone() for s in state)
     model(x, state)
-    if hasattr(model, "step"):
+    if isinstance(model, Steps):
         model.step(x[0], state)
     assert torch.equal(x, x_before), "the model writes into x"
-    same_state(state, state_before, "the state that was handed in", 0.0)
+    same_state(state, state_before, "the state that was passed in", 0.0)
 
 
 def check_reach(case: Case) -> None:
-    """Every parameter learns: the gradient of the loss reaches it."""
+    """The gradient of the loss reaches every parameter."""
     model, x, y = case.build().train(), text(), text(seed=4)
     logits, _ = model(x, random_state(model, x))
     F.cross_entropy(logits.flatten(0, 1), y.flatten()).backward()
     for name, p in model.named_parameters():
-        assert p.grad is not None and p.grad.isfinite().all(), f"no gradient, or not a finite one: {name}"
-        assert (p.grad != 0).any(), f"the gradient is 0: {name}"
+        assert p.grad is not None and p.grad.isfinite().all(), f"{name} has no gradient, or one that is not finite"
+        assert (p.grad != 0).any(), f"the gradient of {name} is 0"
 
 
 def check_gradient(case: Case) -> None:
-    """The gradients by every parameter and by the state are those of finite differences.
+    """The gradients with respect to every parameter and the state agree with finite differences.
 
-    Compared along random directions, which a wrong entry anywhere in a gradient changes.
+    They are compared along random directions, which show a wrong entry anywhere in a gradient.
     """
     model, x = case.build().train(), text()
     parameters, start = dict(model.named_parameters()), random_state(model, x)
@@ -234,19 +241,19 @@ def check_gradient(case: Case) -> None:
         for _ in range(2):
             direction = torch.rand(gradient.shape, generator=generator, dtype=gradient.dtype) + 0.5
             expected = slope(weighted_sum, inputs, at, direction)
-            same((gradient * direction).sum(), expected, f"gradient by {name}", 1e-6)
+            same((gradient * direction).sum(), expected, f"gradient with respect to {name}", 1e-6)
 
 
 @torch.no_grad()
 def slope(function: Callable[..., Tensor], inputs: list[Tensor], at: int, direction: Tensor) -> Tensor:
-    """How fast function(*inputs), a number, grows as the input at that place moves in a direction, from differences."""
+    """Return the derivative of function(*inputs), a number, along a direction of inputs[at], by finite differences."""
     step = 1e-5
     above, below = ([*inputs[:at], inputs[at] + by * direction, *inputs[at + 1 :]] for by in (step, -step))
     return (function(*above) - function(*below)) / (2 * step)
 
 
 def check_modes(case: Case) -> None:
-    """What is computed for gradients is what is computed without: a model may take a faster way there."""
+    """Results are the same with and without gradients; models may take a faster path without."""
     model, x = case.build(), text()
     state = random_state(model, x)
     expected, last = model(x, state)
@@ -259,11 +266,14 @@ def check_modes(case: Case) -> None:
 
 @torch.no_grad()
 def check_fresh_weights(case: Case) -> None:
-    """Weights count as soon as they change, in place or loaded: a model that keeps something made of them renews it."""
+    """Changed weights take effect at once, whether changed in place or loaded.
+
+    A model that caches something computed from its weights must update it.
+    """
     model, x = case.build(seed=1), text()
 
-    def outputs(model: Any) -> tuple[Tensor, ...]:
-        stepped = [model.step(x[0])[0]] if hasattr(model, "step") else []
+    def outputs(model: nn.Module) -> tuple[Tensor, ...]:
+        stepped = [model.step(x[0])[0]] if isinstance(model, Steps) else []
         return model(x)[0], *stepped
 
     def expected() -> tuple[Tensor, ...]:
@@ -273,51 +283,51 @@ def check_fresh_weights(case: Case) -> None:
 
     outputs(model)
     for p in model.parameters():
-        p *= 0.5
+        p.mul_(0.5)
     same_state(outputs(model), expected(), "logits after a change in place")
     model.load_state_dict(case.build(seed=3).state_dict())
-    same_state(outputs(model), expected(), "logits after other weights were loaded")
+    same_state(outputs(model), expected(), "logits after loading weights")
 
 
 @torch.no_grad()
 def check_dropout(case: Case) -> None:
-    """Dropout works, in training only, and 0 means none."""
+    """Dropout acts in training mode only, and 0 means none."""
     model, x = case.build(dropout=0.5), text()
     expected, _ = model(x)
-    same(model(x)[0], expected, "logits of evaluation, called twice", 0.0)
-    same(case.build(dropout=0.0)(x)[0], expected, "logits of evaluation with and without dropout")
-    same(case.build(dropout=0.0).train()(x)[0], expected, "logits of training with dropout 0")
+    same(model(x)[0], expected, "logits in evaluation mode, called twice", 0.0)
+    same(case.build(dropout=0.0)(x)[0], expected, "logits in evaluation mode, with and without dropout")
+    same(case.build(dropout=0.0).train()(x)[0], expected, "logits in training mode with dropout 0")
     model.train()
-    assert (model(x)[0] != model(x)[0]).any(), "training calls with dropout 0.5 are all the same"
+    assert (model(x)[0] != model(x)[0]).any(), "two calls in training mode with dropout 0.5 give the same logits"
 
 
 @torch.no_grad()
 def check_round_trip(case: Case) -> None:
-    """The weights of its state_dict are the whole of the model."""
+    """The state_dict holds everything that distinguishes two models."""
     model, other, x = case.build(seed=1), case.build(seed=2), text()
     expected, _ = model(x)
-    assert (other(x)[0] != expected).any(), "two seeds give the same model"
+    assert (other(x)[0] != expected).any(), "two seeds give the same logits"
     file = io.BytesIO()
     torch.save(model.state_dict(), file)
     file.seek(0)
     other.load_state_dict(torch.load(file, weights_only=True))
-    same(other(x)[0], expected, "logits with another model's weights", 0.0)
+    same(other(x)[0], expected, "logits after loading the other model's state_dict", 0.0)
 
 
 def check_initialisation(case: Case) -> None:
-    """torch.manual_seed fixes the initial weights."""
+    """torch.manual_seed determines the initial weights."""
     first, again, other = (case.fresh(seed).state_dict() for seed in (1, 1, 2))
     assert first.keys() == again.keys() == other.keys() and first
     for name, value in first.items():
-        assert value.isfinite().all(), f"not finite: {name}"
-        assert torch.equal(value, again[name]), f"not fixed by the seed: {name}"
+        assert value.isfinite().all(), f"the initial {name} is not finite"
+        assert torch.equal(value, again[name]), f"the seed does not determine the initial {name}"
     assert any(not torch.equal(first[name], other[name]) for name in first), "no initial weight is random"
 
 
 def check_step(case: Case) -> None:
-    """Optional: ``step`` is ``forward`` for one time step."""
+    """Optional: ``step`` agrees with ``forward`` for one time step."""
     model, x = case.build(dropout=0.5), text()
-    if not hasattr(model, "step"):
+    if not isinstance(model, Steps):
         return
     for rows in (1, B):
         for start in (None, random_state(model, x[:, :rows])):
@@ -333,12 +343,11 @@ def check_step(case: Case) -> None:
 
 @torch.no_grad()
 def check_numpy_step(case: Case) -> None:
-    """Optional: ``numpy_step()`` gives ``forward`` for one time step, on numpy arrays and with the weights of then."""
+    """Optional: ``numpy_step()`` returns a function that agrees with ``forward`` for one time step, on numpy arrays."""
     model, x = case.build(dropout=0.5), text()
-    bind = getattr(model, "numpy_step", None)
-    if bind is None:
+    if not isinstance(model, StepsInNumpy):
         return
-    step = bind()
+    step = model.numpy_step()
     for rows in (1, B):
         start = random_state(model, x[:, :rows])
         expected, last = model(x[:, :rows], start)
@@ -346,17 +355,20 @@ def check_numpy_step(case: Case) -> None:
         for t in range(T):
             before = tuple(part.copy() for part in state)
             logits, after = step(x[t, :rows].numpy(), state)
-            same(torch.from_numpy(logits), expected[t], f"logits of step {t} in numpy")
-            assert all(map(np.array_equal, state, before)), "the step in numpy writes into the state"
+            same(torch.from_numpy(logits), expected[t], f"logits of numpy step {t}")
+            assert all(map(np.array_equal, state, before)), "the numpy step writes into the state"
             state = after
-        same_state(tuple(map(torch.from_numpy, state)), last, "the state after the steps in numpy")
+        same_state(tuple(map(torch.from_numpy, state)), last, "the state after the numpy steps")
 
 
 @torch.no_grad()
 def check_masks(case: Case) -> None:
-    """Optional: masks of ``draw_masks`` fix the dropout, in evaluation too, and are what training draws for itself."""
+    """Optional: masks from ``draw_masks`` determine the dropout, also in evaluation mode.
+
+    In training mode, ``forward`` without masks draws the same ones.
+    """
     model, x = case.build(dropout=0.5).train(), text()
-    if not hasattr(model, "draw_masks"):
+    if not isinstance(model, DrawsMasks):
         return
     first, again, other = (model.draw_masks(x, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
     expected, last = model(x, None, masks=first)
@@ -364,12 +376,17 @@ def check_masks(case: Case) -> None:
         logits, state = model.train(mode)(x, None, masks=masks)
         same(logits, expected, "logits with the same masks", 0.0)
         same_state(state, last, "the state with the same masks", 0.0)
-    assert (model(x, None, masks=other)[0] != expected).any(), "other masks change nothing"
+    assert (model(x, None, masks=other)[0] != expected).any(), "different masks give the same logits"
     model.train()
     torch.manual_seed(6)
     own, _ = model(x)
     torch.manual_seed(6)
-    same(own, model(x, None, masks=model.draw_masks(x, None))[0], "logits with the model's own masks", 0.0)
+    same(
+        own,
+        model(x, None, masks=model.draw_masks(x, None))[0],
+        "logits with the masks that forward draws",
+        0.0,
+    )
 
 
 CHECKS: list[Callable[[Case], None]] = [

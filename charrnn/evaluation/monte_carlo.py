@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from charrnn.errors import UserError
 from charrnn.evaluation.loss import BLOCK, losses
-from charrnn.model import device_of, evaluating
+from charrnn.model import DrawsMasks, device_of, evaluating
 
 HOPELESS = 500.0  # the RHN program discards a sample with this perplexity or more
 SMALLEST = 1e-10  # the RHN program keeps averaged probabilities this far from 0 and 1
@@ -59,11 +59,10 @@ def sample_losses(model: nn.Module, x: Tensor, y: Tensor, generator: torch.Gener
     """Return the cross-entropy of each target in nats, float64 (N, B), under one sample of the model's masks."""
     device = device_of(model)
     x, y = x.to(device), y.to(device)
-    draw_masks = getattr(model, "draw_masks", None)
-    if draw_masks is not None:
+    if isinstance(model, DrawsMasks):
         with evaluating(model):
             # masks drawn for one time step are used for all of them
-            return losses(model, x, y, block, masks=draw_masks(x[:1], generator))
+            return losses(model, x, y, block, masks=model.draw_masks(x[:1], generator))
     with _dropping(model, generator):
         return losses(model, x, y, block)
 

@@ -21,12 +21,11 @@ from torch import Tensor, nn
 
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import UserError
-from charrnn.model import device_of, evaluating, stepper
+from charrnn.model import NumpyStep, StepsInNumpy, device_of, evaluating, stepper
 from charrnn.sampling.choice import Choice, Floats, Ids
 
 # of tensors, or of arrays if the model steps in numpy; the batch is dimension -2
 State = tuple[Any, ...]
-NumpyStep = Callable[[Ids, State], tuple[NDArray[Any], State]]
 
 BLOCK = 512  # time steps of prime text read at once
 DRAWS = 64  # time steps whose random numbers are drawn at once
@@ -68,8 +67,9 @@ class Sampler:
         self.vocabulary = vocabulary
         self.step = stepper(self.model)
         self.device = device_of(self.model)
-        in_numpy: Callable[[], NumpyStep] | None = getattr(self.model, "numpy_step", None)
-        self.numpy_step = in_numpy() if in_numpy and self.device.type == "cpu" else None
+        self.numpy_step: NumpyStep | None = None
+        if isinstance(self.model, StepsInNumpy) and self.device.type == "cpu":
+            self.numpy_step = self.model.numpy_step()
 
     def write(
         self,

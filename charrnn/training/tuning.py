@@ -15,6 +15,7 @@ from torch import nn
 from charrnn.data.minibatches import Minibatches
 from charrnn.errors import UserError
 from charrnn.kernels import backend
+from charrnn.model import HasCompiledKernels
 from charrnn.settings.training import TrainingOptions
 from charrnn.training.loop import Diverged, Training
 
@@ -64,7 +65,7 @@ def candidates(options: TrainingOptions, model: nn.Module) -> list[Candidate]:
     most = torch.get_num_threads()
     threads = [options.threads] if options.threads else sorted({most, *(2**n for n in range(most.bit_length()))})
     kernels: list[backend.Kernels] = ["torch"]
-    if options.kernels != "torch" and getattr(model, "has_compiled_kernels", False):
+    if options.kernels != "torch" and isinstance(model, HasCompiledKernels) and model.has_compiled_kernels:
         if options.kernels == "compiled":
             kernels = ["compiled"]
         elif options.precision != "bf16" and backend.available():

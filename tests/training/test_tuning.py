@@ -216,7 +216,7 @@ def test_auto_means_by_timing(tmp_path: Path, given: object, count: int) -> None
 def test_help_and_errors_name_auto(tmp_path: Path) -> None:
     shown = " ".join(charrnn("train", "-h", cwd=tmp_path).stdout.decode().split())
     assert "-threads auto|INT" in shown
-    assert "found by trying [auto]" in shown
+    assert "found by timing [auto]" in shown
     with pytest.raises(UserError, match=r"^-threads many: must be a whole number or auto$"):
         configure({"threads": "many"})
 
