@@ -101,11 +101,22 @@ def test_parts_are_even_and_cover_all_rows(B: int, sizes: list[int]) -> None:
     assert parts.largest(found) == max(sizes)
 
 
-@pytest.mark.parametrize(("G", "H", "rows"), [(6, 4, 3), (256, 128, 25), (2048, 512, 25), (30, 7, 5000), (97, 512, 50)])
-def test_panels_are_the_matrix_and_small(G: int, H: int, rows: int) -> None:
+@pytest.mark.parametrize(
+    ("G", "H", "rows", "count"),
+    [
+        (6, 4, 3, 1),  # too narrow to cut
+        (256, 128, 25, 1),  # small enough
+        (512, 512, 25, 8),
+        (2048, 512, 25, 32),
+        (30, 7, 5000, 1),  # too large, but all cuts are too narrow
+        (97, 512, 50, 1),  # too large, but prime
+    ],
+)
+def test_panels_are_the_matrix_and_small_where_possible(G: int, H: int, rows: int, count: int) -> None:
     R, h, d = (torch.randn(shape, dtype=torch.float64) for shape in ((G, H), (rows, H), (rows, G + 2)))
     cut, turned = products.panels(R, rows), products.transposed_panels(R, rows)
-    assert cut.shape[1] * rows * H <= products.SMALL or len(cut) == 1
+    assert len(cut) == len(turned) == count
+    assert count == 1 or cut.shape[1] * rows * H <= products.SMALL
     sums, dh = np.ones((rows, G + 2)), np.empty((rows, H))
     products.add_states(h.numpy(), turned, sums, 2)
     products.through(d.numpy(), 2, cut, dh)
@@ -166,7 +177,7 @@ def test_what_does_not_fit_is_refused(name: str) -> None:
                 scan(*arguments, n)
     else:
         for character in (-1, 5):
-            with pytest.raises(IndexError, match="where there are 5"):
+            with pytest.raises(IndexError, match="but the layer has 5 inputs"):
                 scan(torch.tensor([[0, 1, character]]), *arguments[1:])
 
 

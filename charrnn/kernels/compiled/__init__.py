@@ -1,5 +1,1 @@
-"""The kernels as numba compiles them: the same equations, with a part of the minibatch's rows to each thread.
-
-A thread takes its rows through all time steps without waiting for another one; the parts meet at the gradients of the
-weights. What is not a product is one pass over a row of numbers in the cache. Needs the extra ``[fast]``.
-"""
+"""The kernels compiled by numba: the same equations, with the rows of a minibatch divided among threads ([fast])."""

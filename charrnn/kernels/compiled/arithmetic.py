@@ -1,4 +1,4 @@
-"""The functions that gates are made of, in a form that compiles to vector instructions."""
+"""Activation functions in a form that compiles to vector instructions."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from numba.extending import intrinsic, overload
 
 from charrnn.kernels.compiled import kept
 
-# A division by zero gives infinity, as in numpy: to look for one would take the vectors away. contract: a * b + c may
-# round once. No other liberties: what is not a number has to stay so, or a run that diverges would not show it.
+# Division by zero gives infinity, as in numpy: checking for it would rule out vector instructions. contract: a * b + c
+# may round once. Nothing else of fastmath: NaN must stay NaN, or a diverging run would go unnoticed.
 OPTIONS: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract"}}
 
-one, two = np.float32(1), np.float32(2)  # which leave a float64 beside them a float64
+one, two = np.float32(1), np.float32(2)  # combined with a float64 they give a float64
 
 
 def compile(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile it when it is first called with arguments of some types, or take what an earlier process compiled."""
+    """Compile a function at its first call with given types, or load what an earlier process compiled."""
     with kept.here() as keep:
         compiled: Callable[..., Any] = numba.njit(nogil=True, cache=keep, **OPTIONS)(function)
     return compiled
@@ -29,7 +29,7 @@ def compile(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def from_bits(context: Any, bits: Any) -> Any:
-    """The floating point number that has the bits of this integer."""
+    """Return the floating-point number with the bits of this integer."""
     floating = {types.int32: types.float32, types.int64: types.float64}[bits]
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -39,12 +39,12 @@ def from_bits(context: Any, bits: Any) -> Any:
 
 
 def exp(x: Any) -> Any:
-    """e to the power of x, a float32 or float64: within an epsilon or two, and as far out as a sigmoid can tell."""
+    """Return e to the power of x, a float32 or float64, to an epsilon or two; clipped where sigmoid is 0 or 1."""
     raise NotImplementedError
 
 
-# of a number's type: the integers of its size, the bits of the mantissa, the bias of the exponent, the least and the
-# largest x, the degree of the series, and the binary digits that are taken of ln 2 at first
+# for each type: the integer type of its size, the bits of the mantissa, the bias of the exponent, the least and largest
+# x, the degree of the series, and the binary digits in the first part of ln 2
 FORMATS: dict[Any, tuple[Any, ...]] = {
     types.float32: (np.float32, np.int32, 23, 127, -87, 88, 7, 12),
     types.float64: (np.float64, np.int64, 52, 1023, -708, 709, 13, 32),
@@ -53,7 +53,7 @@ FORMATS: dict[Any, tuple[Any, ...]] = {
 
 @overload(exp, jit_options=OPTIONS)  # type: ignore[untyped-decorator]
 def _exp(x: Any) -> Callable[[Any], Any]:
-    # x = n ln 2 + r, with a Taylor series for r in +-(ln 2) / 2, and n put where a number's exponent is
+    # x = n ln 2 + r: a Taylor series for r in +-(ln 2) / 2, and n goes into the exponent
     float_, int_, mantissa, bias, lowest, highest, degree, digits = FORMATS[x]
     # the first part of ln 2 has so few binary digits that its products with n are exact
     ln2 = float_(round(log(2) * 2**digits) / 2**digits)
@@ -68,7 +68,7 @@ def _exp(x: Any) -> Callable[[Any], Any]:
             x = low
         if x > high:
             x = high
-        n = np.floor((x if x == x else half) * per_ln2 + half)  # what is not a number has no integer
+        n = np.floor((x if x == x else half) * per_ln2 + half)  # NaN has no integer
         r = x - n * ln2 - n * ln2_rest
         series = first
         for coefficient in coefficients:

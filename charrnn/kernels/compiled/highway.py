@@ -3,39 +3,90 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from charrnn.kernels.cells import Array
+from charrnn.kernels.compiled import parts
 from charrnn.kernels.compiled.arithmetic import compile, one, sigmoid, tanh
 from charrnn.kernels.compiled.inputs import add_rows, block_of
-from charrnn.kernels.compiled.parts import (
-    Array,
-    array,
-    block_steps,
-    check,
-    empty,
-    in_parallel,
-    largest,
-    parts,
-    total,
-    transposed,
-    zeros,
-)
+from charrnn.kernels.compiled.parts import array, empty, largest, size, transposed, zeros
 from charrnn.kernels.compiled.products import add, add_product, add_states, panels, through, transposed_panels
 
 
+class Weights(NamedTuple):
+    """As the products read them. The first of two is the candidate's, the second the transform gate's."""
+
+    W: Array  # input weights (2, I, S), backward (2, S, I)
+    R: Array  # recurrent weights in panels (D, 2, P, ...), transposed for the forward pass
+    b: Array  # (D, 2, 1, S)
+    n: Array  # masks on the state (M, B, S); M = 0: none
+
+
+class Kept(NamedTuple):
+    """What the forward pass keeps of a part's b rows, (D, T, b, S) each."""
+
+    entering: Array  # the state that enters each depth
+    h: Array
+    t: Array
+
+
+class Shares(NamedTuple):
+    """A part's share of the gradients of the weights."""
+
+    W: Array
+    R: Array
+    b: Array
+
+
+def scan(x: Tensor, s: Tensor, W: Tensor, R: Tensor, b: Tensor, n: Tensor | None) -> Tensor:
+    """Return the same as charrnn.kernels.highway.scan. Differentiable once."""
+    (M, T, B, I), S, D = x.shape, s.shape[-1], len(R)
+    layer = ((s, (B, S)), (W, (2, I, S)), (R, (D, 2, S, S)), (b, (D, 2, 1, S)))
+    parts.check(x, I, *layer, (x, (M, T, B, I)), *([] if n is None else [(n, (len(n), B, S))]))
+    for masks in (M, M if n is None else len(n)):
+        if masks not in (1, 2):
+            raise ValueError(f"masks for {masks} gates: there must be one for each of the 2 gates, or one for both")
+    return parts.scan(forward_pass, backward_pass, x, s, W, R, b, s.new_empty(0, B, S) if n is None else n)
+
+
+def forward_pass(
+    rows: list[slice], x: Tensor, s: Tensor, W: Tensor, R: Tensor, b: Tensor, n: Tensor
+) -> tuple[Array, list[Kept]]:
+    (T, B), (D, _, S, _) = x.shape[1:3], R.shape
+    y = empty(s, T, B, S)
+    kept = [Kept(*(empty(s, D, T, size(part), S) for _ in Kept._fields)) for part in rows]
+    recurrent = acting_from_the_right(R, largest(rows), transposed_panels)
+    weights = Weights(array(W), recurrent, array(b), array(n))
+    parts.for_each_part(forward, rows, T, (array(x), array(s), weights, y), kept)
+    return y, kept
+
+
+def backward_pass(
+    rows: list[slice], kept: list[Kept], dy: Tensor, x: Tensor, s: Tensor, W: Tensor, R: Tensor, b: Tensor, n: Tensor
+) -> tuple[Tensor | None, ...]:
+    recurrent = acting_from_the_right(R, largest(rows), panels)
+    weights = Weights(transposed(W), recurrent, array(b), array(n))
+    shares = [Shares(*(zeros(like, *like.shape) for like in (W, R, b))) for _ in rows]
+    dx, ds = empty(x, 2, *x.shape[1:]), empty(s, *s.shape)
+    parts.for_each_part(backward, rows, len(dy), (array(x), array(dy), weights, dx, ds), kept, shares)
+    d_x = torch.from_numpy(dx)
+    return d_x if len(x) == 2 else d_x.sum(0, keepdim=True), torch.from_numpy(ds), *parts.totals(shares), None
+
+
+def acting_from_the_right(R: Tensor, rows: int, cut: Callable[[Tensor, int], Array]) -> Array:
+    """Cut the weights R (D, 2, S, S), whose products are s R instead of s R', into panels: (D, 2, P, ...)."""
+    return np.stack([[cut(gate.mT, rows) for gate in depth] for depth in R])
+
+
 @compile
-def forward(
-    row: int, K: int, x: Array, s: Array, W: Array, R_panels: Array, bias: Array, n: Array, y: Array,
-    entering: Array, h: Array, t: Array,
-) -> None:  # fmt: skip
-    """b rows, from ``row``, through all time steps: y (T, B, S), and for each depth and step the state that enters and
-    the gates h and t, (D, T, b, S) each. n (M, B, S), or M = 0 for no masks."""
+def forward(row: int, K: int, x: Array, s: Array, weights: Weights, y: Array, kept: Kept) -> None:
+    """Take b rows, from ``row``, through all time steps: fill their y (T, B, S) and what is kept."""
+    W, R, bias, n = weights
+    entering, h, t = kept
     D, T, b, S = h.shape
     masked = np.empty((b, S), s.dtype)
     state = s[row : row + b].copy()
@@ -53,9 +104,9 @@ def forward(
                     if len(n):
                         for i in range(b):
                             multiply(state[i], n[gate * (len(n) - 1), row + i], masked[i])
-                        add_states(masked, R_panels[d, gate], sums, 0)
+                        add_states(masked, R[d, gate], sums, 0)
                     else:
-                        add_states(state, R_panels[d, gate], sums, 0)
+                        add_states(state, R[d, gate], sums, 0)
                 for i in range(b):
                     highway(bias[d, 0, 0], bias[d, 1, 0], state[i], h[d, step, i], t[d, step, i])
             y[step, row : row + b] = state
@@ -63,7 +114,7 @@ def forward(
 
 @compile
 def highway(h_bias: Array, t_bias: Array, s: Array, h: Array, t: Array) -> None:
-    """One depth of one row: its gates h and t (S,), in place of the sums of their products, and its state s anew."""
+    """One depth of one row: turn the sums of h and t (S,) into the gates, and s into the new state, in place."""
     for j in range(len(s)):
         h[j] = tanh(h[j] + h_bias[j])
     for j in range(len(s)):
@@ -73,8 +124,47 @@ def highway(h_bias: Array, t_bias: Array, s: Array, h: Array, t: Array) -> None:
 
 
 @compile
+def backward(
+    row: int, K: int, x: Array, dy: Array, weights: Weights, dx: Array, ds: Array, kept: Kept, shares: Shares
+) -> None:
+    """Fill the rows' ds (B, S) and dx (2, T, B, I), and add the part's share of the weights' gradients."""
+    D, T, b, S = kept.h.shape
+    # of the sums inside h and t, for a block of steps
+    dh, dt = np.empty((D, K, b, S), ds.dtype), np.empty((D, K, b, S), ds.dtype)
+    d_state = np.zeros((b, S), ds.dtype)
+    for start in range((T - 1) // K * K, -1, -K):
+        steps = min(T - start, K)
+        for k in range(steps - 1, -1, -1):
+            for i in range(b):
+                add(dy[start + k, row + i], d_state[i])
+            step_backward(start + k, k, row, weights, kept, d_state, dh, dt)
+        for gate in range(2):
+            block_gradients(gate, start, steps, row, x, weights, kept, dh if gate == 0 else dt, dx, shares)
+    ds[row : row + b] = d_state
+
+
+@compile
+def step_backward(step: int, k: int, row: int, weights: Weights, kept: Kept, ds: Array, dh: Array, dt: Array) -> None:
+    """Back through all depths of one step, number k of its block: fill dh and dt, and pass ds (b, S) on."""
+    entering, h, t = kept
+    n, b = weights.n, len(ds)
+    by_h, by_t = np.empty(ds.shape, ds.dtype), np.empty(ds.shape, ds.dtype)
+    for d in range(len(h) - 1, -1, -1):
+        for i in range(b):
+            highway_backward(h[d, step, i], t[d, step, i], entering[d, step, i], ds[i], dh[d, k, i], dt[d, k, i])
+        through(dh[d, k], 0, weights.R[d, 0], by_h)
+        through(dt[d, k], 0, weights.R[d, 1], by_t)
+        for i in range(b):
+            if len(n):
+                multiply(by_h[i], n[0, row + i], by_h[i])
+                multiply(by_t[i], n[-1, row + i], by_t[i])
+            add(by_h[i], ds[i])
+            add(by_t[i], ds[i])
+
+
+@compile
 def highway_backward(h: Array, t: Array, s: Array, ds: Array, dh: Array, dt: Array) -> None:
-    """Back through one depth of one row: the gradients of the sums inside h and t; ds keeps what 1 - t lets pass."""
+    """Back through one depth of one row: the gradients of the sums inside h and t. ds keeps what 1 - t lets pass."""
     for j in range(len(s)):
         dh[j] = ds[j] * t[j] * (one - h[j] * h[j])
     for j in range(len(s)):
@@ -84,116 +174,31 @@ def highway_backward(h: Array, t: Array, s: Array, ds: Array, dh: Array, dt: Arr
 
 
 @compile
-def multiply(a: Array, b: Array, product: Array) -> None:
-    for j in range(len(a)):
-        product[j] = a[j] * b[j]
+def block_gradients(
+    gate: int, start: int, steps: int, row: int, x: Array, weights: Weights, kept: Kept, d_gate: Array, dx: Array,
+    shares: Shares,
+) -> None:  # fmt: skip
+    """For one gate and a block of steps: fill dx, and add to the part's share of the weights' gradients."""
+    n, (D, _, b, S) = weights.n, d_gate.shape
+    for d in range(D):
+        sums, states = d_gate[d, :steps].reshape(-1, S), kept.entering[d, start : start + steps].reshape(-1, S)
+        if len(n):
+            masked = np.empty((steps, b, S), states.dtype)
+            for k in range(steps):
+                for i in range(b):
+                    multiply(kept.entering[d, start + k, i], n[gate * (len(n) - 1), row + i], masked[k, i])
+            states = masked.reshape(-1, S)
+        add_product(states, sums, shares.R[d, gate])
+        add_rows(sums, shares.b[d, gate, 0])
+    sums = d_gate[0, :steps].reshape(-1, S)
+    add_product(block_of(x[gate * (len(x) - 1)], row, start, steps, b), sums, shares.W[gate])
+    d_block = np.dot(sums, weights.W[gate]).reshape(steps, b, -1)
+    for k in range(steps):
+        dx[gate, start + k, row : row + b] = d_block[k]
 
 
 @compile
-def backward(
-    row: int, K: int, x: Array, W_t: Array, R_panels: Array, n: Array, dy: Array, entering: Array, h: Array, t: Array,
-    ds: Array, dx: Array, dW: Array, dR: Array, db: Array,
-) -> None:  # fmt: skip
-    """Those rows' ds (B, S) and dx (2, T, B, I), and their share of dW, dR and db, shaped as W, R and b."""
-    D, T, b, S = h.shape
-    dh, dt = np.empty((D, K, b, S), ds.dtype), np.empty((D, K, b, S), ds.dtype)
-    by_h, by_t = np.empty((b, S), ds.dtype), np.empty((b, S), ds.dtype)
-    d_state, masked = np.zeros((b, S), ds.dtype), np.empty((K, b, S), ds.dtype)
-    for start in range((T - 1) // K * K, -1, -K):
-        stop = min(T, start + K)
-        steps = stop - start
-        for step in range(stop - 1, start - 1, -1):
-            k = step - start
-            for i in range(b):
-                add(dy[step, row + i], d_state[i])
-            for d in range(D - 1, -1, -1):
-                for i in range(b):
-                    highway_backward(
-                        h[d, step, i], t[d, step, i], entering[d, step, i], d_state[i], dh[d, k, i], dt[d, k, i]
-                    )
-                through(dh[d, k], 0, R_panels[d, 0], by_h)
-                through(dt[d, k], 0, R_panels[d, 1], by_t)
-                for i in range(b):
-                    if len(n):
-                        multiply(by_h[i], n[0, row + i], by_h[i])
-                        multiply(by_t[i], n[-1, row + i], by_t[i])
-                    add(by_h[i], d_state[i])
-                    add(by_t[i], d_state[i])
-        for gate in range(2):
-            d_gate = dh if gate == 0 else dt
-            for d in range(D):
-                sums, states = d_gate[d, :steps].reshape(-1, S), entering[d, start:stop].reshape(-1, S)
-                if len(n):
-                    for k in range(steps):
-                        for i in range(b):
-                            multiply(entering[d, start + k, i], n[gate * (len(n) - 1), row + i], masked[k, i])
-                    states = masked[:steps].reshape(-1, S)
-                add_product(states, sums, dR[d, gate])
-                add_rows(sums, db[d, gate, 0])
-            sums = d_gate[0, :steps].reshape(-1, S)
-            add_product(block_of(x[gate * (len(x) - 1)], row, start, steps, b), sums, dW[gate])
-            d_block = np.dot(sums, W_t[gate]).reshape(steps, b, -1)
-            for k in range(steps):
-                dx[gate, start + k, row : row + b] = d_block[k]
-    ds[row : row + b] = d_state
-
-
-def acting_from_the_right(R: Tensor, rows: int, cut: Callable[[Tensor, int], Array]) -> Array:
-    """The weights R (D, 2, S, S), whose products are s R and not s R', in panels: (D, 2, P, ...)."""
-    return np.stack([[cut(gate.mT, rows) for gate in depth] for depth in R])
-
-
-def scan(x: Tensor, s: Tensor, W: Tensor, R: Tensor, b: Tensor, n: Tensor | None) -> Tensor:
-    """What charrnn.kernels.highway.scan gives for the same. Differentiable once."""
-    (M, T, B, I), S, D = x.shape, s.shape[-1], len(R)
-    layer = ((s, (B, S)), (W, (2, I, S)), (R, (D, 2, S, S)), (b, (D, 2, 1, S)))
-    check(x, I, *layer, (x, (M, T, B, I)), *([] if n is None else [(n, (len(n), B, S))]))
-    for masked in (M, M if n is None else len(n)):
-        if masked not in (1, 2):
-            raise ValueError(f"masks for {masked} gates, where there are 2 that may share one")
-    y: Tensor = _Scan.apply(x, s, W, R, b, n)  # type: ignore[no-untyped-call]
-    return y
-
-
-class _Scan(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, s: Tensor, W: Tensor, R: Tensor, b: Tensor, n: Tensor | None) -> Tensor:
-        (T, B), (D, _, S, _) = x.shape[1:3], R.shape
-        y, rows = empty(s, T, B, S), parts(B)
-        sizes = [part.stop - part.start for part in rows]
-        kept = [tuple(empty(s, D, T, size, S) for _ in range(3)) for size in sizes]
-        n = s.new_empty(0, B, S) if n is None else n
-        recurrent = acting_from_the_right(R, largest(rows), transposed_panels)
-        given: tuple[Any, ...] = array(x), array(s), array(W), recurrent, array(b), array(n), y
-        in_parallel(
-            partial(forward, part.start, block_steps(T, size), *given, *own)
-            for part, size, own in zip(rows, sizes, kept, strict=True)
-        )
-        ctx.rows = rows
-        ctx.save_for_backward(x, W, R, n, *(torch.from_numpy(a) for own in kept for a in own))
-        return torch.from_numpy(y)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, W, R, n, *kept = ctx.saved_tensors
-        (M, T, B, I), S = x.shape, R.shape[-1]
-        ds, dx = empty(R, B, S), empty(R, 2, T, B, I)
-        given: tuple[Any, ...] = (
-            array(x),
-            transposed(W),
-            acting_from_the_right(R, largest(ctx.rows), panels),
-            array(n),
-            array(dy),
-        )
-        shares = [(zeros(W, *W.shape), zeros(R, *R.shape), zeros(R, len(R), 2, 1, S)) for _ in ctx.rows]
-        in_parallel(
-            partial(
-                backward, part.start, block_steps(T, part.stop - part.start), *given, *map(array, own),
-                ds, dx, *share,
-            )
-            for part, share, *own in zip(ctx.rows, shares, kept[0::3], kept[1::3], kept[2::3], strict=True)
-        )  # fmt: skip
-        d_input = torch.from_numpy(dx)
-        dW, dR, db = map(total, zip(*shares, strict=True))
-        return d_input if M == 2 else d_input.sum(0, keepdim=True), torch.from_numpy(ds), dW, dR, db, None
+def multiply(a: Array, b: Array, product: Array) -> None:
+    """Fill product with a * b; it may be one of them."""
+    for j in range(len(a)):
+        product[j] = a[j] * b[j]

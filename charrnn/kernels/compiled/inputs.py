@@ -1,43 +1,41 @@
-"""What a layer's gates take from its input, a block of time steps at a time, and the gradients of that."""
+"""Input products of a layer's gates for a block of time steps, and their gradients."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from charrnn.kernels.cells import Array
 from charrnn.kernels.compiled.arithmetic import compile
-from charrnn.kernels.compiled.parts import Array
 from charrnn.kernels.compiled.products import add, add_product, copy
 
 
 @compile
 def enter(x: Array, row: int, step: int, W: Array, gates: Array) -> None:
-    """Fill gates (K, b, G) with what K time steps of x, from ``step``, have in b rows, from ``row``.
+    """Fill gates (K, b, G) with the products of K time steps of x, from ``step``, in b rows, from ``row``.
 
-    x: vectors (T, B, I), or characters (T, B), which stand for one-hot vectors; W (I, G).
+    x: vectors (T, B, I), or token ids (T, B), which stand for one-hot vectors. W (I, G).
     """
     K, b, G = gates.shape
     if x.ndim == 2:
         for k in range(K):
             for i in range(b):
-                character = x[step + k, row + i]
-                copy(W[character], gates[k, i])
+                copy(W[x[step + k, row + i]], gates[k, i])
     else:
         np.dot(block_of(x, row, step, K, b), W, gates.reshape(K * b, G))
 
 
 @compile
 def leave(x: Array, row: int, step: int, W: Array, d_gates: Array, dx: Array, dW: Array, db: Array) -> None:
-    """The gradients of what entered so, from those of the gates (K, b, G): added to dW and db (G,), written to dx.
+    """From the gradients of the gates (K, b, G) fill dx, and add to dW and to db (G,), which is the biases'.
 
-    For vectors W and dW are (G, I), and dx is (T, B, I). For characters dW is (I, G), and there is no dx.
+    For vectors W and dW are (G, I), and dx is (T, B, I). For token ids dW is (I, G), and there is no dx.
     """
     K, b, G = d_gates.shape
     rows = d_gates.reshape(K * b, G)
     if x.ndim == 2:
         for k in range(K):
             for i in range(b):
-                character = x[step + k, row + i]
-                add(d_gates[k, i], dW[character])
+                add(d_gates[k, i], dW[x[step + k, row + i]])
     else:
         add_product(rows, block_of(x, row, step, K, b), dW)
         d_block = np.dot(rows, W).reshape(K, b, -1)
@@ -48,7 +46,7 @@ def leave(x: Array, row: int, step: int, W: Array, d_gates: Array, dx: Array, dW
 
 @compile
 def block_of(x: Array, row: int, step: int, K: int, b: int) -> Array:
-    """Those K time steps and b rows of vectors x (T, B, I), one under another: (K * b, I)."""
+    """Return K time steps and b rows of vectors x (T, B, I), one below the other: (K * b, I)."""
     block = np.empty((K, b, x.shape[2]), x.dtype)
     for k in range(K):
         block[k] = x[step + k, row : row + b]
@@ -57,6 +55,6 @@ def block_of(x: Array, row: int, step: int, K: int, b: int) -> Array:
 
 @compile
 def add_rows(rows: Array, sums: Array) -> None:
-    """Add all rows (N, G) to the sums (G,)."""
+    """Add all rows (N, G) to sums (G,)."""
     for i in range(len(rows)):
         add(rows[i], sums)

@@ -1,4 +1,4 @@
-"""Where compiled code is kept for the processes to come."""
+"""The folder that keeps compiled code for later processes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import numba
 
 
 def folder() -> Path:
-    """A folder of this version of the kernels alone: numba notices a change of one file, not of those that it uses.
+    """Return a folder for this version of the kernels only: numba notices changes in a file, but not in its imports.
 
-    It is in $NUMBA_CACHE_DIR, or in $XDG_CACHE_HOME, or in ~/.cache.
+    It lies in $NUMBA_CACHE_DIR, $XDG_CACHE_HOME or ~/.cache.
     """
     sources = b"\0".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
     chosen = os.environ.get("NUMBA_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
@@ -23,7 +23,7 @@ def folder() -> Path:
 
 @contextmanager
 def here() -> Iterator[bool]:
-    """While it lasts, functions that numba is given are kept there. Gives False where nothing can be written."""
+    """Keep the functions that numba compiles inside this context. Yields False if the folder cannot be written to."""
     before = numba.config.CACHE_DIR
     try:
         folder().mkdir(parents=True, exist_ok=True)
@@ -39,5 +39,5 @@ def here() -> Iterator[bool]:
 
 
 def filled() -> bool:
-    """Whether compiled code is there."""
+    """Whether the folder has compiled code."""
     return any(folder().rglob("*.nbc"))

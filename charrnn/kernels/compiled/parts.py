@@ -1,47 +1,119 @@
-"""The rows of a minibatch in parts, threads that work on one each, and the gradients that the parts have in common."""
+"""The rows of a minibatch cut into parts, and threads that take one part each through all time steps.
+
+A thread never waits for another within a layer: the parts meet only where the gradients of the weights are summed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from charrnn.kernels import backend, blocks
+from charrnn.kernels.cells import Array
 
-Array = NDArray[Any]
-ROWS = 12  # of a part, about: with fewer, products slow down by more than a further thread gives
-MOST = 8  # parts: each has gradients of the weights of its own
+MIN_ROWS = 12  # per part, roughly: with fewer, products slow down more than another thread gains
+MAX_PARTS = 8  # each part has its own share of the weight gradients
 
 
 def parts(B: int) -> list[slice]:
-    """The B rows in parts: the same ones whatever the number of threads, so that the sums are the same.
+    """Cut B rows into parts, the same ones for any number of threads: then the sums are the same as well.
 
-    As many as a power of 2, for even shares, and MOST at most: with ROWS rows or more in each, but two wherever they
-    have four each.
+    The number of parts is a power of 2, for even shares. Each has at least MIN_ROWS rows, but with 8 rows or more there
+    are always two parts.
     """
-    count = 1 << max(1, min(B // ROWS, MOST), min(B // 4, 2)).bit_length() - 1
+    count = 1 << max(1, min(B // MIN_ROWS, MAX_PARTS), min(B // 4, 2)).bit_length() - 1
     bounds = [B * n // count for n in range(count + 1)]
     return [slice(*pair) for pair in pairwise(bounds)]
 
 
+def size(part: slice) -> int:
+    """Return the number of rows in a part."""
+    return int(part.stop - part.start)
+
+
 def largest(rows: list[slice]) -> int:
-    """The number of rows of the largest part."""
-    return max(int(part.stop - part.start) for part in rows)
+    """Return the number of rows in the largest part."""
+    return max(map(size, rows))
 
 
 def block_steps(T: int, rows: int) -> int:
-    """How many time steps are one block."""
+    """Return the number of time steps per block."""
     return min(T, max(1, blocks.BLOCK // rows))
 
 
+# A layer as a function of torch
+
+
+def scan(forward: Callable[..., Any], backward: Callable[..., Any], *tensors: Tensor | None) -> Tensor:
+    """Return the states of a layer after each time step, differentiable once.
+
+    forward: takes the parts and the tensors; returns the states, and for each part a NamedTuple of arrays to keep.
+    backward: takes the parts, what was kept, the gradient of the states and the tensors; returns their gradients.
+    The second tensor is the state before the first step (B, H).
+    """
+    y: Tensor = _Scan.apply(forward, backward, *tensors)  # type: ignore[no-untyped-call]
+    return y
+
+
+class _Scan(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, forward: Callable[..., Any], backward: Callable[..., Any], *tensors: Tensor) -> Tensor:
+        rows = parts(len(tensors[1]))
+        y, kept = forward(rows, *tensors)
+        ctx.rows, ctx.kept, ctx.given, ctx.pass_back = rows, type(kept[0]), len(tensors), backward
+        ctx.save_for_backward(*tensors, *(torch.from_numpy(array) for part in kept for array in part))
+        return torch.from_numpy(y)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        tensors, saved = ctx.saved_tensors[: ctx.given], map(array, ctx.saved_tensors[ctx.given :])
+        kept = [ctx.kept(*arrays) for arrays in zip(*[saved] * len(ctx.kept._fields), strict=True)]
+        return None, None, *ctx.pass_back(ctx.rows, kept, dy, *tensors)
+
+
+def check(x: Tensor, inputs: int, *shapes: tuple[Tensor, tuple[int, ...]]) -> None:
+    """Check everything that compiled code would not notice: it reads on past the end of an array.
+
+    Raises IndexError if token ids x are not below ``inputs``, and ValueError if a tensor has another shape than given
+    here or another dtype than the first one.
+    """
+    if not x.is_floating_point() and x.numel():
+        least, most = torch.aminmax(x)
+        if least < 0 or most >= inputs:
+            raise IndexError(f"token ids from {least} to {most}, but the layer has {inputs} inputs")
+    for tensor, shape in shapes:
+        if tensor.shape != shape:
+            raise ValueError(f"a tensor of shape {tuple(tensor.shape)}, but the layer needs {shape}")
+        if tensor.dtype != shapes[0][0].dtype:
+            raise ValueError(f"a tensor of {tensor.dtype} and one of {shapes[0][0].dtype}: all must have one dtype")
+
+
+# Threads
+
+
+def for_each_part(
+    kernel: Callable[..., None], rows: list[slice], T: int, shared: Iterable[Any], *own: Sequence[Any]
+) -> None:
+    """Call a compiled kernel for each part, on as many threads as were chosen.
+
+    Its arguments are the part's first row, the time steps per block, everything shared, and the part's own.
+    """
+    in_parallel(
+        partial(kernel, part.start, block_steps(T, size(part)), *shared, *of_part)
+        for part, *of_part in zip(rows, *own, strict=True)
+    )
+
+
 def in_parallel(tasks: Iterable[Callable[[], None]]) -> None:
-    """Run tasks that let go of Python's lock on as many threads as were chosen, this one among them."""
+    """Run tasks that release Python's lock, on as many threads as were chosen, this one among them."""
     tasks = list(tasks)
     threads = min(backend.threads(), len(tasks)) or 1
     bounds = [len(tasks) * n // threads for n in range(threads + 1)]
@@ -64,57 +136,46 @@ def _workers(count: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, thread_name_prefix="charrnn-kernel")
 
 
-def check(x: Tensor, inputs: int, *shapes: tuple[Tensor, tuple[int, ...]]) -> None:
-    """Raises IndexError or ValueError for characters x or tensors that do not fit: compiled code does not look where an
-    array ends, and takes numbers of one type."""
-    if not x.is_floating_point() and x.numel():
-        least, most = torch.aminmax(x)
-        if least < 0 or most >= inputs:
-            raise IndexError(f"characters from {least} to {most}, where there are {inputs}")
-    for tensor, shape in shapes:
-        if tensor.shape != shape:
-            raise ValueError(f"a tensor of shape {tuple(tensor.shape)}, where {shape} fits")
-        if tensor.dtype != shapes[0][0].dtype:
-            raise ValueError(f"tensors of {tensor.dtype} and {shapes[0][0].dtype}, where one type is needed")
+# Arrays
 
 
 def array(tensor: Tensor) -> Array:
-    """The tensor as an array, in the same memory if it lies there row by row."""
+    """Return the tensor as a contiguous array, in the same memory if possible."""
     return tensor.detach().contiguous().numpy()
 
 
 def transposed(W: Tensor) -> Array:
-    """The matrices (..., M, N), each transposed."""
+    """Return matrices (..., M, N), each transposed."""
     return W.detach().mT.contiguous().numpy()
 
 
 def empty(like: Tensor, *shape: int) -> Array:
-    """Memory that torch asks for in the main thread: there it is what an iteration before gave back."""
+    """Allocate in the main thread, where the allocator reuses the previous iteration's memory."""
     return torch.empty(shape, dtype=like.dtype).numpy()
 
 
 def zeros(like: Tensor, *shape: int) -> Array:
+    """Allocate zeros, likewise."""
     return torch.zeros(shape, dtype=like.dtype).numpy()
 
 
-def total(shares: Iterable[Array]) -> Tensor:
-    """The sum of what the parts have, in their order."""
-    first, *others = map(torch.from_numpy, shares)
-    for other in others:
-        first += other
-    return first
+def totals(shares: Sequence[tuple[Array, ...]]) -> list[Tensor]:
+    """Sum the parts' shares of each gradient, in the order of the parts."""
+    sums = [torch.from_numpy(share) for share in shares[0]]
+    for others in shares[1:]:
+        for total, share in zip(sums, others, strict=True):
+            total += torch.from_numpy(share)
+    return sums
 
 
 class InputGradients:
-    """The gradients of a layer's input: of x, W (G, I) and b (G,), as ``inputs.leave`` fills them."""
+    """Input weights W (G, I) and an array for the gradient of the input x, both as ``inputs.leave`` takes them."""
 
-    def __init__(self, x: Tensor, W: Tensor, parts: int) -> None:
+    def __init__(self, x: Tensor, W: Tensor) -> None:
         self.vectors = x.is_floating_point()
-        self.given = array(W) if self.vectors else transposed(W)  # what leave takes as W
+        self.W = array(W) if self.vectors else transposed(W)
         self.x = empty(W, *x.shape) if self.vectors else empty(W, 0, 0, 0)
-        self.W = [zeros(W, *self.given.shape) for _ in range(parts)]
-        self.b = [zeros(W, len(W)) for _ in range(parts)]
 
-    def all(self) -> tuple[Tensor | None, Tensor, Tensor]:
-        W = total(self.W)
-        return torch.from_numpy(self.x) if self.vectors else None, W if self.vectors else W.t(), total(self.b)
+    def result(self, dW: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Return the gradients of x, which is None for token ids, and of W (G, I)."""
+        return (torch.from_numpy(self.x), dW) if self.vectors else (None, dW.t())
