@@ -1,4 +1,4 @@
-"""What a person sees: a live display on a terminal, plain lines everywhere else. The one module that imports rich."""
+"""Output for people: a live display on a terminal, plain lines elsewhere. No other module imports rich."""
 
 from __future__ import annotations
 
@@ -48,20 +48,20 @@ class TrainingDisplay(Protocol):
 
 
 def training_display(
-    print_every: int, characters: int, val_losses: Sequence[float] = (), level: Level = "char"
+    print_every: int, tokens: int, val_losses: Sequence[float] = (), level: Level = "char"
 ) -> TrainingDisplay:
-    """The live display where stdout is a terminal that can draw it, else the plain one.
+    """Return the live display if stdout is a terminal that can draw it, otherwise the plain one.
 
-    characters: per iteration, or words; val_losses: of the run before it was resumed.
+    tokens: per iteration. val_losses: earlier ones of a resumed run.
     """
     console = Console(highlight=False)
     if console.is_terminal and not console.is_dumb_terminal:
-        return LiveDisplay(console, characters, val_losses, level)
+        return LiveDisplay(console, tokens, val_losses, level)
     return PlainDisplay(print_every, level)
 
 
 class PlainDisplay:
-    """char-rnn's own lines on stdout, for logs and pipes."""
+    """Prints char-rnn's lines on stdout, for logs and pipes."""
 
     def __init__(self, print_every: int, level: Level) -> None:
         self.print_every = print_every
@@ -83,8 +83,8 @@ class PlainDisplay:
 
     def validated(self, record: Record, saved: str, sample: str) -> None:
         assert record.val_loss is not None
-        of_words = f" ({described(record.val_loss, self.level)})" if self.level == "word" else ""
-        print(f"val_loss = {record.val_loss:.4f}{of_words}, saved to {saved}", flush=True)
+        perplexity = f" ({described(record.val_loss, self.level)})" if self.level == "word" else ""
+        print(f"val_loss = {record.val_loss:.4f}{perplexity}, saved to {saved}", flush=True)
         if record.measures:
             print(", ".join(f"{name} = {share:.4f}" for name, share in record.measures.items()), flush=True)
         if sample:
@@ -94,28 +94,28 @@ class PlainDisplay:
         print(*lines, sep="\n", flush=True)
 
     def close(self) -> None:
-        """Nothing is left open."""
+        """Do nothing: plain lines leave nothing open."""
 
 
 class LiveDisplay:
-    """A bar and the figures that matter, redrawn in place; validations and samples stay above it.
+    """Redraws a progress bar and the main figures in place, below the validations and samples.
 
-    Wide terminals have the figures in one or two lines, narrow ones in more: none is ever cut in two.
+    The figures take one or two lines on a wide terminal and more on a narrow one; no figure is broken across lines.
     """
 
     REDRAWS_PER_SECOND = 8
 
-    def __init__(self, console: Console, characters: int, val_losses: Sequence[float], level: Level) -> None:
+    def __init__(self, console: Console, tokens: int, val_losses: Sequence[float], level: Level) -> None:
         self.console = console
-        # no refresh thread: drawing must not compete with the training for a core
+        # no refresh thread, so that drawing does not compete with training for a core
         self.live = Live(console=console, auto_refresh=False, transient=False)
         self.live.start()
-        self.characters = characters
+        self.tokens = tokens  # per iteration
         self.level = level
         self.units = "words" if level == "word" else "characters"
         self.recent: deque[Record] = deque(maxlen=100)
         self.validations = list(val_losses)
-        self.drawn = -inf
+        self.drawn = -inf  # time of the last redraw
 
     def note(self, line: str) -> None:
         self.console.print(Text(line, style="yellow"))
@@ -147,7 +147,7 @@ class LiveDisplay:
     def ended(self, lines: Sequence[str]) -> None:
         self.live.stop()
         for line in lines:
-            # not folded at the window's edge: the command in it is there to be copied
+            # not wrapped at the edge of the window, so that the command in it can be copied
             self.console.print(Text(line), soft_wrap=True)
 
     def close(self) -> None:
@@ -163,7 +163,7 @@ class LiveDisplay:
             "validation": f"{self.validations[-1]:.4f}" if self.validations else "-",
             "best": f"{min(self.validations):.4f}" if self.validations else "-",
             "grad/param norm": f"{record.grad_norm / record.param_norm:.1e}" if record.param_norm else "-",
-            f"{self.units}/s": f"{self.characters / seconds:,.0f}" if seconds else "-",
+            f"{self.units}/s": f"{self.tokens / seconds:,.0f}" if seconds else "-",
             "left": str(timedelta(seconds=round(seconds * (record.iterations - record.iteration)))),
         }
         cells = [Text.assemble((f"{name} ", "dim"), value, no_wrap=True) for name, value in figures.items()]
@@ -174,28 +174,28 @@ class LiveDisplay:
 
 
 def shares(measures: Mapping[str, float]) -> str:
-    """Shares by name, in words."""
+    """Return shares in words, each with its name."""
     return ", ".join(f"{name.replace('_', ' ')} {share:.2%}" for name, share in measures.items())
 
 
 def width() -> int:
-    """How many characters fit in a line of the terminal, or of what stands for it."""
+    """Return the width of the terminal in characters, or a default without one."""
     return Console().width
 
 
 def heading(line: str) -> None:
-    """A line above others: bold on a terminal."""
+    """Print a heading, bold on a terminal."""
     Console(highlight=False).print(Text(f"\n{printable(line)}", style="bold"), soft_wrap=True)
 
 
 def lines(drawn: Sequence[str]) -> None:
-    """Lines as they are."""
+    """Print lines unchanged."""
     for line in drawn:
         print(line)
 
 
 def flow(cells: Sequence[str]) -> None:
-    """Cells side by side on a terminal, one to a line elsewhere."""
+    """Print cells in columns on a terminal, one per line elsewhere."""
     if not sys.stdout.isatty():
         lines(cells)
         return
@@ -203,7 +203,7 @@ def flow(cells: Sequence[str]) -> None:
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on a terminal; tab-separated lines elsewhere."""
+    """Print a table on a terminal, and elsewhere the rows as tab-separated lines."""
     if not sys.stdout.isatty():
         for row in rows:
             print("\t".join(row))
@@ -215,36 +215,36 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def ranking(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on a terminal, of as many rows as it shows at once, each in one line; the last column is cut to fit."""
+    """Print a table on a terminal: the first rows, as many as fit, one line each. The last column is cut to fit."""
     console = Console(highlight=False)
-    shown = rows[: max(1, console.height - 6)]  # room for the heading, what follows and the prompt
+    shown = rows[: max(1, console.height - 6)]  # leaves room for the heading, the lines below and the prompt
+    *figures, (text, *_) = zip(headings, *shown, strict=True)
     drawn = Table(box=None, pad_edge=False)
-    for heading, *cells in zip(headings[:-1], *shown, strict=False):
+    for heading, *cells in figures:
         drawn.add_column(heading, justify="right", no_wrap=True, min_width=max(map(len, [heading, *cells])))
-    drawn.add_column(headings[-1], no_wrap=True, overflow="ellipsis", ratio=1)
+    drawn.add_column(text, no_wrap=True, overflow="ellipsis", ratio=1)
     for row in shown:
         drawn.add_row(*(Text(printable(cell).replace("\t", " ")) for cell in row))
     console.print(drawn)
     if len(rows) > len(shown):
-        console.print(Text(f"and {len(rows) - len(shown):,} more: into a pipe or a file go all", style="dim"))
+        console.print(Text(f"{len(rows) - len(shown):,} more; redirect to a file to see all", style="dim"))
 
 
-# bits of surprise under which a character or a word has a style, the last style for all others; told apart without
-# colours too
+# upper limits in bits, and the styles of tokens with less surprise, which can be told apart without colours too
 SURPRISE = ((1.0, "dim"), (3.0, ""), (5.0, "yellow"), (8.0, "bold red"), (inf, "bold reverse red"))
 
 
-def surprise(characters: Iterable[tuple[str, float | None]]) -> None:
-    """The text on a terminal, each character or word in the style of its loss in nats; None for one without."""
-    decoder = getincrementaldecoder("utf-8")("surrogateescape")  # of the bytes of one character, the losses add up
+def surprise(tokens: Iterable[tuple[str, float | None]]) -> None:
+    """Print a text on a terminal, each token in the style of its loss, which is in nats, or None if it has none."""
+    decoder = getincrementaldecoder("utf-8")("surrogateescape")  # joins bytes into characters
     text, loss = Text(), 0.0
-    for piece, nats in characters:
-        whole = decoder.decode(piece.encode("utf-8", "surrogateescape"))
-        loss += nats or 0.0
-        if whole:
+    for token, nats in tokens:
+        character = decoder.decode(token.encode("utf-8", "surrogateescape"))
+        loss += nats or 0.0  # the losses of a character's bytes add up
+        if character:
             style = next(style for bits, style in SURPRISE if loss / log(2) < bits) if nats is not None else ""
-            mark = "\u21b5\n" if whole == "\n" and style not in ("", "dim") else printable(whole)
-            text.append(mark, style)
+            visible_newline = character == "\n" and style not in ("", "dim")
+            text.append("\u21b5\n" if visible_newline else printable(character), style)
             loss = 0.0
     console = Console(highlight=False)
     console.print(text, soft_wrap=True)
@@ -255,7 +255,7 @@ def surprise(characters: Iterable[tuple[str, float | None]]) -> None:
 
 @contextmanager
 def transfers() -> Iterator[download.Progress | None]:
-    """A bar on stderr for each thing that is fetched or unpacked while the block lasts; None off a terminal."""
+    """Yield a function that shows a progress bar on stderr for each download or file to unpack; None off a terminal."""
     console = Console(stderr=True, highlight=False)
     if not console.is_terminal or console.is_dumb_terminal:
         yield None
