@@ -1,4 +1,4 @@
-"""``charrnn eval``: every figure against a loop that reads the text one character at a time."""
+"""``charrnn eval``: every figure against a loop that reads one character at a time."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a text, an LSTM and an RHN trained on it in cv and other, and a text to score."""
+    """A folder with a text in data, an LSTM trained on it in cv, an RHN in other, and a text to score."""
     folder = tmp_path_factory.mktemp("trained")
     write_text(folder / "data")
     flags = ("-data_dir", "data", *SMALL, "-max_epochs", 1, "-sample_length", 0, "-dropout", 0.1)
@@ -43,7 +43,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def scores(trained: Path) -> Scores:
-    """The JSON object that the command prints, run in this process; without -json what it prints."""
+    """Run the command in this process and return what it prints; with -json, the object."""
 
     def evaluated(*args: object) -> Any:
         out = run(trained, "eval", "cv", "-gpuid", -1, *args).out.decode()
@@ -54,7 +54,7 @@ def scores(trained: Path) -> Scores:
 
 @torch.no_grad()
 def naive(model: nn.Module, tokens: list[int]) -> list[float]:
-    """The surprise in nats at each character but the first, reading one at a time."""
+    """The surprise in nats at each token but the first, reading one at a time."""
     found, state = [], None
     for x, y in pairwise(tokens):
         logits, state = model(torch.tensor([[x]]), state)
@@ -112,7 +112,7 @@ def test_a_split_has_lines_and_characters_too(trained: Path, scores: Scores) -> 
     assert {line["text"] for line in result["per_line"]} & set(SONG.splitlines())
 
 
-def test_dynamic_evaluation_at_rate_0_is_static_and_a_good_rate_helps(trained: Path, scores: Scores) -> None:
+def test_dynamic_evaluation_at_rate_0_is_static_and_a_good_rate_lowers_the_loss(trained: Path, scores: Scores) -> None:
     before = (trained / "cv" / os.listdir(trained / "cv")[0]).read_bytes()
     for what in (("-text", "data/input.txt"), ()):
         still = scores(*what, "-dynamic", 0, "-json")
@@ -123,6 +123,16 @@ def test_dynamic_evaluation_at_rate_0_is_static_and_a_good_rate_helps(trained: P
         assert adapted["characters"] == adapted["dynamic"]["characters"]
     assert "dynamic evaluation at rate 0.02" in scores("-text", "text.txt", "-dynamic", 0.02)
     assert (trained / "cv" / os.listdir(trained / "cv")[0]).read_bytes() == before
+
+
+def test_a_split_file_is_one_stream_with_batch_size_1(trained: Path, scores: Scores) -> None:
+    (trained / "files").mkdir()
+    (trained / "files" / "train.txt").write_text(SONG * 40)
+    (trained / "files" / "val.txt").write_text(TEXT)
+    result = scores("-data_dir", "files", "-batch_size", 1, "-per_char", "-json")
+    assert "".join(item["character"] for item in result["per_char"]) == TEXT
+    assert [item["loss"] for item in result["per_char"][1:]] == pytest.approx(of_text(trained), abs=1e-5)
+    assert scores("-data_dir", "files", "-batch_size", 1, "-json")["loss"] == pytest.approx(result["loss"])
 
 
 @torch.no_grad()
@@ -145,7 +155,7 @@ def test_dynamic_losses_belong_to_their_own_characters(trained: Path, scores: Sc
     assert expected.count(None) == 4
 
 
-def test_dynamic_evaluation_goes_into_the_lines(scores: Scores) -> None:
+def test_lines_have_the_losses_of_dynamic_evaluation(scores: Scores) -> None:
     result = scores("-dynamic", 0.02, "-per_line", "-json")
     total = sum(line["characters"] * line["loss"] for line in result["per_line"])
     assert total / result["characters"] == pytest.approx(result["dynamic"]["loss"])
@@ -233,7 +243,7 @@ def test_an_ensemble_needs_the_same_characters(trained: Path, tmp_path: Path) ->
     assert "cannot be averaged: only one of them knows '0'" in one_line(done)
 
 
-def test_monte_carlo_works_with_the_rest(scores: Scores) -> None:
+def test_monte_carlo_combines_with_the_other_flags(scores: Scores) -> None:
     flags = ("-text", "text.txt", "-mc_samples", 3, "-json")
     result = scores(*flags, "-per_char")
     assert result["loss"] == scores(*flags)["loss"] == pytest.approx(mean([i["loss"] for i in result["per_char"][1:]]))
@@ -278,9 +288,7 @@ def shown(trained: Path, monkeypatch: pytest.MonkeyPatch, *args: object, **env: 
     return run(trained, "eval", "cv", "-gpuid", -1, *args, terminal=True).out.decode()
 
 
-def test_a_terminal_shows_as_many_lines_as_it_has(
-    trained: Path, scores: Scores, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_terminal_shows_as_many_lines_as_fit(trained: Path, scores: Scores, monkeypatch: pytest.MonkeyPatch) -> None:
     everything = scores("-per_line").splitlines()
     lines = ESCAPES.sub("", shown(trained, monkeypatch, "-per_line", NO_COLOR="1")).splitlines()
     assert len(lines) <= 12 and all(len(line) <= 60 for line in lines)

@@ -1,4 +1,4 @@
-"""``charrnn sample`` as its users run it: every flag, through real processes, files, pipes and a terminal."""
+"""``charrnn sample`` as a user runs it: every flag, with real processes, files, pipes and a terminal."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CPU = ("-gpuid", -1, "-verbose", 0)
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a text, and a model trained on it in cv."""
+    """A folder with a text in data and a model trained on it in cv."""
     folder = tmp_path_factory.mktemp("trained")
     write_text(folder / "data")
     charrnn("train", "-data_dir", "data", *SMALL, "-max_epochs", 2, "-sample_length", 0, cwd=folder)
@@ -35,7 +35,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sampled(
     trained: Path,
 ) -> Callable[..., str]:
-    """What the command prints, run in this process: starting one takes longer than most texts do."""
+    """Run the command in this process, which is faster than to start one, and return what it prints."""
     return lambda *args: run(trained, "sample", "cv", *CPU, *args).out.decode()
 
 
@@ -44,7 +44,7 @@ Sampled = Callable[..., str]
 
 @contextmanager
 def endless(trained: Path, *flags: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that writes a text that would take hours."""
+    """A process that writes a text so long that it would take hours."""
     words = [sys.executable, "-m", "charrnn", "sample", "cv", *map(str, CPU), "-length", "100000000", *flags]
     with subprocess.Popen(words, cwd=trained, env=environment(), stdout=subprocess.PIPE) as process:
         try:
@@ -85,7 +85,7 @@ def test_json_has_a_line_for_each_text(trained: Path, sampled: Sampled) -> None:
         assert line["log_probabilities"] == pytest.approx(expected.tolist(), abs=1e-9)
 
 
-def test_top_k_and_top_p_of_next_to_nothing_are_greedy(trained: Path, sampled: Sampled) -> None:
+def test_the_smallest_top_k_and_top_p_are_greedy(trained: Path, sampled: Sampled) -> None:
     flags = ("-primetext", "The", "-length", 30, "-temperature", 3)
     greedy = sampled(*flags, "-sample", 0)
     assert greedy == sampled(*flags, "-top_k", 1) == sampled(*flags, "-top_p", 1e-6)
@@ -111,7 +111,7 @@ def test_the_prime_text_comes_from_a_file_or_stdin(trained: Path, sampled: Sampl
     assert "no.txt" in one_line(charrnn("sample", "cv", *CPU, "-primefile", "no.txt", cwd=trained, code=1))
 
 
-def test_unknown_characters_end_it_or_are_left_out(trained: Path, sampled: Sampled) -> None:
+def test_unknown_characters_are_an_error_or_are_skipped(trained: Path, sampled: Sampled) -> None:
     message = one_line(charrnn("sample", "cv", *CPU, "-primetext", "The Ω 7", cwd=trained, code=1))
     assert "'7', 'Ω'" in message and "-unknown skip" in message
     done = charrnn("sample", "cv", "-gpuid", -1, "-primetext", "Th7eΩ", "-unknown", "skip", "-length", 9, cwd=trained)
@@ -127,11 +127,11 @@ def test_a_beam_finds_a_text_at_least_as_probable_as_the_greedy_one(trained: Pat
     assert sampled(*flags[:-1], "-beam", 20) == f"T{beam['text']}\n"
 
 
-def test_output_is_written_whole_or_not_at_all(trained: Path, sampled: Sampled) -> None:
+def test_an_output_file_is_replaced_once_it_is_complete(trained: Path, sampled: Sampled) -> None:
     flags = ("-primetext", "The", "-length", 30)
     assert sampled(*flags, "-output", "out.txt") == ""
     assert (trained / "out.txt").read_text() == sampled(*flags)
-    # interrupted in the middle, the old file stays and nothing else is left
+    # after an interrupt the old file is still there, and no other
     before = sorted(trained.iterdir())
     with endless(trained, "-output", "out.txt") as process:
         deadline = time.monotonic() + 60

@@ -1,4 +1,4 @@
-"""Monte Carlo evaluation against loops of one step at a time. (The recorded values are in test_rhn.py.)"""
+"""Monte Carlo evaluation against loops of one time step at a time. Recorded values are in test_rhn.py."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def monte_carlo(*args: Any, **more: Any) -> Score:
 
 
 class Plain(nn.Module):
-    """A model without masks of its own: dropout is fresh at every call."""
+    """A model without draw_masks, whose dropout is fresh at every call."""
 
     def __init__(self, dropout: float) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Plain(nn.Module):
 
 
 class Scripted(nn.Module):
-    """Gives the next token of a text of zeros a probability that the script of its masks holds."""
+    """A model whose masks are a script: the probabilities that it gives the token 0."""
 
     def __init__(self, script: Iterable[float]) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ def model(request: pytest.FixtureRequest) -> nn.Module:
 
 @torch.no_grad()
 @pytest.mark.parametrize("own", [{}, {"share_masks": False}])
-def test_equals_one_step_at_a_time(own: dict[str, Any]) -> None:
+def test_the_score_equals_a_loop_of_one_time_step_at_a_time(own: dict[str, Any]) -> None:
     model, generator, samples = make_rhn(**own), seeded(), []
     for _ in range(3):
         masks = model.draw_masks(TOKENS[:1, None], generator)
@@ -93,29 +93,29 @@ def test_equals_one_step_at_a_time(own: dict[str, Any]) -> None:
     assert score.loss != pytest.approx(-sum(math.log(p) for s in samples for p in s) / 3 / len(averages), rel=1e-6)
 
 
-def test_blocks_do_not_matter_to_masks() -> None:
+def test_masks_do_not_depend_on_the_block_size() -> None:
     found = [monte_carlo(make_rhn(), *pairs(TOKENS), 2, seeded(), block=block).loss for block in (512, 40, 7, 1)]
     assert found == pytest.approx([found[0]] * 4, rel=1e-12)
 
 
-def test_without_dropout_it_is_the_plain_score() -> None:
+def test_without_dropout_the_score_is_the_plain_one() -> None:
     for model in (make_rhn(drop_x=0.0, drop_i=0.0, drop_h=0.0, drop_o=0.0), Plain(0.0)):
         assert monte_carlo(model, *pairs(TOKENS), 3, seeded(), block=16).loss == pytest.approx(
             stream_score(model, TOKENS).loss, rel=1e-12
         )
 
 
-def test_the_generator_decides(model: nn.Module) -> None:
+def test_the_score_depends_on_the_generator_alone(model: nn.Module) -> None:
     first, again, other = (monte_carlo(model, *pairs(TOKENS), 2, seeded(seed)).loss for seed in (0, 0, 1))
     assert first == again != other
     generator = seeded()
     samples = [sample_losses(model, *pairs(TOKENS), generator) for _ in range(2)]
-    assert not torch.equal(*samples), "each sample must have dropout of its own"
+    assert not torch.equal(*samples), "each sample must have its own dropout"
     assert samples[0].mean().item() != pytest.approx(stream_score(model, TOKENS).loss, rel=1e-6)
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_mode_and_global_random_numbers_stay(model: nn.Module, training: bool) -> None:
+def test_mode_and_global_random_state_do_not_change(model: nn.Module, training: bool) -> None:
     model.train(training)
     before = torch.get_rng_state()
     monte_carlo(model, *pairs(TOKENS), 2, seeded())
@@ -133,7 +133,7 @@ def test_probabilities_are_averaged_not_losses() -> None:
     assert score.loss == pytest.approx(math.log(2), rel=1e-12)
 
 
-def test_averages_are_kept_from_zero_and_one() -> None:
+def test_averages_stay_away_from_zero_and_one() -> None:
     score = monte_carlo(Scripted([1 - 1e-14]), *pairs(torch.zeros(9, dtype=torch.int64)), 1, seeded())
     assert score.loss == pytest.approx(1e-10, rel=1e-5)
 
@@ -145,14 +145,14 @@ def test_a_hopeless_sample_is_drawn_again() -> None:
     assert monte_carlo(Scripted([1 / 499, 0.5]), *pairs(tokens), 1, seeded()).perplexity == pytest.approx(499, rel=1e-9)
 
 
-def test_hopeless_samples_end_in_an_error() -> None:
+def test_too_many_hopeless_samples_are_an_error() -> None:
     script = iter([0.5] + 9 * [1 / 600])
     with pytest.raises(UserError, match="4 of 5 Monte Carlo samples had a perplexity of 500 or more"):
         monte_carlo(Scripted(script), *pairs(torch.zeros(9, dtype=torch.int64)), 2, seeded(), redraws=3)
-    assert len(list(script)) == 5, "three may be drawn again, and the fourth ends it"
+    assert len(list(script)) == 5, "three may be drawn again, the fourth is an error"
 
 
-def test_every_row_has_masks_of_its_own() -> None:
+def test_every_row_has_its_own_masks() -> None:
     model = make_rhn()
     x, y = torch.stack([TOKENS, TOKENS.flip(0)], dim=1)[:-1], torch.stack([TOKENS, TOKENS.flip(0)], dim=1)[1:]
     together = sample_losses(model, x, y, seeded())

@@ -1,4 +1,4 @@
-"""Sampling against the distribution it is meant to draw from."""
+"""The sampler against the distribution it draws from, the model's own forward pass, and pinned texts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.helpers.small_models import VOCABULARY, Table, make
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-def test_characters_come_as_often_as_softmax_says(temperature: float) -> None:
+def test_characters_are_as_frequent_as_the_softmax_says(temperature: float) -> None:
     model = Table(len(VOCABULARY))
     text = "a" + "".join(sample(model, VOCABULARY, "a", 30_000, temperature))
     probabilities = (model.table.detach().double() / temperature).softmax(-1)
@@ -69,7 +69,7 @@ PINNED = {
 
 
 class Waves(nn.Module):
-    """A recurrent network whose weights are a formula: no random numbers but those of the draws."""
+    """A recurrent network whose weights come from a formula, so that only the draws are random."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class Waves(nn.Module):
         return torch.stack(logits), (h,)
 
 
-def test_a_seed_writes_the_same_text_for_ever() -> None:
+def test_a_seed_writes_the_pinned_text() -> None:
     draws = [row.tolist() for row, _ in zip(uniforms([123, 0]), range(DRAWS + 1), strict=False)]
     assert draws[0] == [0.368895870664273, 0.9700530018065531]
     assert draws[1] == [0.013365949855291825, 0.707819864399788]
@@ -130,7 +130,7 @@ def test_sampling_leaves_the_model_and_the_global_generator_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_unknown_prime_characters_are_named_at_once() -> None:
+def test_unknown_characters_in_the_prime_text_are_named_before_sampling_starts() -> None:
     with pytest.raises(UserError, match="'!', 'z'"):
         sample(Table(7), VOCABULARY, "az!", 5)
 
@@ -152,7 +152,7 @@ def texts(sampler: Sampler, seeds: Sequence[int], length: int = 120, **more: Any
 
 
 @pytest.mark.parametrize("name", registry.models())
-def test_a_seed_is_one_text_however_many_are_beside_it_and_on_any_number_of_threads(name: str) -> None:
+def test_a_seed_writes_one_text_whatever_the_other_streams_and_the_thread_count(name: str) -> None:
     sampler = Sampler(make(name), VOCABULARY)
     alone = [texts(sampler, [seed])[0] for seed in range(5, 12)]
     assert len(set(alone)) == 7
@@ -168,7 +168,7 @@ def test_a_seed_is_one_text_however_many_are_beside_it_and_on_any_number_of_thre
 
 
 @pytest.mark.parametrize("name", registry.models())
-def test_rounding_is_too_small_to_move_a_draw(name: str) -> None:
+def test_rounding_is_too_small_to_change_a_draw(name: str) -> None:
     sampler = Sampler(make(name), VOCABULARY)
 
     def costs(streams: int) -> list[float]:
@@ -203,7 +203,7 @@ def test_log_probabilities_are_the_models_own() -> None:
             assert token.log_probability == pytest.approx(expected[t, tokens[t + 1]].item(), abs=1e-9)
 
 
-def test_a_stream_ends_with_the_stop_text_and_the_others_go_on() -> None:
+def test_a_stream_ends_with_the_stop_text_and_the_others_continue() -> None:
     sampler = Sampler(make("lstm", scale=1), VOCABULARY)
     whole = texts(sampler, range(8), 200)
     stop = whole[3][40:42]
@@ -225,7 +225,7 @@ def test_a_long_prime_text_is_read_in_blocks() -> None:
     assert first.log_probability == pytest.approx(logits[-1, 0].log_softmax(-1).max().item(), abs=1e-10)
 
 
-def test_unknown_characters_can_be_left_out() -> None:
+def test_unknown_characters_can_be_skipped() -> None:
     said: list[str] = []
     assert without_unknown("a!b\nc", VOCABULARY, said.append) == "abc"
     assert "'\\n', '!'" in said[0]
@@ -235,7 +235,7 @@ def test_unknown_characters_can_be_left_out() -> None:
 
 
 class Stubborn(nn.Module):
-    """Computes in float32, whatever its weights are."""
+    """A model that computes in float32, whatever its weights are."""
 
     def __init__(self) -> None:
         super().__init__()
