@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from hypothesis.database import DirectoryBasedExampleDatabase
 
 REFERENCE = Path(__file__).parent / "originals"
 CHECKPOINTS = Path(__file__).parent / "checkpoints" / "t7"
@@ -25,17 +26,39 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    folder = config.cache.mkdir("charrnn")  # in .pytest_cache, where nothing has to be cleaned up
     # the first optimizer or the first compiled kernel of a process takes seconds, whichever example meets it
-    settings.register_profile("charrnn", deadline=None)
+    settings.register_profile("charrnn", deadline=None, database=DirectoryBasedExampleDatabase(folder / "hypothesis"))
     settings.load_profile("charrnn")
-    # what one test compiles the others find, in whatever home they run
-    os.environ.setdefault("NUMBA_CACHE_DIR", str(Path.home() / ".cache" / "charrnn-tests"))
+    # what one test compiles or draws with, the others find, in whatever home they run
+    os.environ.setdefault("NUMBA_CACHE_DIR", str(folder / "kernels"))
+    os.environ.setdefault("MPLCONFIGDIR", str(folder / "matplotlib"))
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
     # small tests gain nothing from a second thread, and workers side by side lose by it
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     # a script's background jobs and nohup ignore these, and so would every process that a test sends one to
     for number in (signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache folder of this session, in place of the user's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def environment_unchanged(cache_home: None) -> Iterator[None]:
+    """A test leaves the environment and the working folder as it found them."""
+    before, folder = dict(os.environ), Path.cwd()
+    yield
+    changed = {name for name, _ in before.items() ^ os.environ.items()} - {"PYTEST_CURRENT_TEST"}
+    changed = {name for name in changed if not name.startswith(("KMP_", "TORCH"))}  # libraries set theirs as they load
+    assert not changed, f"the test leaves environment variables changed: {', '.join(sorted(changed))}"
+    assert Path.cwd() == folder, "the test leaves the working folder changed"
 
 
 @pytest.fixture(scope="session")

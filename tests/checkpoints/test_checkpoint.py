@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shlex
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ class Bomb:
 
 def test_no_code_from_the_file_is_run(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
-    bomb = Bomb(f"touch {mark}")
+    bomb = Bomb(f"touch {shlex.quote(str(mark))}")
     (tmp_path / "pickle.pt").write_bytes(pickle.dumps(bomb))
     torch.save({"program": "charrnn", "format": 1, "options": bomb}, tmp_path / "zip.pt")
     for name in ("pickle.pt", "zip.pt"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -104,7 +105,7 @@ def test_sample_verbose_0_prints_the_text_alone(trained: Path) -> None:
 
 
 def test_a_closed_pipe_ends_quietly(trained: Path) -> None:
-    words = f"{sys.executable} -m charrnn sample cv -gpuid -1 -verbose 0 -length 200000 | head -c 10"
+    words = f"{shlex.quote(sys.executable)} -m charrnn sample cv -gpuid -1 -verbose 0 -length 200000 | head -c 10"
     done = subprocess.run(["bash", "-c", words], cwd=trained, capture_output=True, env=environment(), timeout=120)
     assert len(done.stdout) == 10
     assert done.stderr == b""

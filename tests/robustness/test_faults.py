@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import os
 import pty
 import re
 import resource
+import shlex
 import shutil
 import signal
-import stat
 import subprocess
 import sys
 import time
@@ -17,13 +16,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
 
 from charrnn.checkpoints.checkpoint import Checkpoint
 from charrnn.files import UNFINISHED, replacing
 from tests.helpers.command import SMALL, SONG, environment, write_text
 from tests.helpers.kills import RUN, finish, last_of, newest, output, start, survive, unfinished, wait_for_iteration
 from tests.helpers.kills import wait_until as wait
+from tests.helpers.rights import give_up_rights
 from tests.helpers.runs import same_run
 
 LONG = (*RUN, "-max_epochs", 10_000)
@@ -131,7 +130,7 @@ def test_a_closed_terminal_saves(folder: Path) -> None:
 
 
 def test_a_closed_pipe_saves(folder: Path) -> None:
-    words = f"{sys.executable} -m charrnn {' '.join(map(str, LONG))} -save_every 0 | head -n 30"
+    words = f"{shlex.quote(sys.executable)} -m charrnn {' '.join(map(str, LONG))} -save_every 0 | head -n 30"
     done = subprocess.run(["bash", "-c", words], cwd=folder, capture_output=True, env=environment(), timeout=120)
     assert b"Traceback" not in done.stderr
     assert newest(folder / "cv").training["iteration"] >= 30
@@ -278,44 +277,17 @@ def test_a_damaged_cache_is_made_again(folder: Path, whole: Path, file: str, fau
     same_run(whole, last_of(folder / "cv"))
 
 
-def become_nobody() -> None:
-    """Give up the rights to write everywhere, once all is imported that nobody may not read."""
-    if os.getuid() == 0:
-        torch.save({}, io.BytesIO())
-        torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.0).step()
-        os.setgroups([])
-        os.setgid(65534)
-        os.setuid(65534)
-
-
-@pytest.fixture
-def open_to_all(folder: Path) -> Path:
-    """The folder and those above it, readable by anyone."""
-    above = [path for path in folder.parents if path.is_relative_to("/tmp") and path != Path("/tmp")]
-    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in above}
-    for path in above:
-        path.chmod(0o755)
-    folder.chmod(0o777)
-    yield folder
-    for path, mode in modes.items():
-        path.chmod(mode)
-
-
-def test_a_folder_for_checkpoints_that_cannot_be_written_to(open_to_all: Path) -> None:
-    folder = open_to_all
+def test_a_folder_for_checkpoints_that_cannot_be_written_to(folder: Path) -> None:
     (folder / "cv").mkdir()
     (folder / "cv").chmod(0o555)
-    (folder / "data").chmod(0o777)
-    assert finish(start(folder, *STEADY, prepare=become_nobody)) == 1
+    assert finish(start(folder, *STEADY, prepare=give_up_rights)) == 1
     assert "cannot save to cv: Permission denied; name another -checkpoint_dir" in said(folder)
     assert "train_loss" not in output(folder), "it is found out at once, not after the first epoch"
 
 
-def test_a_folder_of_data_that_cannot_be_written_to(open_to_all: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = open_to_all
+def test_a_folder_of_data_that_cannot_be_written_to(folder: Path) -> None:
     (folder / "data").chmod(0o555)
     (folder / "home").mkdir()
-    (folder / "home").chmod(0o777)
     place = partial(cache_in, str(folder / "home"))
     assert finish(start(folder, *STEADY, "-max_epochs", 0.1, prepare=place)) == 0, output(folder)
     assert "data cannot be written to: its vocabulary and tokens are kept in" in said(folder)
@@ -323,7 +295,7 @@ def test_a_folder_of_data_that_cannot_be_written_to(open_to_all: Path, monkeypat
 
 
 def cache_in(home: str) -> None:
-    become_nobody()
+    give_up_rights()
     os.environ["XDG_CACHE_HOME"] = home
 
 

@@ -7,6 +7,7 @@ import os
 import pickle
 import random
 import re
+import shlex
 import shutil
 import struct
 import subprocess
@@ -321,9 +322,9 @@ def test_one_sentence(folder: Path, name: str) -> None:
 
 # what may be called by a pickle, and how it would show: each of these makes the file ``mark``
 def bombs(mark: Path) -> dict[str, Any]:
-    state = Reduced(os.system, f"touch {mark}")
+    state = Reduced(os.system, f"touch {shlex.quote(str(mark))}")
     return {
-        "os.system": Reduced(os.system, f"touch {mark}"),
+        "os.system": Reduced(os.system, f"touch {shlex.quote(str(mark))}"),
         "eval": Reduced(eval, f"open({str(mark)!r}, 'w')"),
         "open": Reduced(open, str(mark), "w"),
         "in the options": {"program": "charrnn", "format": 1, "options": {"rnn_size": state}},
