@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks.measure import Row, in_turn, thread_counts
 from benchmarks.subjects import bare, split, subjects, training
 from charrnn.cli.display import PlainDisplay
+from charrnn.data.vocabulary import Vocabulary
 from charrnn.kernels import backend
 
 
@@ -40,7 +41,7 @@ def run(quick: bool) -> list[Row]:
 
 def displayed(iteration: Callable[[], Any]) -> Callable[[], None]:
     """Return the iteration together with printing its line."""
-    display = PlainDisplay(1, "char")
+    display = PlainDisplay(1, Vocabulary)
 
     def call() -> None:
         with redirect_stdout(io.StringIO()):

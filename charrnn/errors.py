@@ -1,22 +1,21 @@
-"""The one exception that a user may see: its text is the whole message."""
+"""The exception that a user may see, and the words that messages share."""
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 class UserError(Exception):
-    """Something the user can put right.
+    """A problem that the user can fix.
 
-    The text is one plain sentence or two: the cause, then the next move. The commands print it on
-    stderr, without a traceback, and exit with code 1. Anything else that escapes is a defect of ours
-    and keeps its traceback.
+    The text is one or two plain sentences: the cause, then what to do. The commands print it on stderr
+    without a traceback and exit with code 1. Any other exception that escapes is a bug and keeps its traceback.
     """
 
 
 def size(count: int) -> str:
-    """Bytes in the unit that reads best."""
+    """Return a number of bytes in MB or GB."""
     value, unit = count / 1e6, "MB"
     if value >= 1000:
         value, unit = value / 1000, "GB"
@@ -24,13 +23,28 @@ def size(count: int) -> str:
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """A hint at the known name most like a mistyped one, or '' where none is like it."""
+    """Return a hint at the known name closest to a mistyped one, or '' if none is close."""
     from difflib import get_close_matches
 
     close = get_close_matches(name, known, n=1, cutoff=0.5)
     return f" (did you mean {close[0]}?)" if close else ""
 
 
-def printable(text: str) -> str:
-    """The text with control characters as visible escapes: sampled text must not drive the terminal."""
-    return "".join(c if c in "\n\t" or unicodedata.category(c)[0] != "C" else ascii(c)[1:-1] for c in text)
+def listed(items: Iterable[str], limit: int = 20) -> str:
+    """Join items by commas; after the first ``limit``, say only how many more there are."""
+    items = list(items)
+    more = len(items) - limit
+    return f"{', '.join(items[:limit])}{f' and {more:,} more' if more > 0 else ''}"
+
+
+def printable(text: str, keep: str = "\n\t") -> str:
+    """Escape control characters, apart from those in ``keep``: text of a model or a file must not drive the terminal.
+
+    Line and paragraph separators, formatting characters and lone surrogates are escaped too.
+    """
+    return "".join(c if c in keep or not is_control(c) else ascii(c)[1:-1] for c in text)
+
+
+def is_control(character: str) -> bool:
+    category = unicodedata.category(character)
+    return category[0] == "C" or category in ("Zl", "Zp")

@@ -28,12 +28,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from charrnn.data.vocabulary import described
+from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import printable
 
 if TYPE_CHECKING:
     from charrnn.data.datasets import download
-    from charrnn.settings.option import Level
     from charrnn.training.loop import Record
 
 
@@ -48,7 +47,7 @@ class TrainingDisplay(Protocol):
 
 
 def training_display(
-    print_every: int, tokens: int, val_losses: Sequence[float] = (), level: Level = "char"
+    print_every: int, tokens: int, val_losses: Sequence[float] = (), vocabulary: type[Vocabulary] = Vocabulary
 ) -> TrainingDisplay:
     """Return the live display if stdout is a terminal that can draw it, otherwise the plain one.
 
@@ -56,16 +55,16 @@ def training_display(
     """
     console = Console(highlight=False)
     if console.is_terminal and not console.is_dumb_terminal:
-        return LiveDisplay(console, tokens, val_losses, level)
-    return PlainDisplay(print_every, level)
+        return LiveDisplay(console, tokens, val_losses, vocabulary)
+    return PlainDisplay(print_every, vocabulary)
 
 
 class PlainDisplay:
     """Prints char-rnn's lines on stdout, for logs and pipes."""
 
-    def __init__(self, print_every: int, level: Level) -> None:
+    def __init__(self, print_every: int, vocabulary: type[Vocabulary]) -> None:
         self.print_every = print_every
-        self.level = level
+        self.vocabulary = vocabulary
 
     def note(self, line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -83,8 +82,8 @@ class PlainDisplay:
 
     def validated(self, record: Record, saved: str, sample: str) -> None:
         assert record.val_loss is not None
-        perplexity = f" ({described(record.val_loss, self.level)})" if self.level == "word" else ""
-        print(f"val_loss = {record.val_loss:.4f}{perplexity}, saved to {saved}", flush=True)
+        figure = self.vocabulary.log_figure(record.val_loss)
+        print(f"val_loss = {record.val_loss:.4f}{figure}, saved to {saved}", flush=True)
         if record.measures:
             print(", ".join(f"{name} = {share:.4f}" for name, share in record.measures.items()), flush=True)
         if sample:
@@ -105,14 +104,16 @@ class LiveDisplay:
 
     REDRAWS_PER_SECOND = 8
 
-    def __init__(self, console: Console, tokens: int, val_losses: Sequence[float], level: Level) -> None:
+    def __init__(
+        self, console: Console, tokens: int, val_losses: Sequence[float], vocabulary: type[Vocabulary]
+    ) -> None:
         self.console = console
         # no refresh thread, so that drawing does not compete with training for a core
         self.live = Live(console=console, auto_refresh=False, transient=False)
         self.live.start()
         self.tokens = tokens  # per iteration
-        self.level = level
-        self.units = "words" if level == "word" else "characters"
+        self.vocabulary = vocabulary
+        self.units = vocabulary.units
         self.recent: deque[Record] = deque(maxlen=100)
         self.validations = list(val_losses)
         self.drawn = -inf  # time of the last redraw
@@ -134,7 +135,7 @@ class LiveDisplay:
         heading = Text.assemble(
             (f"iteration {record.iteration}, epoch {record.epoch:.2f}: ", ""),
             (f"validation loss {record.val_loss:.4f}", "bold"),
-            f" ({described(record.val_loss, self.level)}), saved to {saved}",
+            f" ({self.vocabulary.figure(record.val_loss).text}), saved to {saved}",
         )
         self.console.print(heading)
         if record.measures:

@@ -89,25 +89,18 @@ def summary(scored: Scored, called: str, options: EvaluationOptions) -> Iterator
     from charrnn.cli.display import shares
 
     vocabulary, static = scored.vocabulary, scored.static
-    yield f"{called}: {described(static, vocabulary)}, {static.tokens:,} {vocabulary.units}"
+    yield f"{called}: {vocabulary.describe(static.loss)}, {static.tokens:,} {vocabulary.units}"
     if static.measures:
         yield f"{called}: {shares(static.measures)}"
     if scored.dynamic:
-        yield f"{called}, dynamic evaluation at rate {options.dynamic:g}: {described(scored.dynamic, vocabulary)}"
+        yield f"{called}, dynamic evaluation at rate {options.dynamic:g}: {vocabulary.describe(scored.dynamic.loss)}"
 
 
 def figures(score: Score, vocabulary: Vocabulary) -> dict[str, float]:
     """Return the figures of a score under their JSON keys."""
-    if vocabulary.level == "word":
-        return {"loss": score.loss, "ppl": score.perplexity, "words": score.tokens}
-    figures = {"loss": score.loss, "bpc": score.bits, "ppl": score.perplexity, "characters": score.tokens}
+    figure = vocabulary.figure(score.loss)
+    figures = {"loss": score.loss, figure.key: figure.value, "ppl": score.perplexity, vocabulary.units: score.tokens}
     return figures | score.measures
-
-
-def described(score: Score, vocabulary: Vocabulary) -> str:
-    if vocabulary.level == "word":
-        return f"loss {score.loss:.4f} nats per word, perplexity {score.perplexity:.4f}"
-    return f"loss {score.loss:.4f} nats, {score.bits:.4f} bits per character, perplexity {score.perplexity:.4f}"
 
 
 def show_lines(scored: Scored) -> None:
@@ -116,19 +109,19 @@ def show_lines(scored: Scored) -> None:
     from charrnn.errors import printable
     from charrnn.sampling.output import destination
 
-    figure = "perplexity" if scored.vocabulary.level == "word" else "bpc"
+    vocabulary = scored.vocabulary
     rows = [
         (
             str(line.number),
             f"{line.score.loss:.4f}",
-            f"{line.score.bits if figure == 'bpc' else line.score.perplexity:.4f}",
+            f"{vocabulary.figure(line.score.loss).value:.4f}",
             str(line.score.tokens),
             line.text,
         )
         for line in scored.lines()
     ]
     if sys.stdout.isatty():
-        ranking(("line", "loss", figure, scored.vocabulary.units, "text"), rows)
+        ranking(("line", "loss", vocabulary.figure(0.0).name, vocabulary.units, "text"), rows)
         return
     with destination("", printable) as stream:
         for row in rows:

@@ -9,7 +9,6 @@ import click
 
 from charrnn.cli import display
 from charrnn.cli.flags import Command
-from charrnn.data.vocabulary import described
 from charrnn.errors import size
 from charrnn.reports import curve
 from charrnn.settings.training import training_options
@@ -22,9 +21,6 @@ HELP = """Show the contents of a checkpoint: model, parameters, vocabulary, loss
 CHECKPOINT is a file, or a folder, which means its checkpoint with the lowest validation loss. Neither code in
 the file nor the model's own file is executed.
 """
-
-
-MOST = 200  # words shown; -json prints all
 
 
 def inspect(checkpoint: str, as_json: bool) -> None:
@@ -45,7 +41,7 @@ def show_model(found: Inspection) -> None:
     saved, loss = found.saved, found.val_loss
     score = "not validated"
     if loss is not None:
-        score = f"validation loss {loss:.4f} ({described(loss, saved.vocabulary.level)})"
+        score = f"validation loss {loss:.4f} ({saved.vocabulary.figure(loss).text})"
     display.heading(f"{saved.options.model} from epoch {saved.epoch:.2f}, {score}")
     display.table(("file", str(found.path)), [(name, str(value)) for name, value in saved.model_options.items()])
 
@@ -62,11 +58,9 @@ def show_vocabulary(found: Inspection) -> None:
     vocabulary = found.saved.vocabulary
     tokens = sorted(found.tokens, key=lambda token: -(token.count or 0))
     counted = "with their counts in the training text" if tokens[0].count else "their counts were not recorded"
-    cut = len(tokens) > MOST and vocabulary.level == "word"
-    display.heading(
-        f"{len(tokens):,} {vocabulary.units} ({vocabulary.encoding}), {counted}{f', the first {MOST}' if cut else ''}"
-    )
-    shown = tokens[:MOST] if cut else tokens
+    shown = tokens[: vocabulary.overview]
+    cut = f", the first {len(shown)}" if len(shown) < len(tokens) else ""
+    display.heading(f"{len(tokens):,} {vocabulary.units} ({vocabulary.encoding}), {counted}{cut}")
     display.flow([f"{token.name} {token.count:,}" if token.count else token.name for token in shown])
 
 

@@ -15,7 +15,7 @@ from click.shell_completion import CompletionItem
 
 import charrnn
 from charrnn.cli.flags import flags as as_typed
-from charrnn.errors import UserError, nearest
+from charrnn.errors import UserError, nearest, printable
 
 # the short help stands here so that `charrnn --help` need not load a command, nor torch
 COMMANDS = {
@@ -141,7 +141,6 @@ def give_up(stream: TextIO) -> None:
 
 
 def complain(message: str, code: int, command: str = "charrnn") -> int:
-    # what it quotes may come from a stranger's file: on a terminal an escape sequence must not work
-    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
-    print(f"{command}: {shown}", file=sys.stderr)
+    # a message may quote an untrusted file, whose escape sequences must not reach the terminal
+    print(f"{command}: {printable(message, keep='')}", file=sys.stderr)
     return code

@@ -86,7 +86,7 @@ def sampled(source: str, values: dict[str, Any]) -> tuple[TrainingOptions, str]:
     saved = Checkpoint.load(source)
     device = choose_device(values["gpuid"], note, saved.options.precision)
     model = saved.build(saved.model_file()).to(device)
-    prime = "" if saved.vocabulary.unknown("\n") else "\n"
+    prime = "" if saved.vocabulary.unknown_tokens("\n") else "\n"
     characters = sample(model, saved.vocabulary, prime, values["length"], values["temperature"], seed=values["seed"])
     return saved.options, "".join(characters)
 

@@ -81,7 +81,7 @@ def sample(checkpoint: str, as_json: bool, interactive: bool, **values: Any) -> 
     options = SamplingOptions(**{name: values[name] for name in sampling_options()})
     saved = Checkpoint.load(checkpoint)
     vocabulary = saved.vocabulary
-    options = replace(options, stop=vocabulary.tidy("\n" if values["until_newline"] else options.stop))
+    options = replace(options, stop=vocabulary.normalize("\n" if values["until_newline"] else options.stop))
     sampler = make_sampler(saved, options, report)
     report(described(saved))
     if interactive:

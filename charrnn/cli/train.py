@@ -111,7 +111,7 @@ def train(sources: Sources, /, dry_run: bool, print_config: bool, **flags: Any) 
     with alone(run), run.enough_memory():
         val_losses = list(run.training.val_losses.values())
         tokens = options.batch_size * options.seq_length
-        return follow(run, training_display(options.print_every, tokens, val_losses, options.level))
+        return follow(run, training_display(options.print_every, tokens, val_losses, type(run.vocabulary)))
 
 
 def show_settings(settings: Configuration) -> int:

@@ -147,7 +147,7 @@ def read(name: str, tokens: Tokens, vocabulary: Vocabulary, batch_size: int = 1)
         raise UserError(
             f"{name}, line {first + 1:,}: {addition.fault(line(int(first)), digits)}; mend it or take it out"
         )
-    numbers = np.array([vocabulary.numbers.get(code, 0) for code in vocabulary.split("0123456789-")], tokens.dtype)
+    numbers = np.array([vocabulary.ids.get(code, 0) for code in vocabulary.split("0123456789-")], tokens.dtype)
     return Problems(numbers[whole], digits, batch_size, vocabulary)
 
 
@@ -155,8 +155,8 @@ def symbols(vocabulary: Vocabulary) -> NDArray[np.uint8]:
     """Of each character's number, what it is in a problem: a digit's value, DELIMITER, NEWLINE or OTHER."""
     table = np.full(len(vocabulary), OTHER, np.uint8)
     for symbol, code in enumerate(vocabulary.split("0123456789-\n")):
-        if code in vocabulary.numbers:
-            table[vocabulary.numbers[code]] = symbol
+        if code in vocabulary.ids:
+            table[vocabulary.ids[code]] = symbol
     return table
 
 

@@ -23,7 +23,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from charrnn.data.vocabulary import Vocabulary, Words, split
+from charrnn.data.vocabulary import Vocabulary, Words, split_words
 from charrnn.errors import UserError
 from charrnn.settings.option import Encoding
 
@@ -236,7 +236,7 @@ def words(path: Path, encoding: Encoding, chunks: Iterator[bytes]) -> Iterator[l
         # of bytes: a character that a chunk's end cuts in two is whole again once it is encoded
         text = chunk.decode("utf-8", "surrogateescape") if encoding == "bytes" else decoder.text(chunk)
         text = begun + text
-        found = split(text, encoding)
+        found = split_words(text, encoding)
         begun = found.pop() if found and not ends_in_space(text, encoding) else ""
         if len(begun) > LONGEST:
             raise UserError(f"{path} has a word of over {LONGEST:,} characters: use -level char for such a text")
@@ -268,7 +268,7 @@ def write_words(source: Source, surveyed: Survey, vocabulary: Words, file: IO[by
     def numbers(chunks: Iterator[bytes]) -> Iterator[Tokens]:
         for found in words(source.path, vocabulary.encoding, chunks):
             # a word without a number means that the text has changed, which will be noticed
-            yield np.fromiter(map(vocabulary.numbers.get, found, repeat(0)), dtype, len(found))
+            yield np.fromiter(map(vocabulary.ids.get, found, repeat(0)), dtype, len(found))
 
     return _write(source, surveyed, dtype, numbers, file)
 
@@ -306,7 +306,7 @@ def renumber(tokens: Tokens, own: Vocabulary, other: Vocabulary) -> Tokens:
 
     ``other`` has a number for every token of ``own``. Raises OSError where there is no room for the file.
     """
-    table = np.array([other.number(code) for code in own.codes], token_type(other))
+    table = np.array([other.id_of(code) for code in own.codes], token_type(other))
     with TemporaryFile() as file:
         for start in range(0, len(tokens), CHUNK):
             file.write(table[tokens[start : start + CHUNK]].data)

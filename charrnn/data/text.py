@@ -17,7 +17,7 @@ from charrnn.data.cache import Prepared, prepare, prepare_files
 from charrnn.data.encode import Survey, Tokens, join, renumber
 from charrnn.data.minibatches import Minibatches, Split
 from charrnn.data.vocabulary import Vocabulary, Words
-from charrnn.errors import UserError
+from charrnn.errors import UserError, listed
 from charrnn.settings.option import Encoding, Level
 from charrnn.settings.training import TrainingOptions, check_fractions
 
@@ -213,15 +213,10 @@ def trained(prepared: Prepared, name: str, unk: str) -> Words:
         return Words(words if unk in words else (*words, unk), own.encoding, unk)
     if others:
         raise UserError(
-            f"{name} has {some(own, others)}, which train.txt has not: name a word that stands for such ones, "
-            "as in -unk '<unk>', or put them into train.txt"
+            f"{name} has {listed(map(own.name, others))}, not in train.txt: name a word to stand for them, "
+            "as in -unk '<unk>', or add them to train.txt"
         )
     return Words(words, own.encoding)
-
-
-def some(vocabulary: Vocabulary, codes: Sequence[Any]) -> str:
-    """The first few of some codes, as messages call them."""
-    return f"{', '.join(map(vocabulary.name, codes[:20]))}{' ...' if len(codes) > 20 else ''}"
 
 
 def find_texts(folder: Path) -> list[str]:
@@ -250,11 +245,8 @@ def known_tokens(name: str, own: Vocabulary, files: dict[str, Tokens], known: Vo
 
     Raises UserError that names the characters or words outside it.
     """
-    if unknown := known.lacks(own.codes):
-        moves = "take it out, or use a model trained on such text"
-        if known.level == "word":
-            moves = f"name a word to stand for such ones with -unk, {moves}"
-        raise UserError(f"{name} has {some(own, unknown)}, which the model's training text never had: {moves}")
+    if unknown := known.unknown_codes(own.codes):
+        raise known.unknown_error(name, map(known.name, unknown))
     with room_for_temporary_files():
         return {name: renumber(tokens, own, known) for name, tokens in files.items()}
 

@@ -1,4 +1,4 @@
-"""Tokens, which are characters or words, and their numbers."""
+"""Vocabularies of characters and of words: their token ids, and the figure in which their losses are compared."""
 
 from __future__ import annotations
 
@@ -8,59 +8,56 @@ from functools import cached_property
 from math import exp, inf, log
 from typing import Any, ClassVar, get_args
 
-from charrnn.errors import UserError
+from charrnn.errors import UserError, listed
 from charrnn.settings.option import Encoding, Level
 
-
-def check_same(ours: Vocabulary, theirs: Vocabulary, our_name: str, their_name: str) -> None:
-    """Raises UserError, naming the characters, where two vocabularies differ."""
-    if ours == theirs:
-        return
-    if ours.level != theirs.level:
-        raise UserError(f"{our_name} is read as {ours.units}, {their_name} as {theirs.units}: change -level")
-    if ours.encoding != theirs.encoding:
-        raise UserError(f"{our_name} is read as {ours.encoding}, {their_name} as {theirs.encoding}: change -encoding")
-    mine, other = set(ours.codes), set(theirs.codes)
-    only = [(our_name, ours, mine - other), (their_name, theirs, other - mine)]
-    differences = "; ".join(
-        f"only {name} has {' '.join(vocabulary.name(code) for code in sorted(codes)[:20])}"
-        f"{f' and {len(codes) - 20} more' if len(codes) > 20 else ''}"
-        for name, vocabulary, codes in only
-        if codes
-    )
-    raise UserError(f"the characters differ: {differences}; train on a text with the same characters")
-
-
 ENCODINGS: tuple[str, ...] = get_args(Encoding)
-
-
 EOS = "<eos>"  # the word that stands for a newline, as in the PTB reader
+LARGEST = 12_000_000  # bytes of all words together: the limit of what a checkpoint is allowed to hold
 
 
-LARGEST = 12_000_000  # bytes of all words together: a checkpoint with more is not read again
+@dataclass(frozen=True)
+class Figure:
+    """A loss in the unit in which people compare models."""
+
+    # heading of a column
+    name: str
+    # key in JSON
+    key: str
+    value: float
+    # value and unit, as in "1.853 bits per character"
+    text: str
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The characters of a text in ascending order; a character's number is its place, from 0.
+    """The characters of a text in ascending order; the id of a character is its index.
 
-    codes: code points for the encoding ``utf-8``, byte values for ``bytes``. Text is always handled as
-    ``str``; under ``bytes`` it stands for its UTF-8 bytes, and bytes that are not UTF-8 appear as
-    Python's surrogate escapes, so that any byte string survives the round trip. ``Words`` is the same for words.
+    Text is always a ``str``. Under the encoding ``bytes`` it stands for its UTF-8 bytes, and bytes that are not UTF-8
+    appear as Python's surrogate escapes, so that any byte string survives a round trip. ``Words`` is the vocabulary of
+    words. Raises UserError unless the codes are distinct, in ascending order and valid in the encoding.
     """
 
+    # code points for the encoding ``utf-8``, byte values for ``bytes``; the words themselves in ``Words``
     codes: tuple[Any, ...]
     encoding: Encoding = "utf-8"
 
     level: ClassVar[Level] = "char"
+    # one token, in messages
     unit: ClassVar[str] = "character"
+    # several tokens, in messages and JSON
+    units: ClassVar[str] = "characters"
+    # how many tokens an overview shows; None for all
+    overview: ClassVar[int | None] = None
+    # what to do about unknown tokens in a text
+    remedy: ClassVar[str] = "remove them, or use a model trained on such text"
 
     def __post_init__(self) -> None:
         self._check_encoding()
         limit = 0x110000 if self.encoding == "utf-8" else 256
         ascending = all(a < b for a, b in zip(self.codes, self.codes[1:], strict=False))
         if not self.codes or not ascending or self.codes[0] < 0 or self.codes[-1] >= limit:
-            raise UserError("a vocabulary needs distinct characters in ascending order, at least one")
+            raise UserError("a vocabulary needs at least one character, and distinct ones in ascending order")
 
     def _check_encoding(self) -> None:
         if self.encoding not in ENCODINGS:
@@ -69,73 +66,105 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self.codes)
 
-    @property
-    def units(self) -> str:
-        """What messages call several tokens."""
-        return f"{self.unit}s"
-
     @cached_property
-    def numbers(self) -> dict[Any, int]:
-        """Code -> number."""
-        return {code: number for number, code in enumerate(self.codes)}
+    def ids(self) -> dict[Any, int]:
+        """The id of each code."""
+        return {code: token for token, code in enumerate(self.codes)}
 
     @cached_property
     def newline(self) -> int | None:
-        """The number of the newline, None where the text had none."""
-        return self.numbers.get(ord("\n"))
+        """The id of the newline, None if it is not in the vocabulary."""
+        return self.ids.get(ord("\n"))
 
-    def number(self, code: Any) -> int:
-        """The number of a code. Raises KeyError(code) for an unknown one."""
-        return self.numbers[code]
+    def id_of(self, code: Any) -> int:
+        """Return the id of a code. Raises KeyError(code) if it is unknown."""
+        return self.ids[code]
 
-    def lacks(self, codes: Iterable[Any]) -> list[Any]:
-        """Those of the codes that have no number, each once, in ascending order."""
-        return sorted(set(codes) - self.numbers.keys())
+    def unknown_codes(self, codes: Iterable[Any]) -> list[Any]:
+        """Return the distinct codes that are not in the vocabulary, in ascending order."""
+        return sorted(set(codes) - self.ids.keys())
 
     def split(self, text: str) -> Sequence[Any]:
-        """The codes of a text, whether or not the vocabulary has them."""
+        """Return the codes of a text's tokens, known or unknown."""
         if self.encoding == "bytes":
             return text.encode("utf-8", "surrogateescape")
         return [ord(character) for character in text]
 
-    def tidy(self, text: str) -> str:
-        """The text as writing would have it: characters stay as they are."""
+    def normalize(self, text: str) -> str:
+        """Return the text in the form that ``decode`` produces. Characters stay as they are."""
         return text
 
     def encode(self, text: str) -> list[int]:
-        """The numbers of a text's tokens. Raises KeyError(code) at the first unknown one."""
-        return [self.number(code) for code in self.split(text)]
+        """Return the ids of a text's tokens. Raises KeyError(code) at the first unknown one."""
+        return [self.id_of(code) for code in self.split(text)]
 
-    def unknown(self, text: str) -> list[str]:
-        """The distinct tokens of a text that the vocabulary lacks, in ascending order."""
-        return [self.name(code) for code in self.lacks(self.split(text))]
+    def unknown_tokens(self, text: str) -> list[str]:
+        """Return the names of a text's distinct unknown tokens, in ascending order."""
+        return [self.name(code) for code in self.unknown_codes(self.split(text))]
 
-    def decode(self, numbers: Iterable[int]) -> str:
-        codes = [self.codes[number] for number in numbers]
+    def unknown_error(self, text: str, tokens: Iterable[str], remedy: str = "", place: str = "") -> UserError:
+        """Return the error for unknown tokens, given by their names, in a text; ``text`` is what messages call it."""
+        return UserError(
+            f"{text} has {listed(tokens)}{place}, not in the vocabulary of the model: {remedy or self.remedy}"
+        )
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text of tokens."""
+        codes = [self.codes[token] for token in ids]
         if self.encoding == "bytes":
             return bytes(codes).decode("utf-8", "surrogateescape")
         return "".join(map(chr, codes))
 
     @cached_property
-    def _pieces(self) -> list[str]:
-        return [self.decode([number]) for number in range(len(self))]
+    def _texts(self) -> list[str]:
+        return [self.decode([token]) for token in range(len(self))]
 
-    def piece(self, number: int, after: int | None) -> str:
-        """One token as text, where it follows another one; None at the beginning."""
-        return self._pieces[number]
+    def token_text(self, token: int, before: int | None) -> str:
+        """Return the text of one token after the token ``before``; None at the beginning of a text."""
+        return self._texts[token]
 
     def name(self, code: Any) -> str:
-        """How messages call a character: quoted, with escapes for what does not print."""
+        """Return a code's name in messages: the quoted character, with escapes if it is not printable."""
         return f"byte 0x{code:02x}" if self.encoding == "bytes" and code > 126 else repr(chr(code))
 
+    def difference(self, other: Vocabulary, mine: str, others: str) -> str:
+        """Return how the tokens or ids of two vocabularies differ, or '' if they do not.
+
+        ``mine`` and ``others`` are what messages call the owner of each. The unknown word is not compared.
+        """
+        if self.level != other.level:
+            return f"{mine} is read as {self.units}, {others} as {other.units}"
+        if self.encoding != other.encoding:
+            return f"{mine} is read as {self.encoding}, {others} as {other.encoding}"
+        if self.codes == other.codes:
+            return ""
+        only = [(mine, self.ids.keys() - other.ids.keys()), (others, other.ids.keys() - self.ids.keys())]
+        parts = [f"only {owner} has {listed(map(self.name, sorted(codes)))}" for owner, codes in only if codes]
+        return "; ".join(parts) or f"their {self.units} have different ids"
+
+    @staticmethod
+    def figure(loss: float) -> Figure:
+        """Return the figure that people quote, for a loss in nats per token: bits per character."""
+        return Figure("bpc", "bpc", bits(loss), f"{bits(loss):.3f} bits per character")
+
+    @staticmethod
+    def log_figure(loss: float) -> str:
+        """Return what follows the loss in a log: nothing for characters, as in char-rnn."""
+        return ""
+
+    @staticmethod
+    def describe(loss: float) -> str:
+        """Return a loss in nats per token and in every unit in use."""
+        return f"loss {loss:.4f} nats, {bits(loss):.4f} bits per character, perplexity {perplexity(loss):.4f}"
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain strings and numbers, as vocab.json and the checkpoint keep them."""
+        """Return plain strings and numbers, for vocab.json and checkpoints."""
         tokens = list(self.codes) if self.encoding == "bytes" else [chr(code) for code in self.codes]
         return {"encoding": self.encoding, "tokens": tokens}
 
     @classmethod
     def from_dict(cls, saved: Any) -> Vocabulary:
-        """The inverse of to_dict. Raises UserError for anything else."""
+        """Return the vocabulary that ``to_dict`` saved. Raises UserError for anything else."""
         match saved:
             case {"level": "word", "encoding": encoding, "tokens": str(tokens), "unk": str(unk)}:
                 return Words(tuple(tokens.split("\n")), encoding, unk)
@@ -152,17 +181,19 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Words(Vocabulary):
-    """The words of a text; a word's number is its place, from 0.
+    """The words of a text, which white space separates; ``<eos>`` stands for a newline.
 
-    codes: the words, in which white space separates; ``<eos>`` stands for a newline. Under ``utf-8`` white space is
-    Unicode's, under ``bytes`` it is ASCII's. unk: the one of the words that stands for all that are not among them,
-    or '' for none.
+    White space is Unicode's under the encoding ``utf-8``, and ASCII's under ``bytes``. The id of a word is its index.
     """
 
+    # the word of the vocabulary that stands for all unknown ones; '' for none
     unk: str = ""
 
     level: ClassVar[Level] = "word"
     unit: ClassVar[str] = "word"
+    units: ClassVar[str] = "words"
+    overview: ClassVar[int | None] = 200
+    remedy: ClassVar[str] = f"name a word to stand for them with -unk, {Vocabulary.remedy}"
 
     def __post_init__(self) -> None:
         self._check_encoding()
@@ -176,58 +207,74 @@ class Words(Vocabulary):
                 f"{len(self.codes):,} different words, {size / 1e6:.0f} MB of them, are too many for a model: "
                 "put one word in place of the rare ones, or use -level char"
             )
-        if not self.codes or self.split(text) != list(self.codes) or len(self.numbers) < len(self.codes):
-            raise UserError("a vocabulary needs distinct words without white space in them, at least one")
-        if self.unk and (self.unk == EOS or self.unk not in self.numbers):
-            raise UserError(f"{self.unk} cannot stand for unknown words: it is not among the words of the model")
+        if not self.codes or self.split(text) != list(self.codes) or len(self.ids) < len(self.codes):
+            raise UserError("a vocabulary needs at least one word, and distinct ones without white space")
+        if self.unk and (self.unk == EOS or self.unk not in self.ids):
+            raise UserError(f"{self.unk} cannot stand for unknown words: it is not a word of the model")
 
     @cached_property
     def newline(self) -> int | None:
-        return self.numbers.get(EOS)
+        return self.ids.get(EOS)
 
     def with_unk(self, unk: str) -> Words:
-        """The same words with that one for all others. Raises UserError where it is none of them."""
+        """Return the same words with ``unk`` for unknown ones. Raises UserError if it is not one of them."""
         return Words(self.codes, self.encoding, unk)
 
-    def number(self, code: Any) -> int:
-        found = self.numbers.get(code)
-        return self.numbers[self.unk or code] if found is None else found
+    def id_of(self, code: Any) -> int:
+        found = self.ids.get(code)
+        return self.ids[self.unk or code] if found is None else found
 
-    def lacks(self, codes: Iterable[Any]) -> list[Any]:
-        return [] if self.unk else super().lacks(codes)
+    def unknown_codes(self, codes: Iterable[Any]) -> list[Any]:
+        return [] if self.unk else super().unknown_codes(codes)
 
     def split(self, text: str) -> Sequence[Any]:
-        return split(text, self.encoding)
+        return split_words(text, self.encoding)
 
-    def tidy(self, text: str) -> str:
-        """The text with single spaces between words, and none beside a newline."""
-        return "".join(joined(self.split(text)))
+    def normalize(self, text: str) -> str:
+        """Return the text with single spaces between words and none next to a newline."""
+        return "".join(spaced_words(self.split(text)))
 
-    def decode(self, numbers: Iterable[int]) -> str:
-        return "".join(joined(self.codes[number] for number in numbers))
+    def decode(self, ids: Iterable[int]) -> str:
+        return "".join(spaced_words(self.codes[token] for token in ids))
 
-    def piece(self, number: int, after: int | None) -> str:
-        """The word, and before it a space where it follows a word; a newline for ``<eos>``."""
-        return spaced(self.codes[number], None if after is None else self.codes[after])
+    def token_text(self, token: int, before: int | None) -> str:
+        """Return the word, after a space if it follows a word; a newline for ``<eos>``."""
+        return spaced(self.codes[token], None if before is None else self.codes[before])
 
     def name(self, code: Any) -> str:
         return repr(code)
 
+    @staticmethod
+    def figure(loss: float) -> Figure:
+        """Return the figure that people quote, for a loss in nats per token: perplexity per word."""
+        return Figure("perplexity", "ppl", perplexity(loss), f"perplexity {perplexity(loss):.2f} per word")
+
+    @staticmethod
+    def log_figure(loss: float) -> str:
+        return f" ({Words.figure(loss).text})"
+
+    @staticmethod
+    def describe(loss: float) -> str:
+        return f"loss {loss:.4f} nats per word, perplexity {perplexity(loss):.4f}"
+
     def to_dict(self) -> dict[str, Any]:
-        """One string of all words: a list would make a checkpoint of many of them slow to read and to check."""
+        """Return the words as one string: a long list would make a checkpoint slow to read and to check."""
         return {"level": "word", "encoding": self.encoding, "tokens": "\n".join(self.codes), "unk": self.unk}
 
 
-def split(text: str, encoding: Encoding) -> list[str]:
-    """The words of a text, with ``<eos>`` for each newline."""
+VOCABULARIES: dict[Level, type[Vocabulary]] = {"char": Vocabulary, "word": Words}
+
+
+def split_words(text: str, encoding: Encoding) -> list[str]:
+    """Return the words of a text, with ``<eos>`` for each newline."""
     if encoding == "bytes":
         data = text.encode("utf-8", "surrogateescape").replace(b"\n", f" {EOS} ".encode())
         return [word.decode("utf-8", "surrogateescape") for word in data.split()]
     return text.replace("\n", f" {EOS} ").split()
 
 
-def joined(words: Iterable[str]) -> Iterator[str]:
-    """The pieces of the text that words make."""
+def spaced_words(words: Iterable[str]) -> Iterator[str]:
+    """Yield each word with the space that goes before it."""
     before = None
     for word in words:
         yield spaced(word, before)
@@ -240,37 +287,11 @@ def spaced(word: str, before: str | None) -> str:
     return word if before is None or before == EOS else f" {word}"
 
 
-def check_same_vocabulary(names: Sequence[str], vocabularies: Sequence[Vocabulary]) -> None:
-    """Raises UserError where checkpoints, of those names, know different characters."""
-    first, one = names[0], vocabularies[0]
-    for name, other in zip(names, vocabularies, strict=True):
-        ours, theirs = set(one.codes), set(other.codes)
-        if (one.codes, one.encoding) == (other.codes, other.encoding):
-            continue
-        if one.level != other.level:
-            difference = f"one is trained on {one.units}, the other on {other.units}"
-        elif one.encoding != other.encoding:
-            difference = f"one is trained on {one.encoding}, the other on {other.encoding}"
-        elif ours == theirs:
-            difference = f"their {one.units} are numbered differently"
-        else:
-            codes = [one.name(code) for code in sorted(ours ^ theirs)]
-            difference = f"only one of them knows {', '.join(codes[:20])}{' ...' if len(codes) > 20 else ''}"
-        raise UserError(
-            f"{first} and {name} cannot be averaged: {difference}; train both on texts with the same {one.units}"
-        )
-
-
 def perplexity(loss: float) -> float:
-    """Of a loss in nats."""
+    """Return the perplexity for a loss in nats; inf if it is too large for a float."""
     return exp(loss) if loss < 700 else inf
 
 
 def bits(loss: float) -> float:
-    """A loss in nats, in bits."""
+    """Return a loss in nats in bits."""
     return loss / log(2)
-
-
-def described(loss: float, level: Level) -> str:
-    """The figure in which losses at this level are compared, from a loss in nats per token."""
-    return f"perplexity {perplexity(loss):.2f} per word" if level == "word" else f"{bits(loss):.3f} bits per character"

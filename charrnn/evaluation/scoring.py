@@ -18,7 +18,7 @@ from charrnn.checkpoints.folder import find
 from charrnn.compute import Report, choose_device, silent
 from charrnn.data.addition import Problems, read
 from charrnn.data.text import minibatches, open_chosen, require
-from charrnn.data.vocabulary import Vocabulary, Words, check_same_vocabulary
+from charrnn.data.vocabulary import Vocabulary, Words
 from charrnn.errors import UserError
 from charrnn.evaluation.dynamic import dynamic_losses
 from charrnn.evaluation.loss import Score, evaluate, losses, steps_at_once
@@ -60,7 +60,7 @@ class Scored:
         for ids, nats in self.rows:
             before = None
             for token, loss in zip(ids.tolist(), [None, *nats.tolist()], strict=True):
-                yield self.vocabulary.piece(token, before), loss
+                yield self.vocabulary.token_text(token, before), loss
                 before = token
 
     def lines(self) -> list[Line]:
@@ -93,7 +93,9 @@ class Scorer:
         each: bool = False,
     ) -> None:
         names, members = zip(*map(opened, sources), strict=True)
-        check_same_vocabulary(names, [member.vocabulary for member in members])
+        for name, member in zip(names[1:], members[1:], strict=True):
+            if difference := members[0].vocabulary.difference(member.vocabulary, names[0], name):
+                raise UserError(f"{names[0]} and {name} cannot be averaged: {difference}")
         self.names: tuple[str, ...] = names
         self.saved: Checkpoint = members[0]
         self.vocabulary = with_unk(self.saved.vocabulary, options.unk) if options.unk else self.saved.vocabulary
@@ -136,14 +138,9 @@ class Scorer:
     def text(self, text: str, called: str = "the text") -> Scored:
         """Score any text. Raises UserError naming the unknown tokens and the first line that has one."""
         vocabulary = self.vocabulary
-        if unknown := vocabulary.unknown(text):
-            moves = "take it out, or use a model trained on such text"
-            if vocabulary.level == "word":
-                moves = f"name a word to stand for such ones with -unk, {moves}"
-            raise UserError(
-                f"{called} has {', '.join(unknown[:20])}{' ...' if len(unknown) > 20 else ''}, first in line "
-                f"{first_line_with_unknown(text, vocabulary)}, which the model's training text never had: {moves}"
-            )
+        if unknown := vocabulary.unknown_tokens(text):
+            first = next(n for n, line in enumerate(text.split("\n"), 1) if vocabulary.unknown_tokens(line))
+            raise vocabulary.unknown_error(called, unknown, place=f", first in line {first}")
         ids = torch.tensor(vocabulary.encode(text))
         if self.saved.options.task == "addition":
             return self.problems(read(called, ids.numpy(), vocabulary).in_equal_parts())
@@ -247,10 +244,6 @@ def with_unk(vocabulary: Vocabulary, unk: str) -> Words:
     if not isinstance(vocabulary, Words):
         raise UserError(f"-unk {unk}: only a model of words has one, and this is a model of {vocabulary.units}")
     return vocabulary.with_unk(unk)
-
-
-def first_line_with_unknown(text: str, vocabulary: Vocabulary) -> int:
-    return next(n for n, line in enumerate(text.split("\n"), 1) if vocabulary.unknown(line))
 
 
 def averaged(losses: Sequence[Tensor]) -> Tensor:

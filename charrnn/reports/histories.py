@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from charrnn.checkpoints.folder import METRICS, OF_RUN, find_newest, written
+from charrnn.data.vocabulary import VOCABULARIES
 from charrnn.errors import UserError, printable
 from charrnn.reports.inspection import inspect
 from charrnn.settings.training import training_options
@@ -229,4 +230,5 @@ def top(histories: Sequence[History], window: int = 0) -> float:
 def unit(histories: Sequence[History]) -> str:
     """Return the unit that the losses are given per: character, word, or token if the runs differ."""
     levels = {history.settings.get("level", "char") for history in histories}
-    return {"char": "character", "word": "word"}.get(levels.pop(), "token") if len(levels) == 1 else "token"
+    vocabulary = VOCABULARIES.get(levels.pop()) if len(levels) == 1 else None
+    return vocabulary.unit if vocabulary else "token"

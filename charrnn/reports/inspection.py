@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from charrnn.checkpoints.checkpoint import Checkpoint
-from charrnn.data.vocabulary import bits, perplexity
 from charrnn.errors import UserError
 
 
@@ -52,7 +51,7 @@ class Inspection:
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON, with None for values that JSON cannot express."""
         saved, vocabulary = self.saved, self.saved.vocabulary
-        measured, name = (perplexity, "ppl") if vocabulary.level == "word" else (bits, "bpc")
+        figure = vocabulary.figure(inf if self.val_loss is None else self.val_loss)
         return {
             "checkpoint": str(self.path),
             "model": saved.options.model,
@@ -60,7 +59,7 @@ class Inspection:
             "epoch": saved.epoch,
             "iteration": self.iteration,
             "val_loss": self.val_loss,
-            name: None if self.val_loss is None else finite(measured(self.val_loss)),
+            figure.key: finite(figure.value),
             "parameters": asdict(self.parameters),
             "vocabulary": {
                 "level": vocabulary.level,

@@ -98,7 +98,7 @@ def examine(words: str, text: Text, options: TrainingOptions) -> Novelty:
             f"the text has {len(codes)} {text.vocabulary.units}; at least {NGRAMS.start} are needed to compare it"
         )
     unknown = separator + 1  # an id that does not occur in the training text
-    written = np.array([text.vocabulary.numbers.get(code, unknown) for code in codes], np.min_scalar_type(unknown))
+    written = np.array([text.vocabulary.ids.get(code, unknown) for code in codes], np.min_scalar_type(unknown))
     training, other = corpus(text, ("train",), options), corpus(text, ("val", "test"), options)
     assert training is not None, "Text.split always makes a training split"
     figures = measure(written, training.tokens, separator)

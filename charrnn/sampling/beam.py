@@ -133,4 +133,4 @@ def _written(sampler: Sampler, prime: list[int], candidates: Candidates, start: 
     best: list[int] = candidates.ids[0, :stop].tolist()
     before = [prime[-1] if prime else None, *best]
     for k in range(start, stop):
-        yield Written(0, sampler.vocabulary.piece(best[k], before[k]), -float(candidates.costs[0, k]))
+        yield Written(0, sampler.vocabulary.token_text(best[k], before[k]), -float(candidates.costs[0, k]))

@@ -57,7 +57,7 @@ class Conversation:
 
     def continue_text(self, text: str, stream: Stream) -> None:
         """Write the text and its continuation to the stream."""
-        prime = self.sampler.vocabulary.tidy(text) or self.prime
+        prime = self.sampler.vocabulary.normalize(text) or self.prime
         written = generate(self.sampler, prime, self.options)
         self.prime = prime
         self.options = replace(self.options, seed=(self.options.seed + 1) % 2**63)

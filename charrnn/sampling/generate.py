@@ -12,6 +12,7 @@ import torch
 from charrnn.checkpoints.checkpoint import Checkpoint
 from charrnn.compute import Report, choose_device, silent
 from charrnn.data.vocabulary import Vocabulary
+from charrnn.errors import listed
 from charrnn.sampling.beam import beam_search
 from charrnn.sampling.choice import Choice
 from charrnn.sampling.sampler import Sampler, Written
@@ -71,14 +72,14 @@ def prime_text(text: str, vocabulary: Vocabulary, options: SamplingOptions, repo
     """Return the prime text in the form that the model writes, without its unknown tokens if they are to be skipped."""
     if options.unknown == "skip":
         text = without_unknown(text, vocabulary, report)
-    return vocabulary.tidy(text)
+    return vocabulary.normalize(text)
 
 
 def without_unknown(text: str, vocabulary: Vocabulary, report: Report) -> str:
     """Return the text without its unknown tokens, and report them."""
-    missing = vocabulary.unknown(text)
-    if not missing:
+    codes = vocabulary.split(text)
+    unknown = vocabulary.unknown_codes(codes)
+    if not unknown:
         return text
-    report(f"left out of the prime text, as the model's training text never had it: {', '.join(missing)}")
-    lacking = set(vocabulary.lacks(vocabulary.split(text)))
-    return vocabulary.decode(vocabulary.number(code) for code in vocabulary.split(text) if code not in lacking)
+    report(f"skipped in the prime text, not in the vocabulary of the model: {listed(map(vocabulary.name, unknown))}")
+    return vocabulary.decode(vocabulary.id_of(code) for code in codes if code not in unknown)

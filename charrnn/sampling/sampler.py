@@ -93,7 +93,7 @@ class Sampler:
     ) -> Iterator[Written]:
         logits, state = self.read(prime, len(seeds))
         rows = [Row(stream, prime, stop) for stream in range(len(seeds))]
-        token_text = self.vocabulary.piece
+        token_text = self.vocabulary.token_text
         for left, draws in zip(reversed(range(length)), uniforms(seeds), strict=False):
             own = draws if len(rows) == len(seeds) else draws[[row.stream for row in rows]]
             ids, log_probabilities = self.pick(logits, choice, own, scored)
@@ -122,12 +122,9 @@ class Sampler:
 
     def encode(self, text: str, what: str = "the prime text") -> list[int]:
         """Return the token ids of a text. Raises UserError naming the unknown tokens."""
-        if missing := self.vocabulary.unknown(text):
-            skip = ", or -unknown skip does" if what == "the prime text" else ""
-            raise UserError(
-                f"{what} has {', '.join(missing[:20])}{' ...' if len(missing) > 20 else ''}, "
-                f"which the model's training text never had: leave it out{skip}"
-            )
+        if unknown := self.vocabulary.unknown_tokens(text):
+            skip = ", or skip them with -unknown skip" if what == "the prime text" else ""
+            raise self.vocabulary.unknown_error(what, unknown, f"remove them{skip}")
         return self.vocabulary.encode(text)
 
     def read(self, prime: list[int], streams: int) -> tuple[Floats | None, State | None]:

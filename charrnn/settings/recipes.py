@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from charrnn.errors import UserError, nearest
+from charrnn.errors import UserError, nearest, printable
 from charrnn.settings.training import GROUPS, training_options
 
 
@@ -77,8 +77,7 @@ def as_toml(values: Mapping[str, Any], sources: Mapping[str, str], encoding: str
     groups: dict[str, list[str]] = {}
     for name, line in lines.items():
         group = training_options()[name].group if name in training_options() else "model"
-        source = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in sources[name])
-        groups.setdefault(group, []).append(f"{line:{width}}  # {source}")
+        groups.setdefault(group, []).append(f"{line:{width}}  # {printable(sources[name], keep='')}")
     text = "\n\n".join("\n".join([f"# {GROUPS[group]}", *found]) for group, found in groups.items()) + "\n"
     return text if codecs.lookup(encoding).name == "utf-8" else "".join(map(in_ascii, text))
 

@@ -12,8 +12,7 @@ from shlex import quote
 
 import numpy as np
 
-from charrnn.data.vocabulary import described
-from charrnn.settings.option import Level
+from charrnn.data.vocabulary import Vocabulary
 
 RISE = 0.01  # of a loss: less is noise
 
@@ -38,7 +37,7 @@ class Summary:
     best: Path | None
     val_loss: float | None
     advice: str
-    level: Level = "char"
+    vocabulary: type[Vocabulary] = Vocabulary
 
     def lines(self) -> list[str]:
         """In words, with the command that samples from the best checkpoint last."""
@@ -46,8 +45,8 @@ class Summary:
         if self.advice:
             lines.append(self.advice)
         if self.best and self.val_loss is not None:
-            figure = described(self.val_loss, self.level)
-            lines.append(f"best: {self.best}, validation loss {self.val_loss:.4f} ({figure})")
+            figure = self.vocabulary.figure(self.val_loss)
+            lines.append(f"best: {self.best}, validation loss {self.val_loss:.4f} ({figure.text})")
         elif self.best:
             lines.append(f"saved to {self.best}; without a validation part there is no best")
         if self.best:

@@ -21,7 +21,6 @@ from charrnn.compute import autocast
 from charrnn.errors import size
 from charrnn.evaluation.loss import summed_loss
 from charrnn.kernels import backend
-from charrnn.settings.option import Level
 from charrnn.settings.resolve import Configuration
 from charrnn.training.run import Report, Run
 
@@ -52,7 +51,7 @@ class DryRun:
     optimizer: int
     activations: int
     flops: int
-    level: Level
+    units: str
     characters_per_epoch: int
     iterations_per_epoch: int
     iterations: int
@@ -76,7 +75,7 @@ class DryRun:
             ("memory: activations", f"{size(self.activations)}, measured: what one backward pass keeps"),
             ("work", f"{self.flops / 1e9:,.3f} GFLOP per iteration in matrix products, counted"),
             (
-                "words" if self.level == "word" else "characters",
+                self.units,
                 f"{self.characters_per_epoch:,} per epoch, in {self.iterations_per_epoch:,} iterations",
             ),
             (
@@ -118,7 +117,7 @@ def dry_run(configuration: Configuration, report: Report) -> DryRun:
         optimizer=optimizer,
         activations=activations,
         flops=flops,
-        level=run.options.level,
+        units=run.vocabulary.units,
         characters_per_epoch=len(split) * split.batch_size * split.seq_length,
         iterations_per_epoch=len(split),
         iterations=planned,

@@ -22,7 +22,7 @@ from charrnn.data.addition import Problems
 from charrnn.data.datasets import catalogue as datasets
 from charrnn.data.minibatches import Minibatches
 from charrnn.data.text import Text, find_files, open_chosen, split_problems, split_text, with_seq_length
-from charrnn.data.vocabulary import Vocabulary, Words, check_same
+from charrnn.data.vocabulary import Vocabulary, Words
 from charrnn.errors import UserError
 from charrnn.sampling.sampler import sample
 from charrnn.settings.resolve import Configuration
@@ -119,7 +119,7 @@ class Run:
 
     def _known_words(self, vocabulary: Vocabulary) -> Words | None:
         """The words of a run that this one goes on from: no two texts have the same ones in the same order."""
-        if self.options.level == "char" or not isinstance(vocabulary, Words):
+        if self.options.level != vocabulary.level or not isinstance(vocabulary, Words):
             return None
         return vocabulary.with_unk(self.options.unk) if self.options.unk else vocabulary
 
@@ -130,7 +130,11 @@ class Run:
 
     def _start_from(self, start: Checkpoint) -> None:
         """Take over a checkpoint's weights; its characters must be this text's, as in char-rnn."""
-        check_same(self.vocabulary, start.vocabulary, self.text_name, "the checkpoint")
+        if difference := self.vocabulary.difference(start.vocabulary, self.text_name, "the checkpoint"):
+            raise UserError(
+                f"{difference}: use a text with the same {start.vocabulary.units}, and the checkpoint's -level and "
+                "-encoding"
+            )
         start.restore(self.model)
 
     def _resume(self, checkpoint: Checkpoint) -> None:
@@ -272,7 +276,7 @@ class Run:
             ended = f"nothing left to train, -max_epochs {options.max_epochs:g} is reached and a higher one goes on"
         val_loss = self._loss_of(best) if best else None
         kept = self.folder / best if best else last
-        return Summary(ended, trained, seconds, kept, val_loss, self.advice(), options.level)
+        return Summary(ended, trained, seconds, kept, val_loss, self.advice(), type(self.vocabulary))
 
     def _loss_of(self, name: str) -> float:
         """The validation loss of a checkpoint, of which its name has but four decimals."""
@@ -323,7 +327,7 @@ def of(options: TrainingOptions) -> Task:
 
 def show_text(model: nn.Module, vocabulary: Vocabulary, options: TrainingOptions, val: Minibatches | None) -> str:
     """A few lines, begun with a newline where the vocabulary has one."""
-    prime = "" if vocabulary.unknown("\n") else "\n"
+    prime = "" if vocabulary.unknown_tokens("\n") else "\n"
     return "".join(sample(model, vocabulary, prime, options.sample_length, seed=options.seed))
 
 

@@ -21,6 +21,7 @@ from charrnn.checkpoints.checkpoint import Checkpoint
 from charrnn.checkpoints.folder import find_newest
 from charrnn.cli.display import LiveDisplay
 from charrnn.data.text import find_files, open_files
+from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import UserError
 from charrnn.training.advice import advice
 from charrnn.training.loop import Record
@@ -316,7 +317,7 @@ def test_a_dumb_terminal_and_a_pipe_get_plain_lines(tmp_path: Path) -> None:
 
 def test_the_best_of_a_resumed_run_is_the_whole_runs() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=100, color_system=None)
-    display = LiveDisplay(console, 100, [1.25, 1.5], "char")
+    display = LiveDisplay(console, 100, [1.25, 1.5], Vocabulary)
     display.show(Record(1, 2, 0.5, 0.002, 2.0, grad_norm=1.0, param_norm=2.0, seconds=0.1))
     display.close()
     assert "validation 1.5000" in console.file.getvalue() and "best 1.2500" in console.file.getvalue()

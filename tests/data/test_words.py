@@ -23,7 +23,7 @@ from charrnn.checkpoints import archive
 from charrnn.checkpoints.checkpoint import Checkpoint
 from charrnn.data import encode as tokens
 from charrnn.data.text import open_text
-from charrnn.data.vocabulary import LARGEST, Vocabulary, Words, check_same_vocabulary
+from charrnn.data.vocabulary import LARGEST, Vocabulary, Words
 from charrnn.errors import UserError
 from charrnn.evaluation.loss import LOGITS, evaluate, steps_at_once
 from charrnn.kernels import lookup
@@ -112,13 +112,13 @@ def test_words_of_bytes_survive_the_round_trip(pieces: list[bytes], chunk: int) 
 def test_words_are_joined_by_single_spaces_and_lines_by_newlines(text: str) -> None:
     vocabulary = Words(tuple(naive_vocabulary(text + " a")))
     joined = "\n".join(" ".join(line.split()) for line in text.split("\n"))
-    assert vocabulary.decode(vocabulary.encode(text)) == vocabulary.tidy(text) == joined
+    assert vocabulary.decode(vocabulary.encode(text)) == vocabulary.normalize(text) == joined
     assert vocabulary.encode(joined) == vocabulary.encode(text)
 
 
 def test_words_that_training_lacks_are_an_error_or_the_unknown_word(tmp_path: Path) -> None:
     folder = write(tmp_path, train="b a b\n", val="b c\nd a\n")
-    with pytest.raises(UserError, match=r"'c', 'd', which train.txt has not: .* -unk '<unk>'"):
+    with pytest.raises(UserError, match=r"'c', 'd', not in train.txt: .* -unk '<unk>'"):
         open_text(folder, report=pytest.fail, level="word")
     added = open_text(folder, report=pytest.fail, level="word", unk="<unk>")
     assert added.vocabulary.codes == ("b", "<eos>", "a", "<unk>")
@@ -237,7 +237,7 @@ def test_samples_of_words_in_a_fresh_process(trained: Path) -> None:
     assert "  " not in text and " \n" not in text and "\n " not in text
     assert len(naive(text.removesuffix("\n"))) == 4 + 50
     vocabulary = Checkpoint.load(only(trained)).vocabulary
-    assert not vocabulary.with_unk("").unknown(text)
+    assert not vocabulary.with_unk("").unknown_tokens(text)
 
 
 def test_eval_of_words_gives_the_loss_in_the_file_name_and_no_bits_per_character(trained: Path) -> None:
@@ -328,7 +328,7 @@ def test_streams_of_words_are_joined_each_by_itself(choice: Choice) -> None:
         pieces = [written.text for written in together if written.stream == k]
         assert pieces == [written.text for written in drawn.write("w1", 40, choice, [k + 1])]
         text = "w1" + "".join(pieces)
-        assert drawn.vocabulary.tidy(text) == text
+        assert drawn.vocabulary.normalize(text) == text
         assert len(naive(text)) == 41
 
 
@@ -351,16 +351,17 @@ def log_softmax(logits: object) -> list[float]:
     return torch.as_tensor(logits)[0].log_softmax(-1).tolist()  # type: ignore[no-any-return]
 
 
-def test_models_with_other_words_or_other_numbers_cannot_be_averaged() -> None:
+def test_a_difference_between_vocabularies_is_described() -> None:
     one = Words(("a", "b"))
-    check_same_vocabulary(["x", "y"], [one, Words(("a", "b"), unk="b")])
-    for other, reason in (
-        (Words(("b", "a")), "numbered differently"),
-        (Words(("a", "c")), "only one of them knows 'b', 'c'"),
-        (Vocabulary((97, 98)), "one is trained on words, the other on characters"),
+    assert one.difference(Words(("a", "b"), unk="b"), "x", "y") == ""
+    for other, difference in (
+        (Words(("b", "a")), "their words have different ids"),
+        (Words(("a", "c")), "only x has 'b'; only y has 'c'"),
+        (Words(("a", "b", "c")), "only y has 'c'"),
+        (Words(("a", "b"), "bytes"), "x is read as utf-8, y as bytes"),
+        (Vocabulary((97, 98)), "x is read as words, y as characters"),
     ):
-        with pytest.raises(UserError, match=reason):
-            check_same_vocabulary(["x", "y"], [one, other])
+        assert one.difference(other, "x", "y") == difference
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
