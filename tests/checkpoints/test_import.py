@@ -121,6 +121,7 @@ def test_training_can_start_from_it_but_not_resume(tmp_path: Path) -> None:
     new = str(checkpoint.save(tmp_path / "new.pt"))
     everything = checkpoint.vocabulary.decode(range(len(checkpoint.vocabulary)))
     flags = {"data_dir": str(write_text(tmp_path / "data", everything * 120)), "gpuid": -1, "precision": "float64"}
+    flags["threads"] = 1
     run = Run(configure(flags | {"init_from": new}), silent)
     assert all(torch.equal(weight, checkpoint.weights[name]) for name, weight in run.model.state_dict().items())
     with pytest.raises(UserError, match="-init_from"):

@@ -1,4 +1,4 @@
-"""``charrnn inspect`` against what the checkpoint was made from, and curves against a plain look at the characters."""
+"""``charrnn inspect`` shows what a checkpoint was made from; text curves have their points in the right places."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ def as_json(folder: Path) -> Any:
     return json.loads(line)
 
 
-def test_json_tells_all_that_the_checkpoint_holds(trained: Path) -> None:
+def test_json_has_the_contents_of_the_checkpoint(trained: Path) -> None:
     found = as_json(trained)
-    assert not (trained / "executed").exists(), "no model file is run"
+    assert not (trained / "executed").exists(), "no model file is executed"
     saved = Checkpoint.load(trained / "cv")
     text = (trained / "data/input.txt").read_text()
     assert found["model"] == "tiny" and found["model_options"] == {"shade": 7}
@@ -77,7 +77,7 @@ def test_json_tells_all_that_the_checkpoint_holds(trained: Path) -> None:
     assert found["software"].items() >= software.items()
 
 
-def test_into_a_pipe_it_is_lines_and_on_a_terminal_it_fits(trained: Path) -> None:
+def test_output_is_lines_in_a_pipe_and_fits_a_terminal(trained: Path) -> None:
     (trained / "executed").unlink(missing_ok=True)
     lines = run(trained, "inspect", "cv").lines
     assert "batch_size\t4\t50" in lines
@@ -86,11 +86,11 @@ def test_into_a_pipe_it_is_lines_and_on_a_terminal_it_fits(trained: Path) -> Non
     for columns in (60, 140):
         code, output = on_a_terminal(trained, "inspect", "cv", columns=columns)
         assert code == 0 and "'\\x1b' 1" in output
-        assert "\x1b[31m" not in output, "the text's own escapes do not drive the terminal"
+        assert "\x1b[31m" not in output, "escape sequences in the text do not reach the terminal"
     assert not (trained / "executed").exists()
 
 
-def test_what_older_checkpoints_lack_is_said(trained: Path, tmp_path: Path) -> None:
+def test_values_that_older_checkpoints_lack_are_reported(trained: Path, tmp_path: Path) -> None:
     saved = Checkpoint.load(find_newest(trained / "cv"))
     saved.training, saved.software, saved.val_loss = {}, {}, None
     (tmp_path / "cv").mkdir()
@@ -102,12 +102,21 @@ def test_what_older_checkpoints_lack_is_said(trained: Path, tmp_path: Path) -> N
     assert "counts were not recorded" in said and "not validated" in said and "not recorded" in said
 
 
-def test_what_is_no_checkpoint_is_one_sentence(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_checkpoint_gives_one_line(tmp_path: Path) -> None:
     (tmp_path / "x.pt").write_bytes(b"nothing")
     assert len(run(tmp_path, "inspect", "x.pt", code=1).errors) == 1
 
 
-def test_a_curve_has_its_points_where_they_belong() -> None:
+@pytest.mark.parametrize("damage", [{"losses": "1.5"}, {"val_losses": {"x": 1.0}}, {"counts": torch.ones(3)}])
+def test_a_checkpoint_with_damaged_training_is_refused(trained: Path, tmp_path: Path, damage: dict[str, Any]) -> None:
+    saved = Checkpoint.load(find_newest(trained / "cv"))
+    saved.training |= damage
+    saved.save(tmp_path / "lm_x.pt")
+    (said,) = run(tmp_path, "inspect", "lm_x.pt", code=1).errors
+    assert "lm_x.pt is damaged: " in said
+
+
+def test_a_curve_has_points_at_the_right_places() -> None:
     drawn = curve.draw({".": [(0, 4.0), (9, 0.0)], "o": [(9, 2.0), (5, math.nan)]}, width=17, height=5)
     assert drawn == [
         "4.000 |.",
@@ -120,7 +129,7 @@ def test_a_curve_has_its_points_where_they_belong() -> None:
     ]
 
 
-def test_a_curve_shows_means_and_stays_in_its_width() -> None:
+def test_a_curve_shows_means_and_fits_its_width() -> None:
     points = [(i, float(i % 2)) for i in range(1000)]
     drawn = curve.draw({".": points}, width=40, height=3)
     assert {line.strip()[-1] for line in drawn[:3] if "." in line.split("|")[-1]} == {"."}

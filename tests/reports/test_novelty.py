@@ -219,7 +219,22 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two models of one author: one memorised a few lines, the other read a long text twice."""
     folder = tmp_path_factory.mktemp("models")
     small, large = author(5, 3000), author(6, 60_000)
-    common = ("-gpuid", -1, "-rnn_size", 96, "-num_layers", 1, "-seq_length", 40, "-train_frac", 0.8, "-val_frac", 0.2)
+    common = (
+        "-gpuid",
+        -1,
+        "-threads",
+        1,
+        "-rnn_size",
+        96,
+        "-num_layers",
+        1,
+        "-seq_length",
+        40,
+        "-train_frac",
+        0.8,
+        "-val_frac",
+        0.2,
+    )
     for name, text, epochs, batch in (("memorised", small, 60, 3), ("honest", large, 2, 12)):
         folder_with(folder / name, input=text)
         args = ("-data_dir", name, "-checkpoint_dir", f"cv_{name}", "-max_epochs", epochs, "-batch_size", batch)

@@ -24,7 +24,7 @@ KILLS_PER_RUN = 20  # few enough that a run still reaches its end
 
 
 def test_many_kills(tmp_path: Path, pytestconfig: pytest.Config) -> None:
-    """Kill training runs with SIGKILL on a slow disk: every checkpoint loads, every run ends as one left alone does."""
+    """After SIGKILLs on a slow disk, every checkpoint loads and every run ends like an undisturbed one."""
     wanted = pytestconfig.getoption("--kills")
     kills = inside = runs = 0
     while kills < wanted:
@@ -35,7 +35,7 @@ def test_many_kills(tmp_path: Path, pytestconfig: pytest.Config) -> None:
 
 
 def test_many_broken_files(tmp_path: Path, pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run commands on broken and hostile files: each either works or ends in one clean error message."""
+    """Commands on broken and hostile files either work or end in one clean error message."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     first, attempts = pytestconfig.getoption("--first"), pytestconfig.getoption("--attempts")
     worked: Counter[str] = Counter()
