@@ -1,0 +1,91 @@
+"""make sets up an environment once and reuses it, also in a folder whose name has spaces."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TARGETS = re.findall(r"^\.PHONY: (.*)", (ROOT / "Makefile").read_text(), re.M)[0].split()
+
+# stands for Python: writes down its arguments, and makes an environment whose Python is itself
+PYTHON = """#!/bin/sh
+echo "$*" >> calls
+if [ "$2" = venv ]; then mkdir -p .venv/bin; cp "$0" .venv/bin/python; fi
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    if not shutil.which("make"):
+        pytest.skip("make is not installed")
+    folder = tmp_path / "a folder with spaces"
+    folder.mkdir()
+    for name in ("Makefile", "setup.cfg", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, folder)
+    (folder / "python").write_text(PYTHON)
+    (folder / "python").chmod(0o755)
+    return folder
+
+
+def make(folder: Path, *args: str) -> list[str]:
+    """Run make. Return the arguments of every call of Python, or without one the lines that make prints."""
+    (folder / "calls").unlink(missing_ok=True)
+    words = ["make", "PYTHON=./python", *args]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return ((folder / "calls").read_text() if (folder / "calls").exists() else done.stdout).splitlines()
+
+
+def test_make_alone_says_what_each_command_does(checkout: Path) -> None:
+    lines = make(checkout)
+    assert [line.split()[1] for line in lines if line.startswith("make ")] == [
+        name for name in TARGETS if name != "help"
+    ]
+    assert not (checkout / ".venv").exists()
+
+
+@pytest.mark.parametrize(
+    ("target", "package", "command"),
+    [
+        ("train", ".", "-m charrnn train"),
+        ("test", ".[test]", "-m pytest"),
+        ("lint", ".[test]", "-m mypy"),
+        ("docs", ".[docs]", "-m sphinx"),
+        ("bench", ".[fast]", "-m benchmarks"),
+    ],
+)
+def test_each_command_sets_up_what_it_needs_once(checkout: Path, target: str, package: str, command: str) -> None:
+    torch = re.findall(r"^torch==.*", (ROOT / "constraints.txt").read_text(), re.M)[0]
+    first = make(checkout, target, "ARGS=-x")
+    assert first[0] == "-m venv .venv"
+    assert first[1].startswith("-m pip install") and first[1].endswith(f" {torch}")
+    assert first[2].endswith(f"-c constraints.txt -e {package}")
+    assert first[-1].startswith(command)
+    assert make(checkout, target, "ARGS=-x") == first[3:], "a second time nothing is installed"
+    os.utime(checkout / "setup.cfg", (2**32, 2**32))
+    assert make(checkout, target, "ARGS=-x")[:1] == [first[2]], "other dependencies are installed"
+
+
+def test_torch_comes_from_the_index_that_is_named(checkout: Path) -> None:
+    assert (
+        "--index-url https://example.org/cpu torch=="
+        in make(checkout, "train", "TORCH_INDEX=https://example.org/cpu")[1]
+    )
+
+
+def test_the_python_that_make_finds_is_new_enough(checkout: Path) -> None:
+    (checkout / "python3").write_text("#!/bin/sh\nexit 1\n")
+    (checkout / "python3").chmod(0o755)
+    (checkout / "python3.13").symlink_to(sys.executable)
+    words = ["make", "-n", "train"]
+    env = {"PATH": f"{checkout}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(words, cwd=checkout, env=env, capture_output=True, text=True, timeout=60)
+    assert "'python3.13' -m venv .venv" in done.stdout
