@@ -1,10 +1,10 @@
-"""2D Grid LSTM: a grid of LSTM blocks that hand on hidden and memory vectors along time and along depth.
+"""2D Grid LSTM: a grid of LSTM blocks that pass hidden and memory vectors along time and along depth.
 
-Kalchbrenner, Danihelka and Graves, Grid Long Short-Term Memory, 2015 (arXiv 1507.01526), as coreylynch's grid-lstm
-program has it: depth is the prioritised dimension, and all layers share their depth weights unless told otherwise.
+Kalchbrenner, Danihelka and Graves, Grid Long Short-Term Memory, 2015 (arXiv 1507.01526), as in coreylynch's grid-lstm
+program: depth is the prioritised dimension, and by default all layers share their depth weights.
 
-``block`` is the paper's block in any number of dimensions. The model is that block for time and depth, one for each
-layer and time step, computed in the order in which torch's own LSTMs can do it.
+``block`` is the paper's block in any number of dimensions. The model has one block of time and depth for each layer and
+time step, computed in an order that torch's own LSTMs can run.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ Map = tuple[Tensor, Tensor]
 
 
 def lstm(h: Sequence[Tensor], c: Tensor, maps: Sequence[Map], paper: bool = False) -> tuple[Tensor, Tensor]:
-    """The LSTM of one dimension: its new hidden and memory vector, from the hidden vectors of all N dimensions.
+    """Return the new hidden and memory vector of one dimension, from the hidden vectors h (..., H) of all N dimensions.
 
-    h: N hidden vectors (..., H); c: the dimension's own memory (..., H), the paper's m; maps: what the gates take
-    from each hidden vector, weight (4H, H) and bias (4H,) with rows in the order i, f, g, o. Side by side the weights
-    are the paper's one matrix on the concatenated h. The paper ends in h = tanh(o * c), the program, like LSTMs
-    elsewhere, in h = o * tanh(c): ``paper`` selects the former.
+    The dimension has its own memory c (..., H), the paper's m. ``maps`` has a weight (4H, H) and a bias (4H,) for each
+    hidden vector, with rows in the order i, f, g, o. Side by side the weights are the paper's single matrix.
+
+    The paper computes h = tanh(o * c). The program, like other LSTMs, computes h = o * tanh(c), unless ``paper``.
     """
     gates = reduce(torch.add, (F.linear(h_n, W, b) for h_n, (W, b) in zip(h, maps, strict=True)))
     i, f, g, o = gates.chunk(4, -1)
@@ -46,10 +46,10 @@ def block(
     priority: Sequence[int] = (),
     paper: bool = False,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """The N-dimensional Grid LSTM block: N hidden and N memory vectors in, as many out.
+    """The N-dimensional Grid LSTM block: takes and returns N hidden and N memory vectors.
 
-    Each dimension n has an LSTM of its own, ``maps[n]``, and all read the same incoming hidden vectors. Only the
-    dimensions in ``priority`` wait for the others, and read their new hidden vectors in place of the incoming ones.
+    Each dimension n has its own LSTM, ``maps[n]``, and all read the same incoming hidden vectors. Only the dimensions
+    in ``priority`` wait for the others, and read their new hidden vectors instead of the incoming ones.
     """
     h, c = list(h), list(c)
     others = [n for n in range(len(h)) if n not in priority]
@@ -61,12 +61,12 @@ def block(
 
 
 class GridLSTM(nn.Module):
-    """The block with N = 2, time and depth, and depth prioritised.
+    """The block with N = 2 dimensions, time and depth, where depth is prioritised.
 
-    Both LSTMs of a layer are torch's, with the depth vector from below as input and a time vector as hidden state: for
-    the time LSTM the one of the step before, for the depth LSTM the new one. At every time step the depth vectors
-    start as the character's embedding, h, and as zeros, c. Dropout acts on the depth h that a layer hands up, never on
-    the depth c. The state is time's (h, c), each (L, B, H).
+    Both LSTMs of a layer are torch's. Their input is the depth h of the layer below, and their hidden state is a time
+    h: the previous step's for the time LSTM, the new one for the depth LSTM. At every time step the depth h starts as
+    the token's embedding, and the depth c as zeros. Dropout acts on the depth h that a layer passes up, never on the
+    depth c. The state is the (h, c) of time, each (L, B, H).
     """
 
     def __init__(self, input_size: int, rnn_size: int, n_layers: int, dropout: float, tie_weights: bool) -> None:
@@ -84,10 +84,10 @@ class GridLSTM(nn.Module):
                 nn.init.ones_(f)
 
     def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """x: int64 (T, B). Returns logits (T, B, V) and the state after step T.
+        """Read token ids x, int64 (T, B). Returns logits (T, B, V) and the state after step T.
 
-        A layer's time LSTM needs nothing of its depth LSTM, so it runs through all T steps at once; then the depth
-        LSTM, which is not recurrent in time, takes all T * B positions at once.
+        A layer's time LSTM does not depend on its depth LSTM, so it runs through all T steps first. The depth LSTM is
+        not recurrent in time, so it takes all T * B positions at once.
         """
         depth_h = self.embedding(x)
         depth_c = torch.zeros_like(depth_h).flatten(0, 1)
@@ -103,7 +103,7 @@ class GridLSTM(nn.Module):
         return self.decoder(depth_h), (h, c)
 
     def step(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """One time step, for sampling: x int64 (B,), logits (B, V). Equal to ``forward`` without dropout."""
+        """One time step, for sampling: x int64 (B,), logits (B, V). Equals ``forward`` without dropout."""
         depth_h = self.embedding(x)
         depth_c = torch.zeros_like(depth_h)
         h, c = self.zeros(depth_h) if state is None else state
@@ -116,7 +116,7 @@ class GridLSTM(nn.Module):
         return self.decoder(depth_h), (h, c)
 
     def numpy_step(self) -> cells.Step:
-        """``step`` with the weights as they are now, on numpy arrays: faster for a few rows on a CPU."""
+        """Return ``step`` on numpy arrays with the weights at the time of this call: faster for a few rows on a CPU."""
         layers = [(cells.LSTM(*time), cells.LSTM(*depth)) for time, depth in self.weights()]
         embedding = self.embedding.weight.detach().numpy()
         decode = cells.Linear(*self.decoder.parameters())
@@ -134,12 +134,12 @@ class GridLSTM(nn.Module):
         return step
 
     def zeros(self, h: Tensor) -> State:
-        """The state before any text, for rows of depth vectors h (B, H)."""
+        """Return the state before any text, for rows of depth vectors h (B, H)."""
         zeros = h.new_zeros(len(self.time), *h.shape)
         return zeros, zeros
 
     def weights(self) -> Iterator[tuple[Weights, Weights]]:
-        """W_ih, W_hh, b_ih, b_hh of the time LSTM and of the depth LSTM, layer by layer."""
+        """Yield W_ih, W_hh, b_ih, b_hh of the time LSTM and of the depth LSTM of each layer."""
         times: list[Any] = [time._flat_weights for time in self.time]
         depths: list[Any] = [tuple(depth._parameters.values()) for depth in self.depth]
         return zip(times, cycle(depths))
@@ -151,7 +151,7 @@ def create(
     n_layers: int,
     dropout: float,
     *,
-    tie_weights: Annotated[bool, "one depth LSTM shared by all layers"] = True,
+    tie_weights: Annotated[bool, "share one depth LSTM among all layers"] = True,
 ) -> nn.Module:
-    """Start as grid-lstm does: uniform in +-0.08, and a bias of 1 where time's vector enters the forget gates."""
+    """Initialise as grid-lstm does: uniform in +-0.08, with a bias of 1 where the time h enters the forget gates."""
     return GridLSTM(input_size, rnn_size, n_layers, dropout, tie_weights)

@@ -1,4 +1,8 @@
-"""The gated recurrent unit (Cho et al. 2014, arXiv 1406.1078), as in char-rnn or as in cuDNN."""
+"""The gated recurrent unit (Cho et al. 2014, arXiv 1406.1078), as in char-rnn or as in cuDNN and torch.
+
+char-rnn applies the reset gate r before the recurrent product, and its z is the share of the new state. torch applies
+r after the product, and its z is the share of the old state.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +25,9 @@ def create(
     n_layers: int,
     dropout: float,
     *,
-    reset_after: Annotated[bool, "reset after the recurrent product, as cuDNN: faster on a GPU"] = False,
+    reset_after: Annotated[bool, "reset after the recurrent product, as cuDNN does: faster on a GPU"] = False,
 ) -> GRU:
-    """Start as char-rnn does: uniform in +-0.08."""
+    """Initialise as char-rnn does: uniform in +-0.08."""
     model = GRU(input_size, rnn_size, n_layers, dropout, reset_after)
     for p in model.parameters():
         nn.init.uniform_(p, -0.08, 0.08)
@@ -33,30 +37,27 @@ def create(
 def cell(inputs: Tensor, h: Tensor, R: Tensor) -> Tensor:
     """One time step of char-rnn's unit: the new h (B, H).
 
-    inputs: what r, z and n take from the layer's input, all biases included, (B, 3H); R (3H, H): recurrent weights. The
-    reset gate r acts before the product, and z is the share of the new: in torch's GRU r acts after it, and z is the
-    share of the old.
+    inputs (B, 3H): W x and all biases. R (3H, H): recurrent weights.
     """
     H = h.shape[-1]
-    for_gates, for_n = inputs.split((2 * H, H), -1)
-    R_gates, R_n = R.split((2 * H, H))
-    r, z = torch.addmm(for_gates, h, R_gates.t()).sigmoid().chunk(2, -1)
-    n = torch.addmm(for_n, r * h, R_n.t()).tanh()
-    return torch.lerp(h, n.to(h), z.to(h))  # z * n + (1 - z) * h, in h's type also under autocast
+    x_rz, x_n = inputs.split((2 * H, H), -1)
+    R_rz, R_n = R.split((2 * H, H))
+    r, z = torch.addmm(x_rz, h, R_rz.t()).sigmoid().chunk(2, -1)
+    n = torch.addmm(x_n, r * h, R_n.t()).tanh()
+    return torch.lerp(h, n.to(h), z.to(h))  # z * n + (1 - z) * h, in h's dtype even under autocast
 
 
 def cell_after(inputs: Tensor, h: Tensor, R: Tensor, b: Tensor) -> Tensor:
-    """One time step of torch's unit, whose reset gate acts after the product: the new h (B, H)."""
-    for_r, for_z, for_n = inputs.chunk(3, -1)
-    from_r, from_z, from_n = F.linear(h, R, b).chunk(3, -1)
-    r, z = (for_r + from_r).sigmoid(), (for_z + from_z).sigmoid()
-    n = (for_n + r * from_n).tanh()
+    """One time step of torch's unit: the new h (B, H). inputs (B, 3H): W x and its biases."""
+    x_r, x_z, x_n = inputs.chunk(3, -1)
+    h_r, h_z, h_n = F.linear(h, R, b).chunk(3, -1)
+    r, z = (x_r + h_r).sigmoid(), (x_z + h_z).sigmoid()
+    n = (x_n + r * h_n).tanh()
     return torch.lerp(n, h, z)  # z * h + (1 - z) * n
 
 
 def loop(x: Tensor, h: Tensor, W: Tensor, R: Tensor, b: Tensor) -> Tensor:
-    """All time steps of a layer, x (T, B, I), or characters (T, B): the states (T, B, H) after each. What gru.scan
-    computes fast."""
+    """All time steps of a layer, plainly: the states (T, B, H). x (T, B, I), or token ids (T, B). See gru.scan."""
     states = []
     for inputs in F.linear(x, W, b) if x.is_floating_point() else lookup.columns(W, x) + b:
         h = cell(inputs, h, R)
@@ -65,15 +66,17 @@ def loop(x: Tensor, h: Tensor, W: Tensor, R: Tensor, b: Tensor) -> Tensor:
 
 
 class GRU(nn.Module):
-    """Characters one-hot into stacked units, a linear decoder on the top one; dropout between layers and before the
-    decoder. The state is (h,), of shape (L, B, H). Both functions have the weights of torch's nn.GRU: rows r, z, n.
+    """Stacked units over one-hot tokens, and a linear decoder on the top layer.
+
+    Dropout acts between layers and before the decoder. The state is (h,), of shape (L, B, H). Both kinds of unit have
+    the weights of torch's nn.GRU, with rows in the order r, z, n.
 
     ``use_kernel = False`` leaves the time loop to autograd, as on a GPU.
     """
 
     def __init__(self, input_size: int, rnn_size: int, n_layers: int, dropout: float, reset_after: bool) -> None:
         super().__init__()
-        # torch drops between layers only, and warns where there is but one
+        # torch's own dropout acts only between layers, and it warns if there is just one
         self.gru = nn.GRU(input_size, rnn_size, n_layers, dropout=dropout if n_layers > 1 else 0.0)
         self.dropout = nn.Dropout(dropout)
         self.decoder = nn.Linear(rnn_size, input_size)
@@ -85,7 +88,7 @@ class GRU(nn.Module):
         return self.use_kernel and not self.reset_after
 
     def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """x: int64 (T, B). Returns logits (T, B, V) and the state after step T."""
+        """Read token ids x, int64 (T, B). Returns logits (T, B, V) and the state after step T."""
         if self.reset_after:
             h, last = lookup.run(self.gru, x, state[0] if state else None)
         else:
@@ -93,7 +96,7 @@ class GRU(nn.Module):
         return self.decoder(self.dropout(h)), (last,)
 
     def reset_before(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """All layers over all time steps, as char-rnn computes them: top states (T, B, H), last states (L, B, H)."""
+        """Run all layers of char-rnn's units: top states (T, B, H), last states (L, B, H)."""
         scan = gru.scan if self.use_kernel and x.device.type == "cpu" else loop
         below, last = x, []
         for layer, (h, (W, R, b, b_h)) in enumerate(zip(state, self.weights(), strict=True)):
@@ -102,24 +105,25 @@ class GRU(nn.Module):
         return below, torch.stack(last)
 
     def step(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """One time step, for sampling: x int64 (B,), logits (B, V). Equal to ``forward`` without dropout."""
+        """One time step, for sampling: x int64 (B,), logits (B, V). Equals ``forward`` without dropout."""
         below, new = x, []
         for layer, (h, (W, R, b, b_h)) in enumerate(zip(self.start(len(x), state), self.weights(), strict=True)):
-            inputs = F.linear(below, W, b) if layer else W.index_select(1, x).t() + b
+            inputs = F.linear(below, W, b) if layer else lookup.columns(W, x) + b
             below = cell_after(inputs, h, R, b_h) if self.reset_after else cell(inputs + b_h, h, R)
             new.append(below)
         return self.decoder(below), (torch.stack(new),)
 
     def numpy_step(self) -> cells.Step:
-        """``step`` with the weights as they are now, on numpy arrays: faster for a few rows on a CPU."""
+        """Return ``step`` on numpy arrays with the weights at the time of this call: faster for a few rows on a CPU."""
         layers = [cells.GRU(*weights, self.reset_after) for weights in self.weights()]
         return cells.stack(layers, cells.Linear(*self.decoder.parameters()))
 
     def start(self, batch_size: int, state: State | None) -> Tensor:
+        """Return the h of the given state, or zeros for None: (L, B, H)."""
         zeros = self.decoder.weight.new_zeros
         return zeros(self.gru.num_layers, batch_size, self.gru.hidden_size) if state is None else state[0]
 
     def weights(self) -> Iterator[Weights]:
-        """W (3H, in), R (3H, H), b and b' (3H,), layer by layer."""
+        """Yield W (3H, in), R (3H, H), b and b' (3H,) of each layer."""
         flat: list[Any] = self.gru._flat_weights
         return zip(flat[0::4], flat[1::4], flat[2::4], flat[3::4], strict=True)

@@ -16,7 +16,7 @@ Weights = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def create(input_size: int, rnn_size: int, n_layers: int, dropout: float) -> LSTM:
-    """Start as char-rnn does: uniform in +-0.08, and a bias of 1 where the input enters the forget gates."""
+    """Initialise as char-rnn does: uniform in +-0.08, with a bias of 1 where the input enters the forget gates."""
     model = LSTM(input_size, rnn_size, n_layers, dropout)
     for p in model.parameters():
         nn.init.uniform_(p, -0.08, 0.08)
@@ -26,46 +26,55 @@ def create(input_size: int, rnn_size: int, n_layers: int, dropout: float) -> LST
     return model
 
 
+def cell(inputs: Tensor, h: Tensor, c: Tensor, R: Tensor, b: Tensor) -> State:
+    """One time step of one layer: the new h and c (B, H). inputs (B, 4H): W x + b of the input."""
+    i, f, g, o = F.linear(h, R, b).add_(inputs).chunk(4, -1)
+    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+    h = o.sigmoid() * c.tanh()
+    return h, c
+
+
 class LSTM(nn.Module):
-    """Characters one-hot into stacked LSTMs, a linear decoder on the top one; dropout between layers and before the
-    decoder. The state is (h, c), each (L, B, H)."""
+    """Stacked LSTMs over one-hot tokens, and a linear decoder on the top layer.
+
+    Dropout acts between layers and before the decoder. The state is (h, c), each (L, B, H).
+    """
 
     def __init__(self, input_size: int, rnn_size: int, n_layers: int, dropout: float) -> None:
         super().__init__()
-        # torch drops between layers only, and warns where there is but one
+        # torch's own dropout acts only between layers, and it warns if there is just one
         self.lstm = nn.LSTM(input_size, rnn_size, n_layers, dropout=dropout if n_layers > 1 else 0.0)
         self.dropout = nn.Dropout(dropout)
         self.decoder = nn.Linear(rnn_size, input_size)
 
     def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """x: int64 (T, B). Returns logits (T, B, V) and the state after step T."""
+        """Read token ids x, int64 (T, B). Returns logits (T, B, V) and the state after step T."""
         h, state = lookup.run(self.lstm, x, state)
         return self.decoder(self.dropout(h)), state
 
     def step(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """One time step, for sampling: x int64 (B,), logits (B, V). Equal to ``forward`` without dropout."""
+        """One time step, for sampling: x int64 (B,), logits (B, V). Equals ``forward`` without dropout."""
         below, new = x, []
         for layer, (h, c, (W, R, b, b_h)) in enumerate(zip(*self.start(len(x), state), self.weights(), strict=True)):
-            inputs = F.linear(below, W, b) if layer else W.index_select(1, x).t() + b
-            i, f, g, o = F.linear(h, R, b_h).add_(inputs).chunk(4, -1)
-            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-            below = o.sigmoid() * c.tanh()
+            inputs = F.linear(below, W, b) if layer else lookup.columns(W, x) + b
+            below, c = cell(inputs, h, c, R, b_h)
             new.append((below, c))
         h, c = map(torch.stack, zip(*new, strict=True))
         return self.decoder(below), (h, c)
 
     def numpy_step(self) -> cells.Step:
-        """``step`` with the weights as they are now, on numpy arrays: faster for a few rows on a CPU."""
+        """Return ``step`` on numpy arrays with the weights at the time of this call: faster for a few rows on a CPU."""
         layers = [cells.LSTM(*weights) for weights in self.weights()]
         return cells.stack(layers, cells.Linear(*self.decoder.parameters()))
 
     def start(self, batch_size: int, state: State | None) -> State:
+        """Return the given state, or zeros for None."""
         if state is not None:
             return state
         zeros = self.decoder.weight.new_zeros(self.lstm.num_layers, batch_size, self.lstm.hidden_size)
         return zeros, zeros
 
     def weights(self) -> Iterator[Weights]:
-        """W (4H, in), R (4H, H), b and b' (4H,), layer by layer: rows i, f, g, o."""
+        """Yield W (4H, in), R (4H, H), b and b' (4H,) of each layer, with rows in the order i, f, g, o."""
         flat: list[Any] = self.lstm._flat_weights
         return zip(flat[0::4], flat[1::4], flat[2::4], flat[3::4], strict=True)

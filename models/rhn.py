@@ -1,12 +1,12 @@
 """The Recurrent Highway Network of Zilly et al., "Recurrent Highway Networks" (arXiv 1607.03474).
 
-A time step of a layer is D highway layers deep, and the state s runs through all of them. The transform gate t says
-how much of it each replaces by the candidate h; the carry gate is 1 - t. The input enters at the first depth only:
+A time step of a layer is D highway layers deep, and the state s passes through all of them. The transform gate t is the
+share of s that each replaces by the candidate h; the carry gate is 1 - t. The input enters only at the first depth:
 
     h = tanh(W_H x + R_H s + b_H)       t = sigmoid(W_T x + R_T s + b_T)       s = t * h + (1 - t) * s
 
-Numbers, initialisation and dropout are those of the authors' TensorFlow program: its masks are drawn once for each
-row of a minibatch and kept for all its time steps and depths (Gal and Ghahramani, arXiv 1512.05287).
+Arithmetic, initialisation and dropout follow the authors' TensorFlow program. Dropout masks are drawn once for each row
+of a minibatch and kept for all its time steps and depths (Gal and Ghahramani, arXiv 1512.05287).
 """
 
 from __future__ import annotations
@@ -26,19 +26,21 @@ def create(
     n_layers: int,
     dropout: float,
     *,
-    depth: Annotated[int, "highway layers inside one time step"] = 5,
+    depth: Annotated[int, "highway layers per time step"] = 5,
     tie_embeddings: Annotated[bool, "decode with the transposed embedding"] = False,
     init_bias: Annotated[float, "initial bias of the transform gates"] = -2.0,
-    init_scale: Annotated[float, "initial weights are uniform in +- this"] = 0.04,
+    init_scale: Annotated[float, "initial weights are uniform within +- this"] = 0.04,
     other_bias: Annotated[Literal["random", "constant"], "all other biases: like the weights, or 0"] = "random",
-    drop_x: Annotated[float | None, "dropout of whole characters; none = as -dropout"] = None,
+    drop_x: Annotated[float | None, "dropout of whole tokens; none = as -dropout"] = None,
     drop_i: Annotated[float | None, "dropout of each layer's input; none = as -dropout"] = None,
     drop_h: Annotated[float | None, "dropout of the state inside the gates; none = as -dropout"] = None,
     drop_o: Annotated[float | None, "dropout of the last layer's output; none = as -dropout"] = None,
-    share_masks: Annotated[bool, "one mask for candidate and transform gate, not one each"] = True,
+    share_masks: Annotated[bool, "share one mask between candidate and transform gate"] = True,
 ) -> RHN:
-    """The program's in_size: an untied embedding has min(input_size, rnn_size) columns, a tied one rnn_size. The
-    program has no layers above the first where that is less than rnn_size; here they take rnn_size inputs.
+    """Build the network with the program's sizes and initial weights.
+
+    An untied embedding has min(input_size, rnn_size) columns, a tied one rnn_size. If that is less than rnn_size, the
+    program cannot have more than one layer; here the upper layers take rnn_size inputs.
 
     Raises ValueError for an option out of range.
     """
@@ -57,7 +59,7 @@ def create(
 
 
 class Drops(NamedTuple):
-    """The share of entries dropped by each of the Masks."""
+    """The dropout rate of each of the Masks."""
 
     x: float
     i: float
@@ -66,32 +68,32 @@ class Drops(NamedTuple):
 
 
 class Masks(NamedTuple):
-    """Factors on what they are named after: 0, or 1 / (1 - drop). Drawn for each row on its own.
+    """Dropout factors, each 0 or 1 / (1 - drop), drawn independently for each row.
 
-    M is 1 where candidate and transform gate share a mask, and 2 where each has its own. The masks drawn
-    for one time step fit any number of steps.
+    M is 1 if candidate and transform gate share a mask, and 2 if each has its own. Masks for one time step fit any
+    number of time steps.
     """
 
-    x: Tensor  # (T, B, 1): the embedded characters
-    i: tuple[Tensor, ...]  # (M, B, I) each: the layers' inputs
-    h: tuple[Tensor, ...]  # (M, B, S) each: the layers' states, where they enter the gates
-    o: Tensor  # (B, S): the last layer's outputs
+    x: Tensor  # on the embedded tokens (T, B, 1)
+    i: tuple[Tensor, ...]  # on each layer's input (M, B, I)
+    h: tuple[Tensor, ...]  # on each layer's state, where it enters the gates (M, B, S)
+    o: Tensor  # on the last layer's outputs (B, S)
 
 
 def cell(x: Tensor, s: Tensor, W: Tensor, R: Tensor, b: Tensor, n: Tensor | None = None) -> Tensor:
-    """One time step of a layer: the new state (B, S). x: (M, B, I), masked; s: (B, S); n: (M, B, S), masks on s."""
+    """One time step of a layer: the new state (B, S). x (M, B, I), masked; s (B, S); n (M, B, S), masks on s."""
     for d, (R_d, b_d) in enumerate(zip(R, b, strict=True)):
         z = s if n is None else n * s
         a = torch.baddbmm(b_d, z.expand(2, *s.shape), R_d)
         if d == 0:
             a = a + x @ W
         h, t = a[0].tanh(), a[1].sigmoid()
-        s = torch.lerp(s, h.to(s), t.to(s))  # t * h + (1 - t) * s, in s's type also under autocast
+        s = torch.lerp(s, h.to(s), t.to(s))  # t * h + (1 - t) * s, in s's dtype even under autocast
     return s
 
 
 def loop(x: Tensor, s: Tensor, W: Tensor, R: Tensor, b: Tensor, n: Tensor | None = None) -> Tensor:
-    """All time steps of a layer, x (M, T, B, I): the states (T, B, S) after each. What highway.scan computes fast."""
+    """All time steps of a layer, plainly: the states (T, B, S). x (M, T, B, I). See highway.scan."""
     states = []
     for x_t in x.unbind(1):
         s = cell(x_t, s, W, R, b, n)
@@ -100,12 +102,12 @@ def loop(x: Tensor, s: Tensor, W: Tensor, R: Tensor, b: Tensor, n: Tensor | None
 
 
 class RHN(nn.Module):
-    """Embedding, layers, decoder. The state is one tensor (L, B, S).
+    """Embedding, stacked highway layers, linear decoder. The state is (s,), of shape (L, B, S).
 
-    Each layer has weights W (2, I, S) and R (D, 2, S, S), which act from the right, and biases b (D, 2, 1, S). The
-    first of two is the candidate's, the second the transform gate's.
+    Each layer has weights W (2, I, S) and R (D, 2, S, S), which act from the right, and biases b (D, 2, 1, S). Of the
+    two, the first belongs to the candidate and the second to the transform gate.
 
-    ``use_kernel = False`` leaves the time loop to autograd: slower, and differentiable more than once.
+    ``use_kernel = False`` leaves the time loop to autograd: slower, but differentiable more than once.
     """
 
     def __init__(
@@ -126,6 +128,7 @@ class RHN(nn.Module):
 
     @torch.no_grad()
     def initialise(self, scale: float, transform_bias: float, random_biases: bool) -> None:
+        """Draw all weights within +-scale, but set the transform gates' biases, and the others to 0 unless random."""
         for p in self.parameters():
             p.uniform_(-scale, scale)
         for b in self.b:
@@ -141,9 +144,9 @@ class RHN(nn.Module):
     def forward(
         self, x: Tensor, state: tuple[Tensor, ...] | None = None, masks: Masks | None = None
     ) -> tuple[Tensor, tuple[Tensor]]:
-        """x: int64 (T, B). Returns logits (T, B, V) and the state (L, B, S) after the last step.
+        """Read token ids x, int64 (T, B). Returns logits (T, B, V) and the state after step T.
 
-        masks: what draw_masks gives; None draws them anew in training, and does without in evaluation.
+        masks: from ``draw_masks``. With None, they are drawn in training mode and left out in evaluation mode.
         """
         if masks is None and self.training and any(self.drops):
             masks = self.draw_masks(x)
@@ -159,7 +162,7 @@ class RHN(nn.Module):
         return self.decode(e * masks.o if masks else e), (torch.stack(final),)
 
     def step(self, x: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor]]:
-        """One time step without dropout. x: int64 (B,). Returns logits (B, V) and the state (L, B, S)."""
+        """One time step, for sampling: x int64 (B,), logits (B, V). Equals ``forward`` without dropout."""
         e = F.embedding(x, self.embedding)
         final = []
         for s, W, R, b in zip(self.start(x, state), self.W, self.R, self.b, strict=True):
@@ -168,22 +171,24 @@ class RHN(nn.Module):
         return self.decode(e), (torch.stack(final),)
 
     def numpy_step(self) -> cells.Step:
-        """``step`` with the weights as they are now, on numpy arrays: faster for a few rows on a CPU."""
-        W = [self.embedding @ self.W[0], *self.W[1:]]  # the first layer looks characters up
+        """Return ``step`` on numpy arrays with the weights at the time of this call: faster for a few rows on a CPU."""
+        W = [self.embedding @ self.W[0], *self.W[1:]]  # the first layer's products are look-ups
         decoder = self.embedding if self.softmax_w is None else self.softmax_w
         layers = [cells.Highway(*weights) for weights in zip(W, self.R, self.b, strict=True)]
         return cells.stack(layers, cells.Linear(decoder, self.softmax_b))
 
     def start(self, x: Tensor, state: tuple[Tensor, ...] | None) -> Tensor:
+        """Return the s of the given state, or zeros for None: (L, B, S)."""
         return self.embedding.new_zeros(len(self.R), x.shape[-1], self.rnn_size) if state is None else state[0]
 
     def decode(self, y: Tensor) -> Tensor:
+        """Return the logits (..., V) of the top layer's outputs (..., S)."""
         return F.linear(y, self.embedding if self.softmax_w is None else self.softmax_w, self.softmax_b)
 
     def draw_masks(self, x: Tensor, generator: torch.Generator | None = None) -> Masks:
-        """Masks for the characters x, int64 (T, B). No generator means torch's global one.
+        """Draw masks for token ids x, int64 (T, B), from the generator or torch's global one.
 
-        A drop of 0 gives ones and takes no random numbers.
+        A rate of 0 gives ones and uses no random numbers.
         """
         T, B = x.shape
         M = 1 if self.share_masks else 2
@@ -205,7 +210,7 @@ class RHN(nn.Module):
 
 
 def tie_repeats(mask: Tensor, x: Tensor, input_size: int) -> Tensor:
-    """The mask (T, B) where each character of x (T, B) has the entry of its first occurrence in its own column."""
+    """Give each token of x (T, B) the entry of mask (T, B) at its first occurrence in its own column."""
     T, B = x.shape
     steps = torch.arange(T, device=x.device).unsqueeze(1).expand(T, B)
     first = steps.new_full((input_size, B), T).scatter_reduce_(0, x, steps, "amin")

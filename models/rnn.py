@@ -16,7 +16,7 @@ Weights = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def create(input_size: int, rnn_size: int, n_layers: int, dropout: float) -> RNN:
-    """Start as char-rnn does: uniform in +-0.08."""
+    """Initialise as char-rnn does: uniform in +-0.08."""
     model = RNN(input_size, rnn_size, n_layers, dropout)
     for p in model.parameters():
         nn.init.uniform_(p, -0.08, 0.08)
@@ -24,15 +24,16 @@ def create(input_size: int, rnn_size: int, n_layers: int, dropout: float) -> RNN
 
 
 class RNN(nn.Module):
-    """Characters one-hot into stacked layers h = tanh(W x + b + R h + b'), a linear decoder on the top one; dropout
-    between layers and before the decoder. The state is (h,), of shape (L, B, H).
+    """Stacked layers h = tanh(W x + b + R h + b') over one-hot tokens, and a linear decoder on the top layer.
+
+    Dropout acts between layers and before the decoder. The state is (h,), of shape (L, B, H).
 
     ``use_kernel = False`` computes the same with torch's own RNN, as on a GPU.
     """
 
     def __init__(self, input_size: int, rnn_size: int, n_layers: int, dropout: float) -> None:
         super().__init__()
-        # torch drops between layers only, and warns where there is but one
+        # torch's own dropout acts only between layers, and it warns if there is just one
         self.rnn = nn.RNN(input_size, rnn_size, n_layers, dropout=dropout if n_layers > 1 else 0.0)
         self.dropout = nn.Dropout(dropout)
         self.decoder = nn.Linear(rnn_size, input_size)
@@ -43,7 +44,7 @@ class RNN(nn.Module):
         return self.use_kernel
 
     def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """x: int64 (T, B). Returns logits (T, B, V) and the state after step T."""
+        """Read token ids x, int64 (T, B). Returns logits (T, B, V) and the state after step T."""
         if self.use_kernel and x.device.type == "cpu":
             h, last = self.scan(x, self.start(x.shape[1], state))
         else:
@@ -51,7 +52,7 @@ class RNN(nn.Module):
         return self.decoder(self.dropout(h)), (last,)
 
     def scan(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """What torch's RNN computes, faster on a CPU: top states (T, B, H), last states (L, B, H)."""
+        """Compute what torch's RNN does, faster on a CPU: top states (T, B, H), last states (L, B, H)."""
         below, last = x, []
         for layer, (h, (W, R, b, b_h)) in enumerate(zip(state, self.weights(), strict=True)):
             below = rnn.scan(self.dropout(below) if layer else x, h, W, R, b + b_h)
@@ -59,24 +60,25 @@ class RNN(nn.Module):
         return below, torch.stack(last)
 
     def step(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """One time step, for sampling: x int64 (B,), logits (B, V). Equal to ``forward`` without dropout."""
+        """One time step, for sampling: x int64 (B,), logits (B, V). Equals ``forward`` without dropout."""
         below, new = x, []
         for layer, (h, (W, R, b, b_h)) in enumerate(zip(self.start(len(x), state), self.weights(), strict=True)):
-            inputs = F.linear(below, W, b) if layer else W.index_select(1, x).t() + b
+            inputs = F.linear(below, W, b) if layer else lookup.columns(W, x) + b
             below = F.linear(h, R, b_h).add_(inputs).tanh_()
             new.append(below)
         return self.decoder(below), (torch.stack(new),)
 
     def numpy_step(self) -> cells.Step:
-        """``step`` with the weights as they are now, on numpy arrays: faster for a few rows on a CPU."""
+        """Return ``step`` on numpy arrays with the weights at the time of this call: faster for a few rows on a CPU."""
         layers = [cells.RNN(*weights) for weights in self.weights()]
         return cells.stack(layers, cells.Linear(*self.decoder.parameters()))
 
     def start(self, batch_size: int, state: State | None) -> Tensor:
+        """Return the h of the given state, or zeros for None: (L, B, H)."""
         zeros = self.decoder.weight.new_zeros
         return zeros(self.rnn.num_layers, batch_size, self.rnn.hidden_size) if state is None else state[0]
 
     def weights(self) -> Iterator[Weights]:
-        """W (H, in), R (H, H), b and b' (H,), layer by layer."""
+        """Yield W (H, in), R (H, H), b and b' (H,) of each layer."""
         flat: list[Any] = self.rnn._flat_weights
         return zip(flat[0::4], flat[1::4], flat[2::4], flat[3::4], strict=True)

@@ -1,1 +1,1 @@
-"""Hot loops that a model needs, each beside a plain version of the same numbers. They import torch and numpy alone."""
+"""Hot loops that models share, in torch, numpy and numba."""

@@ -1,11 +1,11 @@
-"""One time step of one layer in numpy, for sampling: a row or a few at a time cost less there than in torch.
+"""One time step of one layer in numpy, for sampling: faster than torch for one row or a few.
 
-Each cell is made of torch's weights as they are at that moment, and is called with
+A cell takes a snapshot of torch's weights when it is built. It is called with
 
-x  (N, I)   what the layer reads, or characters, int64 (N,): the product with a one-hot vector is a row of W
-h  (N, H)   the state of the step before, and c (N, H) where there is a memory; neither is written to
+x  (N, I)   the layer's input, or token ids, int64 (N,): the product with a one-hot vector is a row of W
+h  (N, H)   the state of the previous step, and for an LSTM its memory c (N, H); neither is changed
 
-It gives the new ones, as a tuple.
+and returns the new state as a tuple.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ Step = Callable[[Array, State], tuple[Array, State]]
 
 
 def stack(cells: Sequence[Cell], decoder: Linear) -> Step:
-    """One time step of layers that each read the first vector, h, of the one below; the decoder reads the top one's.
+    """Stack layers into one time step: each reads the h of the layer below, and the decoder reads the top layer's.
 
-    Called with characters, int64 (N,), and a state of parts (L, N, H), it gives logits (N, V) and the new state.
+    The step takes token ids, int64 (N,), and a state of arrays (L, N, H). It returns logits (N, V) and the new state.
     """
 
     def step(x: Array, state: State) -> tuple[Array, State]:
@@ -41,25 +41,25 @@ def stack(cells: Sequence[Cell], decoder: Linear) -> Step:
 
 
 def joined(layers: Iterable[State]) -> State:
-    """The parts of the layers' states, (N, H) each, as those of the model's, (L, N, H)."""
+    """Stack the layers' states, of arrays (N, H), into the model's, of arrays (L, N, H)."""
     return tuple([np.array(part) for part in zip(*layers, strict=True)])
 
 
 def arrays(*tensors: Tensor) -> list[Array]:
-    """Weights as numpy reads them, in the same memory: matrices (out, in) as (in, out), for products from the left."""
+    """Return weights as arrays in the same memory, matrices (out, in) as (in, out) for products from the left."""
     return [t.detach().t().numpy() for t in tensors]
 
 
 def product(x: Array, W: Array) -> Array:
-    """x W, new: (N, out)."""
+    """Return x W as a new array (N, out)."""
     result: Array = W[x] if x.ndim == 1 else x @ W
     return result
 
 
 class Gates:
-    """Activations of blocks of H pre-activations side by side, in place: sigmoid where ``kinds`` has "s", tanh for "t".
+    """Activates blocks of H sums, in place: sigmoid for each "s" in ``kinds``, tanh for each "t".
 
-    One tanh serves all, as sigmoid a = (1 + tanh(a / 2)) / 2.
+    One tanh computes them all, since sigmoid a = (1 + tanh(a / 2)) / 2.
     """
 
     def __init__(self, kinds: str, H: int, b: Array) -> None:
@@ -119,7 +119,7 @@ class LSTM:
 
 
 class GRU:
-    """Gates in the order r, z, n, char-rnn's function or, where r acts after the recurrent product, torch's."""
+    """Gates in the order r, z, n. char-rnn's unit, or torch's if r acts after the recurrent product."""
 
     def __init__(self, W: Tensor, R: Tensor, b: Tensor, b_h: Tensor, reset_after: bool) -> None:
         H = R.shape[1]
@@ -151,7 +151,7 @@ class Highway:
     """The D highway layers of an RHN's time step. W (2, I, S), R (D, 2, S, S) act from the right; b (D, 2, 1, S)."""
 
     def __init__(self, W: Tensor, R: Tensor, b: Tensor) -> None:
-        # candidate and transform gate side by side: one product for both
+        # put candidate and transform gate next to each other: one product for both
         self.W = W.detach().transpose(0, 1).flatten(1).numpy()
         self.R = R.detach().transpose(1, 2).flatten(2).numpy()
         self.b = b.detach().flatten(1).numpy()

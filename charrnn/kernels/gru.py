@@ -1,8 +1,8 @@
-"""One layer of char-rnn's GRU over all time steps, with its derivative worked out by hand.
+"""One layer of char-rnn's GRU over all time steps, with its derivative derived by hand.
 
 r, z = sigmoid(W x + b + R h)    n = tanh(W x + b + R (r * h))    h = z * n + (1 - z) * h
 
-x  (T, B, I)   the layer's input, or characters, int64 (T, B)
+x  (T, B, I)   the layer's input, or token ids, int64 (T, B)
 h  (B, H)      the state before the first step
 W  (3H, I)     input weights;  R  (3H, H)  recurrent weights;  b  (3H,)  biases: rows r, z, n
 """
@@ -16,27 +16,26 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from charrnn.kernels import backend
-from charrnn.kernels.blocks import Input, InputGradients, asks_for_gradients, blocks, tanh_
+from charrnn.kernels.blocks import Input, InputGradients, blocks, needs_gradients, tanh_
 
 
 def scan(x: Tensor, h: Tensor, W: Tensor, R: Tensor, b: Tensor) -> Tensor:
-    """The states (T, B, H), one after each step. Differentiable once. Under autocast as without it: in its own type."""
-    if asks_for_gradients(x, h, W, R, b) and backend.compiled(h):
+    """Return the states (T, B, H) after each step. Differentiable once. Ignores autocast."""
+    if needs_gradients(x, h, W, R, b) and backend.compiled(h):
         from charrnn.kernels.compiled import gru as compiled
 
         return compiled.scan(x, h, W, R, b)
     with torch.autocast(x.device.type, enabled=False):
-        if asks_for_gradients(x, h, W, R, b):
+        if needs_gradients(x, h, W, R, b):
             y: Tensor = _Scan.apply(x, h, W, R, b)  # type: ignore[no-untyped-call]
             return y
         return _forward(x, h, W, R, b, keep=False)[0][1:]
 
 
 def _forward(x: Tensor, h: Tensor, W: Tensor, R: Tensor, b: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """The states (T + 1, B, H), the given one first, and what the backward pass needs of each step: the gates
-    (K, B, 3H) and r * h (K, B, H).
+    """Return the states (T + 1, B, H), the given one first, the gates (K, B, 3H) and r * h (K, B, H).
 
-    K is T to keep all of it, and otherwise the length of a block: each block writes over the one before.
+    K is T to keep all steps, and otherwise the length of a block: each block overwrites the one before.
     """
     T, B, H = *x.shape[:2], R.shape[1]
     in_blocks = blocks(T, B)
@@ -98,7 +97,7 @@ class _Scan(torch.autograd.Function):
 
 
 def _factors(gates: Tensor, before: Tensor, by_sums: Tensor) -> None:
-    """Derivatives at K steps, (K, B, 3H): of r * h by the sum inside r, and of the new h by those inside z and n."""
+    """Fill by_sums (K, B, 3H): derivatives of r * h by the sum inside r, and of the new h by those inside z and n."""
     H = before.shape[-1]
     _, z, n = gates.chunk(3, -1)
     by_r, by_z, by_n = by_sums.chunk(3, -1)

@@ -1,13 +1,13 @@
-"""One recurrent highway layer over all time steps, with its derivative worked out by hand.
+"""One recurrent highway layer over all time steps, with its derivative derived by hand.
 
 The layer is a chain of T * D small steps, each a product and a few pointwise operations, and autograd would keep a
-graph of them all. Here whatever need not wait for the chain is taken out of it: the input products are one product
-before it, and the weight gradients one product per depth for every BLOCK rows of it. What stays in the chain writes
-into buffers made once.
+graph of them all. Here everything that need not wait for the chain is taken out of it: the input products are one
+product before it, and the weight gradients one product per depth for each block of steps. What stays in the chain
+writes into buffers allocated once.
 
-Shapes: T time steps, B rows, I inputs, S units, D depths. Where an axis has two entries, the first belongs to the
-candidate h and the second to the transform gate t. M is 1 where h and t share their dropout masks and 2 where each
-has its own; an axis of size M stretches to 2.
+Shapes: T time steps, B rows, I inputs, S units, D depths. On an axis of size 2, the first entry belongs to the
+candidate h and the second to the transform gate t. M is 1 if h and t share their dropout masks and 2 if each has its
+own; an axis of size M is expanded to 2.
 
     x  (M, T, B, I)     the layer's input, already masked
     s  (B, S)           the state before the first step
@@ -25,26 +25,21 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from charrnn.kernels import backend
-from charrnn.kernels.blocks import asks_for_gradients, tanh_
-
-# rows of T * B that share a product for the weight gradients: long enough for a fast product, and short
-# enough that what it reads is still in the cache
-BLOCK = 512
+from charrnn.kernels import backend, blocks
+from charrnn.kernels.blocks import needs_gradients, tanh_
 
 
 def scan(x: Tensor, s: Tensor, W: Tensor, R: Tensor, b: Tensor, n: Tensor | None = None) -> Tensor:
-    """The layer's states (T, B, S), one after each time step.
+    """Return the layer's states (T, B, S) after each time step.
 
-    Differentiable once, in all but the masks. Where no gradient is asked for, only the result is kept. Under autocast
-    as without it: in its own type.
+    Differentiable once, except by the masks. Keeps only the result if no gradient is needed. Ignores autocast.
     """
-    if asks_for_gradients(x, s, W, R, b) and backend.compiled(s):
+    if needs_gradients(x, s, W, R, b) and backend.compiled(s):
         from charrnn.kernels.compiled import highway as compiled
 
         return compiled.scan(x, s, W, R, b, n)
     with torch.autocast(x.device.type, enabled=False):
-        if asks_for_gradients(x, s, W, R, b):
+        if needs_gradients(x, s, W, R, b):
             y: Tensor = _Scan.apply(x, s, W, R, b, n)  # type: ignore[no-untyped-call]
             return y
         return _forward(x, s, W, R, b, n, keep=False)[0]
@@ -53,9 +48,9 @@ def scan(x: Tensor, s: Tensor, W: Tensor, R: Tensor, b: Tensor, n: Tensor | None
 def _forward(
     x: Tensor, s: Tensor, W: Tensor, R: Tensor, b: Tensor, n: Tensor | None, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The states after each step, the gates (D, 2, K, B, S) and the states entering each depth (D, K, B, S).
+    """Return the states after each step, the gates (D, 2, K, B, S) and the states entering each depth (D, K, B, S).
 
-    K is T where a backward pass needs all of them, and otherwise 1: each step writes over the one before.
+    K is T to keep all steps for the backward pass, and otherwise 1: each step overwrites the one before.
     """
     _, T, B, I = x.shape
     D, S, K = len(R), s.shape[-1], T if keep else 1
@@ -80,7 +75,7 @@ def _forward(
 
 
 def _by_step(buffer: Tensor) -> list[tuple[Tensor, ...]]:
-    """The views buffer[d, step], made at once: making one takes about as long as a small operation."""
+    """Return all views buffer[d, step]: creating one inside the loop takes about as long as a small operation."""
     return [steps.unbind(0) for steps in buffer]
 
 
@@ -96,8 +91,8 @@ class _Scan(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, W, R, n, gates, entering = ctx.saved_tensors
         D, _, T, B, S = gates.shape
-        steps = min(T, max(1, BLOCK // B))
-        # the gradients of the sums inside tanh and sigmoid, for one block of steps
+        steps = min(T, max(1, blocks.BLOCK // B))
+        # gradients of the sums inside tanh and sigmoid, for one block of steps
         da = gates.new_empty(D, 2, steps, B, S)
         ds, by_t, change, dz = (gates.new_zeros(shape) for shape in ((B, S), (B, S), (B, S), (2, B, S)))
         dx, dW = x.new_empty(2, *x.shape[1:]), torch.zeros_like(W)
@@ -120,7 +115,7 @@ class _Scan(torch.autograd.Function):
                     # dt = ds * t * (h - s) * (1 - t)
                     torch.sub(h_d, states[d][step], out=change).mul_(by_t)
                     torch.addcmul(change, change, t_d, value=-1, out=dt_d)
-                    # ds = ds * (1 - t) + n * (what the products pass on)
+                    # ds = ds * (1 - t) + n * (gradient of the products)
                     ds.sub_(by_t)
                     torch.bmm(sums[d][k], weights[d], out=dz)
                     if n is None:

@@ -1,6 +1,6 @@
-"""One layer h = tanh(W x + b + R h) over all time steps, with its derivative worked out by hand.
+"""One layer h = tanh(W x + b + R h) over all time steps, with its derivative derived by hand.
 
-x  (T, B, I)   the layer's input, or characters, int64 (T, B)
+x  (T, B, I)   the layer's input, or token ids, int64 (T, B)
 h  (B, H)      the state before the first step
 W  (H, I)      input weights;  R  (H, H)  recurrent weights;  b  (H,)  biases
 """
@@ -14,24 +14,24 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from charrnn.kernels import backend
-from charrnn.kernels.blocks import Input, InputGradients, asks_for_gradients, blocks, tanh_
+from charrnn.kernels.blocks import Input, InputGradients, blocks, needs_gradients, tanh_
 
 
 def scan(x: Tensor, h: Tensor, W: Tensor, R: Tensor, b: Tensor) -> Tensor:
-    """The states (T, B, H), one after each step. Differentiable once. Under autocast as without it: in its own type."""
-    if asks_for_gradients(x, h, W, R, b) and backend.compiled(h):
+    """Return the states (T, B, H) after each step. Differentiable once. Ignores autocast."""
+    if needs_gradients(x, h, W, R, b) and backend.compiled(h):
         from charrnn.kernels.compiled import rnn as compiled
 
         return compiled.scan(x, h, W, R, b)
     with torch.autocast(x.device.type, enabled=False):
-        if asks_for_gradients(x, h, W, R, b):
+        if needs_gradients(x, h, W, R, b):
             y: Tensor = _Scan.apply(x, h, W, R, b)  # type: ignore[no-untyped-call]
             return y
         return _forward(x, h, W, R, b)[1:]
 
 
 def _forward(x: Tensor, h: Tensor, W: Tensor, R: Tensor, b: Tensor) -> Tensor:
-    """The states (T + 1, B, H), the given one first."""
+    """Return the states (T + 1, B, H), the given one first."""
     T, B = x.shape[:2]
     states, one, R_t, entrance = h.new_empty(T + 1, B, len(R)), h.new_ones(()), R.t(), Input(x, W, b)
     states[0] = h

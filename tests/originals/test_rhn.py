@@ -516,15 +516,14 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("block", [highway.BLOCK, 6, 1])
+@pytest.mark.parametrize("block", [blocks.BLOCK, 6, 1])
 @pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize("M", [1, 2])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_kernel_equals_the_loop(
     shape: tuple[int, ...], M: int, masked: bool, block: int, kernels: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (highway, blocks):
-        monkeypatch.setattr(module, "BLOCK", block)
+    monkeypatch.setattr(blocks, "BLOCK", block)
     inputs, n = arguments(M, *shape, masked)
     expected = rhn.loop(*inputs, n)
     upstream = torch.randn(expected.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
