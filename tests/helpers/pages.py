@@ -28,6 +28,7 @@ from contextlib import chdir
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from unittest.mock import patch
 
 import click
 from markdown_it import MarkdownIt
@@ -142,7 +143,7 @@ def check(words: list[str], folder: Path) -> None:
         return
     _, command, rest = cli.resolve_command(parent, words or ["?"])
     assert isinstance(command, Command) and command.name in COMMANDS
-    with chdir(folder):
+    with chdir(folder), patch.dict(os.environ):  # parsing a training sets variables for its process
         rest = without_own_files(command, rest, parent)
         try:
             context = command.make_context(command.name, rest, parent)
