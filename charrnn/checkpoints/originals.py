@@ -205,7 +205,7 @@ def _setting(opt: t7.Table, name: str, option: Option, report: Report) -> Any:
     except UserError as error:
         if name in INDISPENSABLE:
             raise t7.Unreadable(f"cannot be imported: {error}") from None
-        report(f"{error}; the original run has this value, it is imported as {option.default}")
+        report(f"{error}; imported as {option.default}")
         return option.default
 
 

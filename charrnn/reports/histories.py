@@ -85,7 +85,7 @@ def read_folder(folder: Path) -> list[History]:
         if match := OF_RUN.fullmatch(path.name):
             runs.setdefault(match[1], []).append(path)
     newest = {name: max(files, key=written) for name, files in runs.items()}
-    metrics = {path.name[3:-14]: path for path in folder.glob(METRICS.format("*"))}
+    metrics = {name_of(path): path for path in folder.glob(METRICS.format("*"))}
     found = metrics | newest
     return [read_file(found[name]) for name in sorted(found)] or [read_checkpoint(find_newest(folder))]
 
@@ -127,7 +127,7 @@ def read_metrics(path: Path) -> History:
     rows = list(found.values())
     validation = {i: line["val_loss"] for i, line in found.items() if "val_loss" in line}
     return History(
-        name=path.name.removeprefix("lm_").removesuffix("_metrics.jsonl"),
+        name=name_of(path),
         source=path,
         loss=floats(line["loss"] for line in rows),
         validated=np.array(list(validation), np.int64),
@@ -135,6 +135,11 @@ def read_metrics(path: Path) -> History:
         epochs=floats(line["epoch"] for line in rows),
         minutes=np.cumsum(floats(line["seconds"] for line in rows)) / 60,
     )
+
+
+def name_of(metrics: Path) -> str:
+    before, after = METRICS.split("{}")
+    return metrics.name.removeprefix(before).removesuffix(after)
 
 
 def lines(path: Path) -> dict[int, dict[str, Any]]:
