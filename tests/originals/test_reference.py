@@ -1,7 +1,7 @@
 """char-rnn's and grid-lstm's own numbers, to 1e-10, through the product's own training and evaluation code.
 
 Every check reads sizes from the arrays, so that recordings of other sizes run through the same tests:
-pytest tests/test_reference.py --reference DIR
+pytest tests/originals/test_reference.py --reference DIR
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 and evaluation code; and the model's parts against loops that spell the paper out.
 
 Every check of recorded values reads sizes from the arrays, so that recordings of other sizes run through the same
-tests: pytest tests/test_rhn.py --reference DIR
+tests: pytest tests/originals/test_rhn.py --reference DIR
 """
 
 from __future__ import annotations
