@@ -76,22 +76,10 @@ def sample(
 
     Raises UserError, before anything is yielded, if a setting is impossible or the checkpoint cannot be used.
     """
+    settings = dict(locals())  # every other parameter is a setting of the command, under its name
     from charrnn.sampling.generate import continuation
 
-    settings = {
-        "length": length,
-        "temperature": temperature,
-        "sample": sample,
-        "top_k": top_k,
-        "top_p": top_p,
-        "beam": beam,
-        "seed": seed,
-        "stop": stop,
-        "unknown": unknown,
-        "precision": precision,
-        "gpuid": gpuid,
-    }
-    return continuation(checkpoint, primetext, settings)
+    return continuation(settings.pop("checkpoint"), settings.pop("primetext"), settings)
 
 
 def evaluate(
@@ -129,16 +117,9 @@ def evaluate(
 
     Raises UserError if a setting is impossible, the checkpoint cannot be used, or the text has unknown tokens.
     """
+    settings = dict(locals())  # every other parameter is a setting of the command, under its name
     from charrnn.evaluation.scoring import evaluation
 
-    settings = {
-        "split": split,
-        "data_dir": None if data_dir is None else str(data_dir),
-        "batch_size": batch_size,
-        "unk": unk,
-        "mc_samples": mc_samples,
-        "seed": seed,
-        "dynamic": dynamic,
-        "gpuid": gpuid,
-    }
-    return evaluation([checkpoint, *ensemble], text, settings)
+    sources = [settings.pop("checkpoint"), *settings.pop("ensemble")]
+    settings["data_dir"] = data_dir and str(data_dir)
+    return evaluation(sources, settings.pop("text"), settings)
