@@ -16,15 +16,13 @@ import torch
 
 import charrnn
 from charrnn.checkpoints.checkpoint import Checkpoint
-from charrnn.cli.main import run
 from charrnn.errors import UserError
 from charrnn.settings.evaluation import evaluation_options
 from charrnn.settings.option import Option
 from charrnn.settings.sampling import sampling_options
-from tests.helpers.command import SMALL, write_text
+from tests.helpers.command import SMALL, run, write_text
 
 TEXT = "The lazy fox sleeps.\nThe dog, and over the brown fox."
-Command = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
@@ -40,20 +38,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("bytes", "umlauts", "-encoding", "bytes"),
     ):
         flags = ["-data_dir", str(folder / data), "-checkpoint_dir", str(folder / name), *map(str, SMALL), *more]
-        assert run(["train", *flags, "-max_epochs", "1", "-sample_length", "0"]) == 0
+        run(folder, "train", *flags, "-max_epochs", "1", "-sample_length", "0")
     return folder
-
-
-@pytest.fixture
-def command(folder: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Command:
-    """What a command prints, run in this process in the folder."""
-    monkeypatch.chdir(folder)
-
-    def out(*args: object) -> str:
-        assert run(list(map(str, args))) == 0
-        return capfdbinary.readouterr().out.decode()
-
-    return out
 
 
 def test_import_charrnn_loads_neither_torch_nor_numpy() -> None:
@@ -93,11 +79,11 @@ def test_settings_and_defaults_are_those_of_the_command(
         ("bytes", "Schö", {}),
     ],
 )
-def test_a_sample_is_the_commands(command: Command, name: str, primetext: str, settings: dict[str, Any]) -> None:
-    pieces = list(charrnn.sample(name, primetext, 60, gpuid=-1, **settings))
+def test_a_sample_is_the_commands(folder: Path, name: str, primetext: str, settings: dict[str, Any]) -> None:
+    pieces = list(charrnn.sample(folder / name, primetext, 60, gpuid=-1, **settings))
     flags = [word for key, value in settings.items() for word in (f"-{key}", int(value) if value is False else value)]
-    printed = command("sample", name, "-gpuid", -1, "-json", "-length", 60, "-primetext", primetext, *flags)
-    assert "".join(pieces) == json.loads(printed)["text"]
+    printed = run(folder, "sample", name, "-gpuid", -1, "-json", "-length", 60, "-primetext", primetext, *flags)
+    assert "".join(pieces) == json.loads(printed.out)["text"]
     assert len(pieces) > 1 and all(pieces)
     if name == "bytes":
         assert "ö" in pieces or "ü" in pieces, "a character of two bytes comes whole"
@@ -155,7 +141,10 @@ def test_sampling_says_what_is_wrong_when_it_is_called(folder: Path, settings: d
         ("bytes", {}),
     ],
 )
-def test_an_evaluation_is_the_commands(command: Command, folder: Path, name: str, settings: dict[str, Any]) -> None:
+def test_an_evaluation_is_the_commands(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, settings: dict[str, Any]
+) -> None:
+    monkeypatch.chdir(folder)
     text = (folder / "umlauts" / "input.txt").read_text()[:200] if name == "bytes" else TEXT
     (folder / "text.txt").write_text(text)
     flags: list[object] = []
@@ -166,7 +155,7 @@ def test_an_evaluation_is_the_commands(command: Command, folder: Path, name: str
             continue
         more = {"split": "train", "batch_size": 1} if "-split" in words else {}
         found = charrnn.evaluate(name, given, gpuid=-1, **settings, **more)
-        printed = json.loads(command("eval", name, "-gpuid", -1, "-json", *words, *flags))
+        printed = json.loads(run(folder, "eval", name, "-gpuid", -1, "-json", *words, *flags).out)
         counted = "words" if name == "words" else "characters"
         assert (found.loss, found.perplexity, found.tokens) == (printed["loss"], printed["ppl"], printed[counted])
         assert found.bits_per_character == printed.get("bpc")

@@ -67,9 +67,10 @@ class Terminal(io.TextIOWrapper):
 def run(folder: Path, *args: object, code: int | None = 0, stdin: bytes = b"", terminal: bool = False) -> Done:
     """Run ``charrnn ARGS`` in ``folder`` and in this process, far sooner than in a new one, and check its exit code.
 
-    A code of None allows any; with ``terminal`` stdout calls itself one. The folder, the streams, the signal handlers
-    and the number of threads are put back.
+    A code of None allows any; with ``terminal`` stdout calls itself one. The folder, the streams, the signal handlers,
+    the environment and the number of threads are put back.
     """
+    blas = os.environ.get("OPENBLAS_NUM_THREADS")
     streams, threads = (sys.stdin, sys.stdout, sys.stderr), torch.get_num_threads()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     out, err = io.BytesIO(), io.BytesIO()
@@ -85,6 +86,8 @@ def run(folder: Path, *args: object, code: int | None = 0, stdin: bytes = b"", t
     finally:
         sys.stdin, sys.stdout, sys.stderr = streams
         torch.set_num_threads(threads)
+        if blas is None:
+            os.environ.pop("OPENBLAS_NUM_THREADS", None)  # set by commands that sample
         for number, handler in handlers.items():
             signal.signal(number, handler)
     done = Done(returned, out.getvalue(), err.getvalue())
