@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import charrnn
 from benchmarks import apart, growth, loop, measure, networks, picture, startup, subjects
 from charrnn import compute
+from charrnn.cli.display import PlainDisplay
 from charrnn.kernels import backend
 from tests.helpers.command import environment
 
@@ -191,7 +192,7 @@ def test_iterations_made_in_a_process_train(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_loop_prints_a_line_for_each_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = []
-    monkeypatch.setattr(loop.PlainDisplay, "show", lambda display, record: shown.append(record.iteration))
+    monkeypatch.setattr(PlainDisplay, "show", lambda display, record: shown.append(record.iteration))
     model = subjects.Subject("rnn", SIZE, 1).model()
     iteration = loop.displayed(subjects.training(model, subjects.split(4, 5, 6)))
     iteration()

@@ -35,7 +35,7 @@ def test_round_trip(tmp_path: Path, name: str, precision: str) -> None:
     torch.manual_seed(2)
     dtype = getattr(torch, precision)
     model = registry.find(name).create(len(ALPHABET), 8, 2, 0.0).to(dtype).eval()
-    options = TrainingOptions(model=name, rnn_size=8, num_layers=2, precision=precision)  # type: ignore[arg-type]
+    options = TrainingOptions(model=name, rnn_size=8, num_layers=2, precision=precision)
     saved = Checkpoint(options, {}, ALPHABET, dict(model.state_dict()))
     again, vocabulary = load(saved.save(tmp_path / "one.pt"))
     assert vocabulary == ALPHABET

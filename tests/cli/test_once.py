@@ -22,7 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("once")
     write_text(folder / "data")
     for name in ("cv", "other"):
-        run("train", *TRAIN, "-checkpoint_dir", name, cwd=folder)
+        run(folder, "train", *TRAIN, "-checkpoint_dir", name)
     return folder
 
 
@@ -64,5 +64,5 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 def test_found_once_loaded_once_read_once(
     command: list[object], expected: tuple[int, int, int], folder: Path, counts: Counter[str]
 ) -> None:
-    run(*command, cwd=folder)
+    run(folder, *command)
     assert (counts["find"], counts["load"], counts["read"]) == expected

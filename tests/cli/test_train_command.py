@@ -316,8 +316,9 @@ def test_a_dumb_terminal_and_a_pipe_get_plain_lines(tmp_path: Path) -> None:
 
 
 def test_the_best_of_a_resumed_run_is_the_whole_runs() -> None:
-    console = Console(file=io.StringIO(), force_terminal=True, width=100, color_system=None)
+    shown = io.StringIO()
+    console = Console(file=shown, force_terminal=True, width=100, color_system=None)
     display = LiveDisplay(console, 100, [1.25, 1.5], Vocabulary)
     display.show(Record(1, 2, 0.5, 0.002, 2.0, grad_norm=1.0, param_norm=2.0, seconds=0.1))
     display.close()
-    assert "validation 1.5000" in console.file.getvalue() and "best 1.2500" in console.file.getvalue()
+    assert "validation 1.5000" in shown.getvalue() and "best 1.2500" in shown.getvalue()

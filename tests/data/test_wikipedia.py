@@ -319,7 +319,7 @@ def start(site: Site, folder: Path, stderr: int = subprocess.PIPE, **more: objec
     archive = small(site)
     values = json.dumps({name: getattr(archive, name) for name in ("name", "urls", "sha256", "hint", "splits")})
     words = [sys.executable, "-c", COMMAND, values]
-    return subprocess.Popen(words, cwd=folder, stdout=subprocess.PIPE, stderr=stderr, **more)  # type: ignore[call-overload]
+    return subprocess.Popen(words, cwd=folder, stdout=subprocess.PIPE, stderr=stderr, **more)
 
 
 def test_the_command_interrupted_and_again(site: Site, tmp_path: Path) -> None:
@@ -385,7 +385,7 @@ def test_a_bar_on_a_terminal(site: Site, tmp_path: Path) -> None:
             break
     os.close(master)
     assert process.wait(20) == 0
-    process.stdout.close()  # type: ignore[union-attr]
+    process.stdout.close()
     words = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
     assert "━" in words
     assert re.search(r"downloading .*━", words)

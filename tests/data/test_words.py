@@ -237,6 +237,7 @@ def test_samples_of_words_in_a_fresh_process(trained: Path) -> None:
     assert "  " not in text and " \n" not in text and "\n " not in text
     assert len(naive(text.removesuffix("\n"))) == 4 + 50
     vocabulary = Checkpoint.load(only(trained)).vocabulary
+    assert isinstance(vocabulary, Words)
     assert not vocabulary.with_unk("").unknown_tokens(text)
 
 
@@ -348,7 +349,7 @@ def test_beam_search_without_a_prime_text_finds_the_best_of_all_texts(monkeypatc
 
 
 def log_softmax(logits: object) -> list[float]:
-    return torch.as_tensor(logits)[0].log_softmax(-1).tolist()  # type: ignore[no-any-return]
+    return torch.as_tensor(logits)[0].log_softmax(-1).tolist()
 
 
 def test_a_difference_between_vocabularies_is_described() -> None:

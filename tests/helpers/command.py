@@ -15,6 +15,7 @@ from fcntl import ioctl
 from pathlib import Path
 from struct import pack
 from termios import TIOCSWINSZ
+from unittest.mock import patch
 
 import torch
 
@@ -67,10 +68,9 @@ class Terminal(io.TextIOWrapper):
 def run(folder: Path, *args: object, code: int | None = 0, stdin: bytes = b"", terminal: bool = False) -> Done:
     """Run ``charrnn ARGS`` in ``folder`` and in this process, far sooner than in a new one, and check its exit code.
 
-    A code of None allows any; with ``terminal`` stdout calls itself one. The folder, the streams, the signal handlers,
-    the environment and the number of threads are put back.
+    A code of None allows any; with ``terminal`` stdout calls itself one. The folder, the streams, the environment,
+    the signal handlers and the number of threads are put back.
     """
-    blas = os.environ.get("OPENBLAS_NUM_THREADS")
     streams, threads = (sys.stdin, sys.stdout, sys.stderr), torch.get_num_threads()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     out, err = io.BytesIO(), io.BytesIO()
@@ -81,13 +81,11 @@ def run(folder: Path, *args: object, code: int | None = 0, stdin: bytes = b"", t
     )
     try:
         sys.stdin, sys.stdout, sys.stderr = ours
-        with contextlib.chdir(folder):
+        with contextlib.chdir(folder), patch.dict(os.environ):
             returned = cli.run([str(arg) for arg in args])
     finally:
         sys.stdin, sys.stdout, sys.stderr = streams
         torch.set_num_threads(threads)
-        if blas is None:
-            os.environ.pop("OPENBLAS_NUM_THREADS", None)  # set by commands that sample
         for number, handler in handlers.items():
             signal.signal(number, handler)
     done = Done(returned, out.getvalue(), err.getvalue())

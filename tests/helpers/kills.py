@@ -48,7 +48,7 @@ def work(arguments: list[str], folder: str, slow: float, prepare: Callable[[], N
                 time.sleep(slow)
             fsync(file)
 
-        os.fsync = late  # type: ignore[assignment]
+        os.fsync = late
     if prepare:
         prepare()
     from charrnn.cli.main import run

@@ -18,6 +18,7 @@ from charrnn.checkpoints.checkpoint import Checkpoint
 from charrnn.data.minibatches import Split
 from charrnn.errors import UserError
 from charrnn.kernels import backend, gru, highway, rnn
+from charrnn.kernels.cells import Array
 from charrnn.settings.training import TrainingOptions
 from charrnn.training import tuning
 from charrnn.training.loop import Diverged
@@ -42,13 +43,13 @@ def torch_afterwards() -> object:
 
 
 @arithmetic.compile
-def all_sigmoids(a: parts.Array, out: parts.Array) -> None:
+def all_sigmoids(a: Array, out: Array) -> None:
     for i in range(len(a)):
         out[i] = arithmetic.sigmoid(a[i])
 
 
 @arithmetic.compile
-def all_tanhs(a: parts.Array, out: parts.Array) -> None:
+def all_tanhs(a: Array, out: Array) -> None:
     for i in range(len(a)):
         out[i] = arithmetic.tanh(a[i])
 

@@ -498,7 +498,7 @@ def test_finite_differences(kernels: str) -> None:
     assert torch.autograd.gradcheck(logits, [tensor.requires_grad_() for tensor in inputs])
 
 
-def arguments(M: int, T: int, B: int, I: int, S: int, D: int, masked: bool) -> tuple[list[Tensor], Tensor | None]:
+def arguments(M: int, T: int, B: int, I: int, S: int, D: int, masked: bool) -> tuple[Any, Any]:
     generator = torch.Generator().manual_seed(T + 10 * B + 100 * M)
     shapes = [(M, T, B, I), (B, S), (2, I, S), (D, 2, S, S), (D, 2, 1, S)]
     tensors = [torch.rand(shape, generator=generator, dtype=torch.float64) - 0.5 for shape in shapes]
@@ -521,34 +521,34 @@ SHAPES = {
 @pytest.mark.parametrize("M", [1, 2])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_kernel_equals_the_loop(
-    shape: tuple[int, ...], M: int, masked: bool, block: int, kernels: str, monkeypatch: pytest.MonkeyPatch
+    shape: Any, M: int, masked: bool, block: int, kernels: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(blocks, "BLOCK", block)
-    inputs, n = arguments(M, *shape, masked)
+    inputs, n = arguments(M, *shape, masked=masked)
     expected = rhn.loop(*inputs, n)
     upstream = torch.randn(expected.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     expected_gradients = torch.autograd.grad(expected, inputs, upstream)
-    actual = highway.scan(*inputs, n)
+    actual = highway.scan(*inputs, n=n)
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
     for _ in range(2):  # a second pass through a retained graph must find it as it was
         gradients = torch.autograd.grad(actual, inputs, upstream, retain_graph=True)
         for ours, theirs in zip(gradients, expected_gradients, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
     with torch.no_grad():
-        torch.testing.assert_close(highway.scan(*inputs, n), expected, rtol=0, atol=1e-12)
+        torch.testing.assert_close(highway.scan(*inputs, n=n), expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("M", [1, 2])
 def test_kernel_passes_gradcheck(M: int, kernels: str) -> None:
     inputs, n = arguments(M, 3, 2, 2, 3, 2, masked=True)
-    assert torch.autograd.gradcheck(lambda *tensors: highway.scan(*tensors, n), inputs)
+    assert torch.autograd.gradcheck(lambda *tensors: highway.scan(*tensors, n=n), inputs)
 
 
 def test_gradcheck_sees_a_wrong_gradient(kernels: str) -> None:
     inputs, n = arguments(1, 3, 2, 2, 3, 2, masked=True)
 
     def wrong(x: Tensor, *rest: Tensor) -> Tensor:
-        return highway.scan(x.detach() + 0.5 * (x - x.detach()), *rest, n)
+        return highway.scan(x.detach() + 0.5 * (x - x.detach()), *rest, n=n)
 
     with pytest.raises(RuntimeError, match="Jacobian mismatch"):
         torch.autograd.gradcheck(wrong, inputs)
@@ -556,7 +556,7 @@ def test_gradcheck_sees_a_wrong_gradient(kernels: str) -> None:
 
 def test_kernel_gradients_are_not_differentiated_again(kernels: str) -> None:
     inputs, n = arguments(1, 2, 2, 2, 2, 2, masked=True)
-    gradients = torch.autograd.grad(highway.scan(*inputs, n).square().sum(), inputs, create_graph=True)
+    gradients = torch.autograd.grad(highway.scan(*inputs, n=n).square().sum(), inputs, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradients[0].sum().backward()
 

@@ -330,7 +330,7 @@ def test_a_failed_write_leaves_the_old_picture(tmp_path: Path, monkeypatch: pyte
         raise OSError(28, "No space left on device")
 
     picture = plot.picture([SHORT], "epochs", "nats", 0)
-    picture.savefig = half  # type: ignore[method-assign, assignment]
+    picture.savefig = half
     monkeypatch.setattr(plot, "picture", lambda *args: picture)
     with pytest.raises(UserError, match="No space left on device"):
         plot.save([SHORT], str(tmp_path / "a.png"))

@@ -87,7 +87,7 @@ class Pickler(pickle.Pickler):
 
 def claim(size: tuple[Any, ...], stride: tuple[Any, ...], length: int = 1, offset: int = 0, key: str = "0") -> Reduced:
     """A tensor of any size and strides over a storage of any claimed length."""
-    rebuild = torch._utils._rebuild_tensor_v2  # type: ignore[attr-defined]
+    rebuild = torch._utils._rebuild_tensor_v2
     return Reduced(rebuild, Stored(key, length), offset, size, stride, False, OrderedDict())
 
 
@@ -184,8 +184,7 @@ def one_for_all(path: Path) -> None:
     """Two hundred layers whose weights are all the same few bytes."""
     whole = content(options={"num_layers": 200, "rnn_size": 64})
     shapes = {
-        name: t.shape
-        for name, t in registry.find("lstm").skeleton(len(ALPHABET), 64, 200, 0.0).state_dict().items()  # type: ignore[union-attr]
+        name: t.shape for name, t in registry.find("lstm").skeleton(len(ALPHABET), 64, 200, 0.0).state_dict().items()
     }
     length = max(shape.numel() for shape in shapes.values())
     contiguous = {name: torch.empty(shape, device="meta").stride() for name, shape in shapes.items()}

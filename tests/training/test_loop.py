@@ -34,7 +34,7 @@ def build(dropout: float = 0.0) -> nn.Module:
 
 
 def with_options(**changes: object) -> TrainingOptions:
-    return TrainingOptions(**(vars(OPTIONS) | changes))  # type: ignore[arg-type]
+    return TrainingOptions(**(vars(OPTIONS) | changes))
 
 
 def weights(model: nn.Module) -> torch.Tensor:

@@ -26,7 +26,7 @@ def test_the_memory_of_a_rule_is_that_of_a_step(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["rmsprop", "adam"])
 def test_a_saved_state_is_a_copy_that_restores(name: str) -> None:
-    options = TrainingOptions(optimizer=name)  # type: ignore[arg-type]
+    options = TrainingOptions(optimizer=name)
     weight, optimizer = after_a_step(name)
     copy = saved(optimizer)
     before = {key: value.clone() for key, value in copy["state"][0].items()}
@@ -42,6 +42,6 @@ def test_a_saved_state_is_a_copy_that_restores(name: str) -> None:
 def after_a_step(name: str) -> tuple[nn.Parameter, torch.optim.Optimizer]:
     weight = nn.Parameter(torch.ones(3, 2))
     weight.grad = torch.full_like(weight, 0.25)
-    optimizer = make_optimizer([weight], TrainingOptions(optimizer=name))  # type: ignore[arg-type]
+    optimizer = make_optimizer([weight], TrainingOptions(optimizer=name))
     step(optimizer, 0.01)
     return weight, optimizer
