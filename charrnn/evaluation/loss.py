@@ -34,11 +34,6 @@ class Score:
         return cls(nats.mean().item(), nats.numel())
 
     @property
-    def bits(self) -> float:
-        """Bits per token."""
-        return vocabulary.bits(self.loss)
-
-    @property
     def perplexity(self) -> float:
         """Perplexity per token."""
         return vocabulary.perplexity(self.loss)

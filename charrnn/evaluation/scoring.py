@@ -215,7 +215,8 @@ class Evaluation:
     def of(cls, score: Score, vocabulary: Vocabulary, dynamic: Score | None = None) -> Evaluation:
         """Return the figures of a score, and of the one by dynamic evaluation."""
         adapted = cls.of(dynamic, vocabulary) if dynamic else None
-        bits = None if vocabulary.level == "word" else score.bits
+        figure = vocabulary.figure(score.loss)
+        bits = figure.value if figure.key == "bpc" else None
         return cls(score.loss, bits, score.perplexity, score.tokens, score.measures, adapted)
 
 

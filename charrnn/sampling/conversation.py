@@ -35,7 +35,10 @@ class Conversation:
         self.prime = ""
 
     def answer(self, line: str, stream: Stream) -> None:
-        """Raises UserError for an unknown command, an impossible value, or a text with unknown tokens."""
+        """Answer a line.
+
+        Raises UserError for an unknown command, an impossible value, or a text with unknown tokens.
+        """
         if line.startswith("/") and not line.startswith("//"):
             self.note(self.command(line[1:]))
         else:

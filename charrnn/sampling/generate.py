@@ -82,4 +82,5 @@ def without_unknown(text: str, vocabulary: Vocabulary, report: Report) -> str:
     if not unknown:
         return text
     report(f"skipped in the prime text, not in the vocabulary of the model: {listed(map(vocabulary.name, unknown))}")
-    return vocabulary.decode(vocabulary.id_of(code) for code in codes if code not in unknown)
+    skipped = set(unknown)
+    return vocabulary.decode(vocabulary.id_of(code) for code in codes if code not in skipped)

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from charrnn import registry
 from charrnn.data.minibatches import Split
 from charrnn.data.text import Text
-from charrnn.data.vocabulary import Vocabulary
+from charrnn.data.vocabulary import Vocabulary, bits
 from charrnn.evaluation.loss import Score, evaluate, summed_loss
 from charrnn.evaluation.monte_carlo import SMALLEST, monte_carlo_losses, sample_losses
 from charrnn.kernels import blocks, highway
@@ -201,7 +201,7 @@ def check_epochs(case: Case) -> None:
         ("full", stream_score(model, torch.from_numpy(stream).long())),
     ):
         recording.compare(f"epoch/ppl_{pass_name}", score.perplexity)
-        recording.compare(f"epoch/bits_{pass_name}", score.bits)
+        recording.compare(f"epoch/bits_{pass_name}", bits(score.loss))
 
     def epoch(model: nn.Module) -> float:
         training = case.train(model, split, max_grad_norm=10.0)
