@@ -1,4 +1,4 @@
-"""What is special about the compiled kernels: their arithmetic, their parts, and where compiled code is kept."""
+"""The compiled kernels: their arithmetic, the parts of a minibatch, threads, and the folder of compiled code."""
 
 from __future__ import annotations
 
@@ -6,21 +6,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from charrnn import load, registry
+from charrnn import load
 from charrnn.checkpoints.checkpoint import Checkpoint
-from charrnn.data.minibatches import Split
 from charrnn.errors import UserError
 from charrnn.kernels import backend, gru, highway, rnn
 from charrnn.kernels.cells import Array
-from charrnn.settings.training import TrainingOptions
-from charrnn.training import tuning
 from charrnn.training.loop import Diverged
 from charrnn.training.setup import configure
 from tests.helpers.command import SMALL, charrnn, one_line, write_text
@@ -55,7 +51,7 @@ def all_tanhs(a: Array, out: Array) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_gates_are_right_to_an_epsilon_or_two(dtype: type) -> None:
+def test_sigmoid_and_tanh_are_exact_to_two_epsilons(dtype: type) -> None:
     a = np.concatenate([np.linspace(-30, 30, 100_001), [0, 1e-9, -1e-9, 88, -88, 1e4, -1e4, np.inf, -np.inf]]).astype(
         dtype
     )
@@ -69,7 +65,7 @@ def test_gates_are_right_to_an_epsilon_or_two(dtype: type) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_what_is_not_a_number_stays_so(dtype: type) -> None:
+def test_nan_stays_nan(dtype: type) -> None:
     a = np.array([np.nan, 1.0] * 20, dtype)
     for function in (all_sigmoids, all_tanhs):
         out = np.empty_like(a)
@@ -77,7 +73,7 @@ def test_what_is_not_a_number_stays_so(dtype: type) -> None:
         assert np.isnan(out[::2]).all() and np.isfinite(out[1::2]).all()
 
 
-def test_exp_is_for_compiled_code_alone() -> None:
+def test_exp_works_only_in_compiled_code() -> None:
     with pytest.raises(NotImplementedError):
         arithmetic.exp(1.0)
 
@@ -126,7 +122,7 @@ def test_panels_are_the_matrix_and_small_where_possible(G: int, H: int, rows: in
     torch.testing.assert_close(torch.from_numpy(dh), d[:, 2:] @ R, rtol=1e-12, atol=1e-11)
 
 
-def test_a_characters_gradient_is_its_rows() -> None:
+def test_token_ids_look_up_rows_and_add_gradients_to_them() -> None:
     x, W = np.array([[0, 2], [2, 2]]), np.random.default_rng(0).random((3, 4))
     gates = np.empty((2, 1, 4))
     inputs.enter(x, 1, 0, W, gates)
@@ -151,7 +147,7 @@ def layers(name: str, T: int, B: int) -> tuple[object, list[Tensor]]:
 
 
 @pytest.mark.parametrize("name", ["gru", "rnn", "rhn"])
-def test_the_same_bits_whatever_the_number_of_threads(name: str) -> None:
+def test_results_are_the_same_bits_for_any_number_of_threads(name: str) -> None:
     scan, arguments = layers(name, 30, 110)
     results = []
     for count in (1, 2, 3, 8):
@@ -163,8 +159,8 @@ def test_the_same_bits_whatever_the_number_of_threads(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["gru", "rnn", "rhn"])
-def test_what_does_not_fit_is_refused(name: str) -> None:
-    """Compiled code would read on behind the end of an array."""
+def test_arguments_that_do_not_fit_are_refused(name: str) -> None:
+    """Compiled code would read past the end of an array."""
     scan, arguments = layers(name, 4, 3)
     backend.use("compiled", 1)
     scan(*arguments)
@@ -183,8 +179,7 @@ def test_what_does_not_fit_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["gru", "rnn", "rhn"])
-def test_a_broken_weight_shows(name: str) -> None:
-    """A number that is none goes on to the result and to the gradients, as torch has it."""
+def test_a_weight_that_is_nan_reaches_the_result_and_the_gradients(name: str) -> None:
     scan, arguments = layers(name, 4, 3)
     backend.use("compiled", 1)
     with torch.no_grad():
@@ -194,7 +189,7 @@ def test_a_broken_weight_shows(name: str) -> None:
     assert all(g.isnan().any() for g in torch.autograd.grad(y.sum(), arguments))
 
 
-def test_a_diverging_run_is_noticed(tmp_path: Path) -> None:
+def test_a_diverging_run_raises_diverged(tmp_path: Path) -> None:
     from charrnn.training.run import Run
 
     flags = {"model": "rnn", "rnn_size": 8, "batch_size": 4, "seq_length": 8, "learning_rate": 1e30, "grad_clip": 0}
@@ -207,7 +202,7 @@ def test_a_diverging_run_is_noticed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["gru", "rhn"])
 def test_a_run_resumes_bit_for_bit(name: str, tmp_path: Path) -> None:
-    """In fresh processes; the rows are enough for two parts."""
+    """In fresh processes, with enough rows for two parts."""
     write_text(tmp_path / "data")
     words = ("-data_dir", "data", *RNN, "-batch_size", 50, "-model", name, "-sample_length", 0)
     whole = charrnn("train", *words, *COMPILED, "-max_epochs", 3, "-checkpoint_dir", "whole", cwd=tmp_path)
@@ -236,13 +231,13 @@ main()
 
 
 def without(names: list[str], *words: object, cwd: Path) -> tuple[int, str]:
-    """charrnn in a process where these libraries are not installed: exit code and stderr."""
+    """Run charrnn in a process where these libraries are not installed. Returns the exit code and stderr."""
     code = HIDE.format(names=names, words=[str(word) for word in words])
     done = subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True)
     return done.returncode, done.stderr
 
 
-def test_without_the_extra_everything_but_these_kernels_works(tmp_path: Path) -> None:
+def test_without_the_extra_everything_but_the_compiled_kernels_works(tmp_path: Path) -> None:
     write_text(tmp_path / "data")
     words = ("train", "-data_dir", "data", *RNN, "-model", "rnn", "-max_epochs", 0.1, "-sample_length", 0)
     assert without(["numba"], *words, cwd=tmp_path)[0] == 0
@@ -255,7 +250,7 @@ def test_without_the_extra_everything_but_these_kernels_works(tmp_path: Path) ->
     )
 
 
-def test_a_run_with_them_goes_on_without_if_told_so(tmp_path: Path) -> None:
+def test_a_run_with_compiled_kernels_can_be_resumed_with_torchs(tmp_path: Path) -> None:
     write_text(tmp_path / "data")
     words = ("-data_dir", "data", *RNN, "-model", "rnn", "-max_epochs", 0.5, "-sample_length", 0)
     charrnn("train", *words, *COMPILED, cwd=tmp_path)
@@ -264,12 +259,12 @@ def test_a_run_with_them_goes_on_without_if_told_so(tmp_path: Path) -> None:
     charrnn("train", "-resume", "cv", "-max_epochs", 1, "-kernels", "torch", cwd=tmp_path)
 
 
-def test_bf16_is_not_theirs() -> None:
+def test_compiled_kernels_with_bf16_are_an_error() -> None:
     with pytest.raises(UserError, match="-kernels compiled computes in float32 or float64: leave out -precision bf16"):
         configure({"kernels": "compiled", "precision": "bf16"})
 
 
-def test_a_checkpoint_from_before_the_choice_goes_on_with_torch(tmp_path: Path) -> None:
+def test_a_checkpoint_without_the_setting_kernels_is_resumed_with_torchs(tmp_path: Path) -> None:
     write_text(tmp_path / "data")
     words = ("-data_dir", "data", *RNN, "-model", "rnn", "-max_epochs", 0.5, "-sample_length", 0, "-threads", 1)
     charrnn("train", *words, "-kernels", "torch", cwd=tmp_path)
@@ -280,7 +275,7 @@ def test_a_checkpoint_from_before_the_choice_goes_on_with_torch(tmp_path: Path) 
     assert configure({}, resume=str(path)).options.kernels == "torch"
 
 
-def test_damaged_compiled_code_is_no_traceback(tmp_path: Path) -> None:
+def test_damaged_compiled_code_is_reported_in_one_line(tmp_path: Path) -> None:
     write_text(tmp_path / "data")
     words = ("train", "-data_dir", "data", *RNN, "-model", "rnn", "-max_epochs", 0.1, "-sample_length", 0)
     own = {"NUMBA_CACHE_DIR": str(tmp_path / "kept")}
@@ -298,7 +293,7 @@ def test_damaged_compiled_code_is_no_traceback(tmp_path: Path) -> None:
     assert "using torch's kernels: the compiled kernels do not run here (" in done
 
 
-def test_the_folder_changes_with_the_sources(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_folder_of_compiled_code_depends_on_the_sources(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
     before = kept.folder()
     assert before.is_relative_to(tmp_path) and not kept.filled()
@@ -308,11 +303,11 @@ def test_the_folder_changes_with_the_sources(monkeypatch: pytest.MonkeyPatch, tm
         (copy / path.name).write_bytes(path.read_bytes())
     monkeypatch.setattr(kept, "__file__", str(copy / "kept.py"))
     assert kept.folder() == before
-    (copy / "arithmetic.py").write_text("another", encoding="utf-8")
+    (copy / "arithmetic.py").write_text("changed", encoding="utf-8")
     assert kept.folder() != before
 
 
-def test_a_home_that_cannot_be_written_to(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_to_keeps_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file"))
     with kept.here() as writable:
@@ -320,7 +315,7 @@ def test_a_home_that_cannot_be_written_to(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert not kept.filled()
 
 
-def test_numba_keeps_the_functions_of_others_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_numbas_own_setting_is_restored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import numba
 
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
@@ -330,47 +325,9 @@ def test_numba_keeps_the_functions_of_others_elsewhere(monkeypatch: pytest.Monke
     assert before == numba.config.CACHE_DIR
 
 
-def tuned(name: str, **options: Any) -> TrainingOptions:
-    """The choice for a small model of that name, of random characters."""
-    split = Split(np.random.default_rng(0).integers(0, 7, 6000, dtype=np.uint8), 600, 0, 100, 10, 6, carries=True)
-    chosen = TrainingOptions(model=name, batch_size=10, seq_length=6, threads=1, **options)
-    with torch.random.fork_rng(devices=[]):
-        model = registry.find(name).create(7, 8, 1, 0.0)
-    return tuning.tune(model, split, chosen, lambda line: None)
-
-
-def test_kernels_that_give_no_numbers_are_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled_gru, "scan", lambda x, h, W, R, b: (h + R.sum() * torch.nan).expand(len(x), -1, -1))
-    assert tuned("gru").kernels == "torch"
-    with pytest.raises(UserError, match="the loss breaks in its first iteration; -kernels torch works without them"):
-        tuned("gru", kernels="compiled")
-
-
-def test_a_refused_run_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*arguments: object) -> Tensor:
-        raise NotImplementedError("no such instruction")
-
-    monkeypatch.setattr(compiled_gru, "scan", broken)
-    state, count = torch.get_rng_state(), torch.get_num_threads()
-    with pytest.raises(UserError, match=r"do not run here \(NotImplementedError: no such instruction\)"):
-        tuned("gru", kernels="compiled")
-    assert backend.threads() == 0 and torch.get_num_threads() == count
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_an_error_of_the_model_is_not_the_kernels_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gru, "scan", lambda *arguments: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        tuned("gru", kernels="compiled")
-
-
-def test_a_model_without_kernels_is_said_to_have_none() -> None:
-    assert tuned("lstm", kernels="compiled").kernels == "torch"
-
-
 @pytest.mark.parametrize("name", ["gru", "rnn", "rhn"])
-def test_other_types_and_evaluation_are_left_to_torch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without gradients to compute there is no need to keep what they take."""
+def test_torch_computes_other_dtypes_and_evaluation(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's kernels keep nothing for a backward pass if there is none."""
     scan, arguments = layers(name, 4, 3)
     backend.use("compiled", 1)
     for module in (compiled_gru, compiled_rnn, compiled_highway):
@@ -394,7 +351,7 @@ for kernels, threads in (("torch", 2), ("compiled", 1), ("compiled", 2), ("torch
 
 
 def test_openblas_has_one_thread_while_compiled_kernels_are_in_use_and_torch_the_given_number() -> None:
-    """In a process whose environment allows two threads: the tests' own allows one."""
+    """In a process whose environment allows two threads, since the tests' own allows only one."""
     allowed = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "2")
     code = [sys.executable, "-c", LIMITS]
     done = subprocess.run(code, env=os.environ | allowed, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""The kernels beside the equations, step by step, with autograd's derivatives."""
+"""The kernels compared with the equations, step by step, and with autograd's derivatives."""
 
 from __future__ import annotations
 
@@ -41,22 +41,22 @@ def plain_gru(x: Tensor, h: Tensor, W: Tensor, R: Tensor, b: Tensor) -> Tensor:
     return torch.stack(states)
 
 
-# kernel, the same plainly, and how many gates there are
+# kernel, plain loop, number of gates
 KERNELS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], int]] = {
     "rnn": (rnn.scan, plain_rnn, 1),
     "gru": (gru.scan, plain_gru, 3),
 }
-# one step; one block; blocks with a shorter last one; blocks of one step; one row; rows in parts of unlike size
+# one step; one block; blocks with a shorter last one; blocks of one step; one row; rows in parts of different sizes
 SIZES = [(1, 2), (6, 3), (7, 200), (3, 600), (1100, 1), (40, 77)]
 
 
-def arguments(gates: int, T: int, B: int, characters: bool, dtype: torch.dtype = torch.float64) -> list[Tensor]:
-    """x, h, W, R, b; x as characters or as random vectors."""
+def arguments(gates: int, T: int, B: int, ids: bool, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    """Return x, h, W, R, b, with x as token ids or as random vectors."""
     generator = torch.Generator().manual_seed(T)
     shapes = [(B, H), (gates * H, I), (gates * H, H), (gates * H,)]
     values = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
     x = torch.randn(T, B, I, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
-    if characters:
+    if ids:
         x = torch.randint(I, (T, B), generator=generator)
     return [x, *(value.to(dtype).requires_grad_() for value in values)]
 
@@ -69,19 +69,19 @@ def assert_equal(actual: Any, expected: Any, atol: float = 1e-12) -> None:
     torch.testing.assert_close(actual, expected, rtol=atol, atol=atol)
 
 
-@pytest.mark.parametrize("characters", [False, True])
+@pytest.mark.parametrize("ids", [False, True])
 @pytest.mark.parametrize(("T", "B"), SIZES)
 @pytest.mark.parametrize("name", KERNELS)
-def test_kernel_is_the_plain_loop(name: str, T: int, B: int, characters: bool, kernels: str) -> None:
+def test_kernel_equals_the_plain_loop(name: str, T: int, B: int, ids: bool, kernels: str) -> None:
     scan, plain, gates = KERNELS[name]
-    x, *rest = inputs = arguments(gates, T, B, characters)
+    x, *rest = inputs = arguments(gates, T, B, ids)
     before = [tensor.detach().clone() for tensor in inputs]
     expected = plain(vectors(x), *rest)
     actual = scan(*inputs)
     assert_equal(actual, expected)
     with torch.no_grad():
         assert_equal(scan(*inputs), expected)
-    leaves = rest if characters else inputs
+    leaves = rest if ids else inputs
     weights = torch.randn(expected.shape, dtype=torch.float64)
     got, wanted = (torch.autograd.grad((y * weights).sum(), leaves) for y in (actual, expected))
     assert_equal(got, wanted, atol=1e-11)
@@ -90,24 +90,24 @@ def test_kernel_is_the_plain_loop(name: str, T: int, B: int, characters: bool, k
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_the_layout_of_the_input_does_not_matter(name: str, kernels: str) -> None:
-    """A transposed input: what is computed of it is written to a gradient in whatever layout that has."""
+    """With a transposed input: its gradient may have any layout."""
     scan, plain, gates = KERNELS[name]
-    x, *rest = arguments(gates, 5, 3, characters=False)
+    x, *rest = arguments(gates, 5, 3, ids=False)
     x = x.detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_()
     assert not x.is_contiguous()
     got, wanted = (torch.autograd.grad(f(x, *rest).square().sum(), [x, *rest]) for f in (scan, plain))
     assert_equal(got, wanted, atol=1e-11)
 
 
-@pytest.mark.parametrize("characters", [False, True])
+@pytest.mark.parametrize("ids", [False, True])
 @pytest.mark.parametrize("name", KERNELS)
-def test_kernel_passes_gradcheck(name: str, characters: bool, kernels: str) -> None:
+def test_kernel_passes_gradcheck(name: str, ids: bool, kernels: str) -> None:
     scan, _, gates = KERNELS[name]
-    assert torch.autograd.gradcheck(scan, arguments(gates, 4, 2, characters))
+    assert torch.autograd.gradcheck(scan, arguments(gates, 4, 2, ids))
 
 
 @pytest.mark.parametrize("name", KERNELS)
-def test_blocks_do_not_show(name: str, monkeypatch: pytest.MonkeyPatch, kernels: str) -> None:
+def test_the_length_of_blocks_does_not_matter(name: str, monkeypatch: pytest.MonkeyPatch, kernels: str) -> None:
     scan, _, gates = KERNELS[name]
     inputs = arguments(gates, 9, 2, False)
     results = []
@@ -120,7 +120,7 @@ def test_blocks_do_not_show(name: str, monkeypatch: pytest.MonkeyPatch, kernels:
 
 
 @pytest.mark.parametrize("name", KERNELS)
-def test_kernel_in_single_precision(name: str, kernels: str) -> None:
+def test_kernel_equals_the_plain_loop_in_single_precision(name: str, kernels: str) -> None:
     scan, plain, gates = KERNELS[name]
     x, *rest = inputs = arguments(gates, 30, 3, True, torch.float32)
     expected = plain(vectors(x), *(tensor.double() for tensor in rest))
@@ -132,7 +132,7 @@ def test_kernel_in_single_precision(name: str, kernels: str) -> None:
 
 
 @pytest.mark.parametrize("name", KERNELS)
-def test_kernel_is_not_differentiated_twice(name: str, kernels: str) -> None:
+def test_differentiating_a_kernel_twice_is_an_error(name: str, kernels: str) -> None:
     scan, _, gates = KERNELS[name]
     x, *rest = arguments(gates, 3, 2, True)
     first = torch.autograd.grad(scan(x, *rest).square().sum(), rest, create_graph=True)
@@ -141,14 +141,14 @@ def test_kernel_is_not_differentiated_twice(name: str, kernels: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_tanh_by_way_of_the_sigmoid(dtype: torch.dtype) -> None:
+def test_tanh_from_the_sigmoid_is_exact_to_two_epsilons(dtype: torch.dtype) -> None:
     a = torch.cat([torch.linspace(-30, 30, 10_001), torch.tensor([0.0, 1e-9, -1e-9, 1e4, -1e4])]).to(dtype)
     got = blocks.tanh_(a.clone(), a.new_ones(()))
     assert (got.double() - a.double().tanh()).abs().max() <= 2 * torch.finfo(dtype).eps
 
 
 @pytest.mark.parametrize("name", KERNELS)
-def test_a_model_is_the_same_without_its_kernel(name: str, kernels: str) -> None:
+def test_a_model_computes_the_same_without_its_kernel(name: str, kernels: str) -> None:
     model = Case(name, 3).build()
     x = torch.arange(21).view(7, 3) % 5
     results = []
@@ -159,7 +159,7 @@ def test_a_model_is_the_same_without_its_kernel(name: str, kernels: str) -> None
 
 
 class Replay(nn.Module):
-    """In place of the dropout: given masks, one a call."""
+    """Replaces dropout: multiplies by the given masks, one per call."""
 
     def __init__(self, masks: Tensor) -> None:
         super().__init__()
@@ -200,7 +200,7 @@ FLAGS: dict[str, Any] = {
 
 
 def train(folder: Path, threads: int, **flags: Any) -> dict[str, Tensor]:
-    """The weights after an epoch with that many threads."""
+    """Return the weights after one epoch on this many threads."""
     write_text(folder / "data", SONG * 4)
     before = torch.get_num_threads()
     try:
@@ -215,7 +215,7 @@ def train(folder: Path, threads: int, **flags: Any) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("chosen", ["torch", "compiled"])
 @pytest.mark.parametrize("name", registry.models())
-def test_training_with_threads_is_training_without(name: str, chosen: str, tmp_path: Path) -> None:
+def test_training_on_two_threads_equals_training_on_one(name: str, chosen: str, tmp_path: Path) -> None:
     if chosen == "compiled" and not backend.available():
         pytest.skip("the extra [fast] is not installed")
     alone = train(tmp_path / "one", 1, model=name, kernels="torch")

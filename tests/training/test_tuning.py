@@ -20,7 +20,7 @@ from charrnn import load, registry
 from charrnn.checkpoints.checkpoint import Checkpoint
 from charrnn.data.minibatches import Split
 from charrnn.errors import UserError
-from charrnn.kernels import backend
+from charrnn.kernels import backend, gru
 from charrnn.settings.training import TrainingOptions
 from charrnn.training import tuning
 from charrnn.training.setup import configure
@@ -186,6 +186,54 @@ def test_model_and_random_numbers_do_not_change() -> None:
     assert tuned.threads in COUNTS and tuned.kernels in ("torch", "compiled")
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
     assert torch.equal(torch.get_rng_state(), random_state)
+
+
+# Compiled kernels that fail
+
+
+@pytest.fixture
+def compiled_gru() -> Any:
+    pytest.importorskip("numba")
+    from charrnn.kernels.compiled import gru
+
+    return gru
+
+
+def test_kernels_that_break_the_loss_are_not_chosen(compiled_gru: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled_gru, "scan", lambda x, h, W, R, b: (h + R.sum() * torch.nan).expand(len(x), -1, -1))
+    notes: list[str] = []
+    assert tune("gru", notes, threads=1).kernels == "torch"
+    assert notes[-1:] == ["using torch's kernels: the loss breaks in its first iteration"]
+    with pytest.raises(UserError, match="the loss breaks in its first iteration; -kernels torch works without them"):
+        tune("gru", kernels="compiled", threads=1)
+
+
+def test_kernels_that_raise_an_error_leave_nothing_behind(compiled_gru: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: object) -> torch.Tensor:
+        raise NotImplementedError("no such instruction")
+
+    monkeypatch.setattr(compiled_gru, "scan", broken)
+    random_state = torch.get_rng_state()
+    with pytest.raises(UserError, match=r"do not run here \(NotImplementedError: no such instruction\)"):
+        tune("gru", kernels="compiled")
+    assert backend.threads() == 0 and torch.get_num_threads() == 5
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_an_error_of_the_model_is_not_blamed_on_the_kernels(compiled_gru: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gru, "scan", lambda *arguments: 1 / 0)
+    for kernels in ("compiled", "auto"):
+        with pytest.raises(ZeroDivisionError):
+            tune("gru", kernels=kernels, threads=1)
+
+
+def test_a_loss_that_breaks_with_any_kernels_is_not_blamed_on_the_kernels(compiled_gru: Any) -> None:
+    model, notes = model_of("gru"), []
+    with torch.no_grad():
+        next(model.parameters())[:] = torch.nan
+    options = TrainingOptions(model="gru", batch_size=B, seq_length=T, kernels="auto", threads=1)
+    assert tuning.tune(model, split_of(), options, notes.append).kernels == "torch"
+    assert not any("loss breaks" in note for note in notes)
 
 
 # The command
