@@ -1,4 +1,4 @@
-"""The Grid LSTM against the paper's equations written out, the recordings of the original, and itself."""
+"""The Grid LSTM compared with the paper's equations written out, the original's recordings, and itself."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def create(n_layers: int, tied: bool = True, dropout: float = 0.0, seed: int = 0) -> nn.Module:
-    """A small model in float64, with weights large enough to bend every nonlinearity."""
+    """Create a small model in float64, with weights large enough to leave the linear range."""
     torch.manual_seed(seed)
     model = registry.find("grid_lstm").create(V, H, n_layers, dropout, tie_weights=tied).double()
     for p in model.parameters():
@@ -43,12 +43,12 @@ def assert_equal(actual: Tensor | Sequence[Tensor], expected: Tensor | Sequence[
 
 
 def from_recorded(arrays: Arrays, n_layers: int, tied: bool) -> Arrays:
-    """The original's named tensors (values or gradients, no prefix) as the model's state_dict has them."""
+    """Convert the original's named tensors (values or gradients, no prefix) to those of the model's state_dict."""
     return {name: source.tensor(arrays) for name, source in layout("grid_lstm", n_layers, tied).items()}
 
 
 def to_recorded(tensors: Arrays, n_layers: int, tied: bool) -> Arrays:
-    """The inverse of from_recorded: each tensor of the model is one of the original's, with its gates reordered."""
+    """Invert from_recorded: each tensor of the model is one of the original's, with its gates reordered."""
     return {
         source.names[0]: ifog_to_ifgo(tensors[name]) if name.startswith(("time", "depth")) else tensors[name]
         for name, source in layout("grid_lstm", n_layers, tied).items()
@@ -63,7 +63,7 @@ def sigmoid(a: float) -> float:
 
 
 def paper_lstm(W: np.ndarray, b: np.ndarray, incoming: list[float], m: list[float], paper: bool) -> tuple[list, list]:
-    """LSTM(H, m, W) of the paper, unit by unit, with the one matrix W (4H, NH) on the concatenated vector H."""
+    """LSTM(H, m, W) of the paper, unit by unit, with a single matrix W (4H, NH) on the concatenated vector H."""
     size = len(m)
     new_h, new_m = [], []
     for unit in range(size):
@@ -101,7 +101,7 @@ BLOCKS = [
 
 @pytest.mark.parametrize("paper", [False, True])
 @pytest.mark.parametrize(("N", "priority"), BLOCKS)
-def test_block_is_the_paper_s(N: int, priority: tuple[int, ...], paper: bool) -> None:
+def test_block_equals_the_papers(N: int, priority: tuple[int, ...], paper: bool) -> None:
     rng = np.random.default_rng(N)
     W, b = rng.uniform(-1, 1, (N, 4 * H, N * H)), rng.uniform(-1, 1, (N, N, 4 * H))
     h, m = rng.uniform(-1, 1, (2, N, 5, H))
@@ -123,7 +123,7 @@ def test_the_model_is_the_block_with_two_dimensions_and_depth_prioritised(tied: 
     x, (h, c) = random_input(4, 2, 3)
 
     def column(x_t: Tensor, h: Tensor, c: Tensor, **how: object) -> tuple[Tensor, Tensor, Tensor]:
-        """One time step: a block for each layer, one on top of the other."""
+        """One time step: a stack of blocks, one for each layer."""
         depth_h = model.embedding(x_t)
         depth_c = torch.zeros_like(depth_h)
         new_h, new_c = [], []
@@ -154,9 +154,9 @@ def test_the_model_is_the_block_with_two_dimensions_and_depth_prioritised(tied: 
 def naive(
     model: nn.Module, x: Tensor, state: tuple[Tensor, Tensor], masks: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The program step by step, row by row and layer by layer, gate by gate: logits (T, B, V), then h and c.
+    """Compute the program's logits (T, B, V), h and c step by step, row by row, layer by layer and gate by gate.
 
-    masks (L, T, B, H) multiply the depth hidden vectors on their way into the next layer or the decoder.
+    masks (L, T, B, H) multiply the depth hidden vectors that enter the next layer or the decoder.
     """
     p = {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
     h, c = (tensor.numpy().copy() for tensor in state)
@@ -188,7 +188,7 @@ SIZES = [(1, 1, 1), (1, 3, 2), (5, 1, 3), (6, 4, 1), (4, 3, 4)]
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize(("T", "B", "n_layers"), SIZES)
-def test_forward_and_step_are_the_naive_loop(T: int, B: int, n_layers: int, tied: bool) -> None:
+def test_forward_and_step_equal_the_naive_loop(T: int, B: int, n_layers: int, tied: bool) -> None:
     model = create(n_layers, tied, seed=T)
     x, state = random_input(T, B, n_layers)
     expected, h, c = map(torch.from_numpy, naive(model, x, state))
@@ -201,7 +201,7 @@ def test_forward_and_step_are_the_naive_loop(T: int, B: int, n_layers: int, tied
     assert_equal(state, (h, c))
 
 
-def test_no_state_is_zeros() -> None:
+def test_no_state_means_zeros() -> None:
     model = create(2)
     x, _ = random_input(3, 2, 2)
     zeros = torch.zeros(2, 2, H).double()
@@ -209,7 +209,7 @@ def test_no_state_is_zeros() -> None:
     assert_equal(model.step(x[0], None), model.step(x[0], (zeros, zeros)))
 
 
-def test_three_chunks_are_one_pass() -> None:
+def test_three_chunks_equal_one_pass() -> None:
     model = create(3)
     x, start = random_input(9, 2, 3)
     whole, last = model(x, start)
@@ -224,7 +224,7 @@ def test_three_chunks_are_one_pass() -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_gradients_are_finite_differences(tied: bool) -> None:
+def test_gradients_equal_finite_differences(tied: bool) -> None:
     model = create(2, tied)
     x, state = random_input(3, 2, 2)
     names, values = zip(*((name, p.detach().requires_grad_()) for name, p in model.named_parameters()), strict=True)
@@ -237,7 +237,7 @@ def test_gradients_are_finite_differences(tied: bool) -> None:
 
 
 class Replay(nn.Module):
-    """In place of the dropout: given masks, one a call, in the order of the calls."""
+    """Replaces dropout: multiplies by the given masks, one per call."""
 
     def __init__(self, masks: Tensor) -> None:
         super().__init__()
@@ -260,7 +260,7 @@ def test_dropout_acts_on_the_depth_hidden_vectors_above_each_layer() -> None:
     assert list(model.dropout.masks) == []
 
 
-def test_dropout_is_for_training_alone() -> None:
+def test_dropout_acts_only_in_training() -> None:
     model = create(2, dropout=0.4)
     x, state = random_input(5, 2, 2)
     assert not torch.equal(model(x, state)[0], model(x, state)[0])
@@ -273,7 +273,7 @@ def test_dropout_is_for_training_alone() -> None:
 
 @pytest.mark.parametrize(("n_layers", "tied", "count"), [(2, True, 412_993), (6, True, 941_377), (2, False, 545_089)])
 def test_parameter_counts(n_layers: int, tied: bool, count: int) -> None:
-    """2 x 128 and 6 x 128 tied as grid-lstm counts them; untied, a depth LSTM of 8 * 128 * 129 more for each layer."""
+    """Tied, 2 x 128 and 6 x 128, as grid-lstm counts them. Untied, each layer adds a depth LSTM of 8 * 128 * 129."""
     model = registry.find("grid_lstm").create(65, 128, n_layers, 0.0, tie_weights=tied)
     assert sum(p.numel() for p in model.parameters()) == count
 
@@ -286,7 +286,7 @@ def test_weights_are_tied_by_default() -> None:
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_initial_weights(tied: bool) -> None:
-    """Uniform in +-0.08, but a forget bias of 1 in time.t2h and depth.t2h."""
+    """Uniform in +-0.08, except for a forget bias of 1 in time.t2h and depth.t2h."""
     model = registry.find("grid_lstm").create(65, H, 3, 0.0, tie_weights=tied)
     forget = 0
     for name, p in model.state_dict().items():
@@ -311,7 +311,7 @@ def recording(request: pytest.FixtureRequest, reference: Path) -> Recording:
 
 
 def recorded_model(recording: Recording) -> tuple[nn.Module, int, bool]:
-    """The model with the recorded weights, its number of layers, and whether its depth weights are tied."""
+    """Return the model with the recorded weights, its number of layers, and whether its depth weights are tied."""
     n_layers, _, rnn_size = recording.arrays["init_h"].shape
     tied = "param/depth.t2h.weight" in recording.arrays
     arrays = prefixed(recording, "param/")
@@ -325,7 +325,7 @@ def prefixed(recording: Recording, prefix: str) -> Arrays:
     return {name.removeprefix(prefix): array for name, array in recording.arrays.items() if name.startswith(prefix)}
 
 
-def test_outputs_and_gradients_are_the_original_s(recording: Recording) -> None:
+def test_outputs_and_gradients_equal_the_originals(recording: Recording) -> None:
     model, n_layers, tied = recorded_model(recording)
     x, y = recording.tensor("x").T, recording.tensor("y").T
     logits, (h, c) = model(x, (recording.tensor("init_h"), recording.tensor("init_c")))
@@ -341,7 +341,7 @@ def test_outputs_and_gradients_are_the_original_s(recording: Recording) -> None:
     assert recording.seen >= {name for name in recording.arrays if name.startswith("grad/")}
 
 
-def test_steps_are_the_original_s(recording: Recording) -> None:
+def test_steps_equal_the_originals(recording: Recording) -> None:
     model, _, _ = recorded_model(recording)
     state = (recording.tensor("init_h"), recording.tensor("init_c"))
     logprobs, h, c = [], [], []
@@ -355,7 +355,7 @@ def test_steps_are_the_original_s(recording: Recording) -> None:
     recording.compare("states_c", torch.stack(c, dim=1))
 
 
-def test_the_way_to_the_recorded_layout_and_back(recording: Recording) -> None:
+def test_converting_to_the_recorded_layout_and_back_changes_nothing(recording: Recording) -> None:
     _, n_layers, tied = recorded_model(recording)
     arrays = prefixed(recording, "param/")
     back = to_recorded(from_recorded(arrays, n_layers, tied), n_layers, tied)

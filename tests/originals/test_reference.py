@@ -1,6 +1,6 @@
-"""char-rnn's and grid-lstm's own numbers, to 1e-10, through the product's own training and evaluation code.
+"""The values of char-rnn and grid-lstm, reproduced to 1e-10 by the product's own training and evaluation code.
 
-Every check reads sizes from the arrays, so that recordings of other sizes run through the same tests:
+Every check reads sizes from the arrays, so the same tests run on recordings of other sizes:
 pytest tests/originals/test_reference.py --reference DIR
 """
 
@@ -24,15 +24,15 @@ from tests.helpers.recorded import RecordedMinibatches, Recording
 
 CLIPS = {"fixed": 5.0, "clip": 0.05, "carry": 5.0}
 
-# arrays that are not compared, and why
+# arrays that are not compared, with the reason
 LEFT_OUT = {
-    "opt_verbatim_": "the original carries its state without copying it, so that from the second minibatch on its "
-    "backward pass reads overwritten values; opt_carry_ is the same run without that slip",
+    "opt_verbatim_": "the original carries its state without copying it, so from the second minibatch on its "
+    "backward pass reads overwritten values; opt_carry_ is the same run without that mistake",
 }
 
 
 class Case:
-    """One recorded model, built by the product and given the recorded weights."""
+    """A recorded model, built by the product with the recorded weights."""
 
     def __init__(self, path: Path) -> None:
         self.recording = recording = Recording(path)
@@ -52,7 +52,7 @@ class Case:
         return model
 
     def ours(self, recorded: dict[str, np.ndarray]) -> dict[str, Tensor]:
-        """Recorded tensors (values, gradients, mean squares) in the layout of our model."""
+        """Convert recorded tensors (values, gradients, mean squares) to the layout of our model."""
         return {name: torch.from_numpy(source.tensor(recorded)) for name, source in self.layout.items()}
 
     def unflatten(self, flat: np.ndarray) -> dict[str, np.ndarray]:
@@ -64,14 +64,14 @@ class Case:
         }
 
     def compare(self, key: str, ours: dict[str, Tensor], recorded: dict[str, np.ndarray]) -> None:
-        """Our named tensors against recorded ones, which came from the array or arrays called ``key``."""
+        """Compare our named tensors with recorded ones, which come from the array or arrays called ``key``."""
         expected = self.ours(recorded)
         assert ours.keys() == expected.keys()
         for name, tensor in ours.items():
             torch.testing.assert_close(tensor.detach(), expected[name], rtol=0, atol=1e-10, msg=f"{key}: {name}")
 
     def state(self) -> tuple[Tensor, ...]:
-        """The recorded initial state, each tensor (L, B, H): h, then c where the model has one."""
+        """Return the recorded initial state, tensors (L, B, H): h, and c if the model has one."""
         kinds = [kind for kind in ("h", "c") if f"init_{kind}" in self.recording.arrays]
         return tuple(self.recording.tensor(f"init_{kind}") for kind in kinds)
 
@@ -106,7 +106,7 @@ def check_forward_and_gradients(case: Case) -> None:
 
 
 def check_states(case: Case) -> None:
-    """The state after each step, read off by going one step at a time."""
+    """Compare the state after each step, running one step at a time."""
     model, state, states = case.model(), case.state(), []
     for x in case.recording.tensor("x").T:
         _, state = model(x[None], state)
@@ -183,7 +183,7 @@ def test_every_array_is_compared_or_left_out_with_a_reason(path: Path) -> None:
     assert case.recording.arrays.keys() - ignored - case.recording.seen == set()
 
 
-def test_there_is_something_to_compare(reference: Path) -> None:
+def test_there_are_recordings(reference: Path) -> None:
     assert list(reference.glob("*.npz")), f"no recordings in {reference}"
 
 

@@ -1,8 +1,8 @@
-"""The Recurrent Highway Network: the TensorFlow program's own numbers, to 1e-10, through the product's own training
-and evaluation code; and the model's parts against loops that spell the paper out.
+"""The Recurrent Highway Network. The product's own training and evaluation code reproduces the values of the TensorFlow
+program to 1e-10, and the model's parts equal loops that spell out the paper.
 
-Every check of recorded values reads sizes from the arrays, so that recordings of other sizes run through the same
-tests: pytest tests/originals/test_rhn.py --reference DIR
+Every check of recorded values reads sizes from the arrays, so the same tests run on recordings of other sizes:
+pytest tests/originals/test_rhn.py --reference DIR
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ from tests.helpers.recorded import RecordedMinibatches, Recording, pairs, stream
 
 rhn = registry.find("rhn").module
 
-# arrays that are not compared, and why
+# arrays that are not compared, with the reason
 LEFT_OUT = {
     "fwd/*/global_norm_original": "the norm that the program clips by counts the embedding's gradient before repeated "
-    "characters are summed, an accident of the TensorFlow of its time; we clip by the plain norm, global_norm_dense",
-    "train/*_clip10/global_norm": "that same norm; clipping at 10 never acts, and all else of these runs is compared",
-    "train/*_clip0.5/*": "clipped by that same norm; clip0.5_dense is the same run with the plain one",
+    "tokens are summed, an accident of the TensorFlow of its time; we clip by the plain norm, global_norm_dense",
+    "train/*_clip10/global_norm": "that same norm; clipping at 10 never acts, and the rest of these runs is compared",
+    "train/*_clip0.5/*": "clipped by that same norm; clip0.5_dense is the same run with the plain norm",
     "fwd/*/embedding_slices_*": "the unsummed parts of grad/model/embedding, which is compared",
-    "*noise_seed": "of numpy's legacy generator; the masks that it gave are fed as recorded",
-    "iter?/*": "minibatches, compared in test_data.py",
-    "reader_enwik8/*": "splits of a file, compared in test_data.py",
-    "reader_text8/*": "splits of a file, compared in test_data.py",
+    "*noise_seed": "for numpy's legacy generator; the masks drawn from it are fed as recorded",
+    "iter?/*": "minibatches, compared in test_text.py",
+    "reader_enwik8/*": "splits of a file, compared in test_text.py",
+    "reader_text8/*": "splits of a file, compared in test_text.py",
     "reader_ptb/*": "splits of a file, compared in test_words.py",
 }
 
 
 def variables(tensors: dict[str, Tensor], n_layers: int, depth: int) -> dict[str, list[Tensor]]:
-    """The program's variables in the order of creation, each as the parts of our tensors that lie on one another in it.
+    """Return the program's variables in the order of creation, each as the parts of our tensors that it concatenates.
 
-    tensors: ours (values or gradients) by the name of the parameter. All parts are views.
+    tensors: ours (values or gradients) by parameter name. All parts are views.
     """
     parts = {"model/embedding": [tensors["embedding"]]}
     for l in range(n_layers):
@@ -66,7 +66,7 @@ def variables(tensors: dict[str, Tensor], n_layers: int, depth: int) -> dict[str
 
 
 class Case:
-    """One recorded model, built by the product and given the recorded weights."""
+    """A recorded model, built by the product with the recorded weights."""
 
     def __init__(self, path: Path) -> None:
         self.recording = recording = Recording(path)
@@ -94,7 +94,7 @@ class Case:
             self.recording.compare(f"{prefix}/{name}", torch.cat(parts))
 
     def masks(self, prefix: str) -> Iterator[Any]:
-        """The recorded masks, one after the other, as draw_masks gives them."""
+        """Yield the recorded masks in the form that draw_masks returns."""
         arrays = [self.recording.tensor(f"{prefix}{name}").double() for name in "xiho"]
         for x, i, h, o in zip(*arrays, strict=True):
             yield rhn.Masks(
@@ -123,14 +123,14 @@ class Case:
 
 
 def split_of(stream: np.ndarray, batch_size: int, seq_length: int) -> Split:
-    """A stream as the product lays out a train.txt."""
+    """Lay out a stream as the product lays out a train.txt."""
     vocabulary = Vocabulary(tuple(range(int(stream.max()) + 1)), "bytes")
     text = Text({}, vocabulary, {}, {"train": stream}, {}, report=lambda line: None)
     return text.split(batch_size, seq_length, 1.0, 0.0)["train"]
 
 
 def feed(model: nn.Module, masks: Iterator[Any]) -> None:
-    """Recorded masks in place of drawn ones."""
+    """Make the model use recorded masks instead of drawing them."""
     model.draw_masks = lambda x, generator=None: next(masks)
 
 
@@ -160,7 +160,7 @@ def check_forward(case: Case, kind: str) -> None:
     recording.compare(f"fwd/{kind}/logits", logits.transpose(0, 1).flatten(0, 1))
     recording.compare(f"fwd/{kind}/cost_no_wd", summed_loss(logits, y))
     recording.compare(f"fwd/{kind}/final_state", final)
-    # gradients with weight decay in them are the trainer's
+    # the training loop computes the gradients with weight decay
     if kind == "noise":
         feed(model, case.masks("noise_"))
     training = case.train(model, case.minibatches(1), max_grad_norm=0.0)
@@ -224,7 +224,7 @@ def check_monte_carlo(case: Case) -> None:
     probabilities = torch.stack(
         [(-sample_losses(model, *pairs(tokens), generator)[:, 0]).exp() for _ in range(samples)]
     )
-    # the program's arrays have an entry for the last token too, which predicts nothing
+    # the program's arrays also have an entry for the last token, which predicts nothing
     recording.compare("mc/probs", F.pad(probabilities, (0, 1)))
     feed(model, case.masks("mc/noise_"))
     score = Score.of(monte_carlo_losses(model, *pairs(tokens), samples, generator))
@@ -265,7 +265,7 @@ def check_learning_rates(recording: Recording) -> None:
 
 
 def check_masks(recording: Recording, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The recorded uniform numbers in place of torch's own must give the recorded masks."""
+    """With the recorded uniform numbers instead of torch's own, the masks must equal the recorded ones."""
     x = recording.tensor("noise_example/x").T.long()
     T, B = x.shape
     _, _, in_size, n_layers = recording.arrays["noise_example/noise_i"].shape
@@ -274,7 +274,7 @@ def check_masks(recording: Recording, monkeypatch: pytest.MonkeyPatch) -> None:
         zip(("drop_x", "drop_i", "drop_h", "drop_o"), recording.given("noise_example/drop").tolist(), strict=True)
     )
     model = registry.find("rhn").create(int(x.max()) + 1, rnn_size, n_layers, 0.0, **drops)
-    model.in_sizes = [in_size] * n_layers  # the recorded sizes fit no whole model
+    model.in_sizes = [in_size] * n_layers  # no whole model has the recorded sizes
     names = ("noise_x", "noise_i", "noise_h", "noise_o")
     masks: dict[str, list[Tensor]] = {name: [] for name in names}
     before = []
@@ -382,11 +382,11 @@ def test_schedule_masks_and_sizes_equal_the_originals(schedule: Path, monkeypatc
     assert recording.arrays.keys() - recording.seen == left_out(recording)
 
 
-# From here on: no recordings.
+# Without recordings
 
 
 def make(*sizes: int, seed: int = 0, **own: Any) -> nn.Module:
-    """A model in float64 with weights large enough that every part of it matters."""
+    """Create a model in float64 with weights so large that every part of it matters."""
     torch.manual_seed(seed)
     input_size, rnn_size, n_layers = sizes
     return (
@@ -400,9 +400,9 @@ def text(T: int, B: int, input_size: int, seed: int = 0) -> Tensor:
 
 DROPS = {"drop_x": 0.2, "drop_i": 0.4, "drop_h": 0.3, "drop_o": 0.5}
 MODELS = {
-    "untied, few characters, 2 layers": ((5, 7, 2), {"depth": 3}),
-    "untied, many characters": ((9, 6, 1), {"depth": 2}),
-    "tied, few characters, 2 layers": ((4, 6, 2), {"depth": 1, "tie_embeddings": True}),
+    "untied, few tokens, 2 layers": ((5, 7, 2), {"depth": 3}),
+    "untied, many tokens": ((9, 6, 1), {"depth": 2}),
+    "tied, few tokens, 2 layers": ((4, 6, 2), {"depth": 1, "tie_embeddings": True}),
     "separate masks, 2 layers": ((5, 7, 2), {"depth": 3, "share_masks": False}),
 }
 
@@ -414,7 +414,7 @@ def model(request: pytest.FixtureRequest) -> nn.Module:
 
 
 def paper(model: nn.Module, x: Tensor, s: Tensor, masks: Any) -> tuple[Tensor, Tensor]:
-    """Row by row, step by step: logits (T, B, V) and the state. Nothing here is side by side or shared."""
+    """Compute logits (T, B, V) and the state row by row and step by step, with nothing batched or shared."""
 
     def sigmoid(a: Tensor) -> Tensor:
         return 1 / (1 + (-a).exp())
@@ -456,7 +456,7 @@ def test_equals_the_paper_step_by_step(model: nn.Module, use_kernel: bool, kerne
     expected, expected_final = paper(model, x, state, masks)
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-13)
     torch.testing.assert_close(final, expected_final, rtol=0, atol=1e-13)
-    # and in evaluation without masks, which must be masks of ones
+    # evaluation without masks must equal masks of ones
     ones = rhn.Masks(*(torch.ones_like(m) if isinstance(m, Tensor) else tuple(map(torch.ones_like, m)) for m in masks))
     torch.testing.assert_close(model.eval()(x, (state,))[0], paper(model, x, state, ones)[0], rtol=0, atol=1e-13)
 
@@ -530,7 +530,7 @@ def test_kernel_equals_the_loop(
     expected_gradients = torch.autograd.grad(expected, inputs, upstream)
     actual = highway.scan(*inputs, n=n)
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
-    for _ in range(2):  # a second pass through a retained graph must find it as it was
+    for _ in range(2):  # a second pass through a retained graph must give the same
         gradients = torch.autograd.grad(actual, inputs, upstream, retain_graph=True)
         for ours, theirs in zip(gradients, expected_gradients, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
@@ -554,14 +554,14 @@ def test_gradcheck_sees_a_wrong_gradient(kernels: str) -> None:
         torch.autograd.gradcheck(wrong, inputs)
 
 
-def test_kernel_gradients_are_not_differentiated_again(kernels: str) -> None:
+def test_differentiating_kernel_gradients_is_an_error(kernels: str) -> None:
     inputs, n = arguments(1, 2, 2, 2, 2, 2, masked=True)
     gradients = torch.autograd.grad(highway.scan(*inputs, n=n).square().sum(), inputs, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradients[0].sum().backward()
 
 
-def test_each_character_of_a_row_has_the_mask_of_its_first_occurrence() -> None:
+def test_each_token_of_a_row_has_the_mask_of_its_first_occurrence() -> None:
     x = text(30, 4, 6)
     mask = torch.rand(30, 4)
     tied = rhn.tie_repeats(mask, x, 6)
@@ -572,7 +572,7 @@ def test_each_character_of_a_row_has_the_mask_of_its_first_occurrence() -> None:
     assert len(tied.unique()) == sum(len(x[:, row].unique()) for row in range(4)), "rows share nothing"
 
 
-def test_masks_have_their_rates_and_shapes() -> None:
+def test_masks_have_the_right_rates_and_shapes() -> None:
     T, B, V, S, L = 1, 1500, 5, 40, 2
     for share_masks, M in ((True, 1), (False, 2)):
         model = registry.find("rhn").create(V, S, L, 0.9, share_masks=share_masks, **DROPS).double()
@@ -598,7 +598,7 @@ def test_rates_default_to_dropout() -> None:
     assert model.drops == (0.25, 0.25, 0.5, 0.0)
 
 
-def test_a_rate_of_zero_takes_no_random_numbers() -> None:
+def test_a_rate_of_zero_uses_no_random_numbers() -> None:
     x, generator = text(6, 3, 5), torch.Generator().manual_seed(0)
     before = generator.get_state()
     masks = registry.find("rhn").create(5, 4, 2, 0.0).draw_masks(x, generator)
@@ -610,7 +610,7 @@ def test_a_rate_of_zero_takes_no_random_numbers() -> None:
     assert torch.equal(with_others.o, (alone < 0.5) * 2.0)
 
 
-def test_training_draws_anew_and_evaluation_not() -> None:
+def test_masks_are_drawn_in_training_and_not_in_evaluation() -> None:
     model, x = make(5, 7, 2, **DROPS), text(6, 3, 5)
     torch.manual_seed(7)
     first, second = model(x)[0], model(x)[0]
@@ -648,6 +648,6 @@ def test_initial_values() -> None:
         ({"init_scale": -1.0}, "init_scale must be at least 0, not -1"),
     ],
 )
-def test_options_out_of_range(own: dict[str, Any], message: str) -> None:
+def test_options_out_of_range_are_errors(own: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}$"):
         rhn.create(5, 4, 1, 0.0, **own)
