@@ -1,10 +1,11 @@
-"""Checkpoints: written whole or not at all, read without running anything from the file."""
+"""Checkpoints: either written completely or not at all, and read without running code from the file."""
 
 from __future__ import annotations
 
-import math
 import platform
+import time
 from dataclasses import asdict, dataclass, field
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 import charrnn
 from charrnn import registry
 from charrnn.checkpoints import archive
-from charrnn.checkpoints.folder import find
+from charrnn.checkpoints.folder import find_best, validated_name
 from charrnn.compute import weights_dtype
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import UserError
@@ -25,42 +26,46 @@ from charrnn.settings.training import TrainingOptions, training_options
 
 FORMAT = 1
 
-
+# types of a model's own options
 PLAIN = (bool, int, float, str)
 
 
 def software() -> dict[str, str]:
-    """The versions of what computes."""
+    """Return the versions of the software that computes."""
     versions = {"charrnn": charrnn.__version__, "torch": str(torch.__version__), "numpy": np.__version__}
     return versions | {"python": platform.python_version(), "system": platform.platform()}
 
 
 @dataclass
 class Checkpoint:
-    """A model and the training run it comes from.
+    """A model and the training run that it comes from."""
 
-    options: the settings of the run; model_options: the model's own. weights: name -> tensor, on the CPU.
-    training: what Training.state_dict gave. val_loss: mean nats per character, None before a validation.
-    software: the versions that it was made with.
-    """
-
+    # the settings of the run, and the model's own
     options: TrainingOptions
     model_options: dict[str, Any]
     vocabulary: Vocabulary
+    # by name, on the CPU
     weights: dict[str, Tensor]
     epoch: float = 0.0
+    # mean nats per token; None if the checkpoint was not validated
     val_loss: float | None = None
+    # everything that is needed to resume; empty if that is not possible
     training: dict[str, Any] = field(default_factory=dict)
+    # versions that it was made with
     software: dict[str, str] = field(default_factory=software)
+
+    @property
+    def run(self) -> str:
+        """The name of its run, which the names of the run's files contain."""
+        return self.options.savefile or self.options.model
 
     @property
     def name(self) -> str:
         """char-rnn's file name, with the epoch and the validation loss."""
-        loss = float("nan") if self.val_loss is None else self.val_loss
-        return f"lm_{self.options.savefile or self.options.model}_epoch{self.epoch:.2f}_{loss:.4f}.pt"
+        return validated_name(self.run, self.epoch, nan if self.val_loss is None else self.val_loss)
 
     def save(self, path: Path) -> Path:
-        """Write to ``path``, atomically. Raises UserError where the disk does not take it; an old file stays."""
+        """Write to ``path``, completely or not at all. Raises UserError if it cannot be written."""
         content = {
             "program": "charrnn",
             "format": FORMAT,
@@ -73,6 +78,8 @@ class Checkpoint:
             "val_loss": self.val_loss,
             "training": self.training,
             "software": self.software,
+            # nanoseconds since 1970: tells which checkpoint is newest, also among copies
+            "written": time.time_ns(),
         }
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,20 +91,20 @@ class Checkpoint:
 
     @classmethod
     def load(cls, path: str | Path) -> Checkpoint:
-        """Read a checkpoint, or the one with the best validation loss where ``path`` is a folder.
+        """Read a checkpoint; from a folder, the one with the best validation loss.
 
-        Raises UserError where the file is not a whole checkpoint of charrnn. Runs no code from the file, and
-        takes memory in proportion to its size at most.
+        Raises UserError if the file is not a complete checkpoint of charrnn. Does not run code from the file, and takes
+        memory at most in proportion to its size.
         """
-        path = find(Path(path))
+        path = find_best(Path(path))
         content = _read(path)
         if not isinstance(content, dict) or content.get("program") != "charrnn":
             raise UserError(f"{path} is not a checkpoint of charrnn")
         if content.get("format") != FORMAT:
             theirs = f"{content.get('format')!r:.20}"
             raise UserError(
-                f"{path} has the checkpoint format {theirs}; this is charrnn {charrnn.__version__}, which reads "
-                f"format {FORMAT}: use the version that wrote it"
+                f"{path} has the checkpoint format {theirs}, and charrnn {charrnn.__version__} reads format {FORMAT}: "
+                "use the version that wrote it"
             )
         try:
             return cls._from_content(content)
@@ -111,13 +118,13 @@ class Checkpoint:
             if not isinstance(content[part], dict) or not all(isinstance(name, str) for name in content[part]):
                 raise UserError(f"its {part} are not a table with names")
         if unknown := content["options"].keys() - known.keys():
-            raise UserError(f"it has settings that this version does not know: {', '.join(sorted(unknown))}")
+            raise UserError(f"this version does not know its settings {', '.join(sorted(unknown))}")
         if not all(isinstance(tensor, Tensor) for tensor in content["weights"].values()):
             raise UserError("its weights are not tensors")
         if not all(value is None or type(value) in PLAIN for value in content["model_options"].values()):
             raise UserError("its model's options are not plain values")
         epoch, val_loss = content["epoch"], content["val_loss"]
-        if type(epoch) is not float or not 0 <= epoch < math.inf:
+        if type(epoch) is not float or not 0 <= epoch < inf:
             raise UserError(f"its epoch is {epoch}")
         if val_loss is not None and type(val_loss) is not float:
             raise UserError("its validation loss is not a number")
@@ -167,7 +174,7 @@ class Checkpoint:
             raise misfit(self.options.model, "the file has fewer numbers than the model")
 
     def restore(self, model: nn.Module) -> None:
-        """Copy the weights into a model. Raises UserError where they do not fit."""
+        """Copy the weights into a model. Raises UserError if they do not fit."""
         self._load_into(model, self.weights)
 
     def _load_into(self, model: nn.Module, weights: dict[str, Tensor]) -> None:
@@ -186,7 +193,7 @@ class Checkpoint:
 
 def _software(saved: Any) -> dict[str, str]:
     if not isinstance(saved, dict) or not all(isinstance(word, str) for pair in saved.items() for word in pair):
-        raise UserError("its software versions are not texts")
+        raise UserError("its software versions are not strings")
     return saved
 
 
@@ -195,14 +202,14 @@ def misfit(model: str, detail: str) -> UserError:
 
 
 def _read(path: Path) -> Any:
-    """The file's plain content: tensors, numbers, strings, lists and dicts. Raises UserError."""
+    """Return the file's content: tensors and plain values. Raises UserError."""
     try:
         return archive.read(path)
     except OSError as error:
         raise UserError(f"cannot read {path}: {_reason(error)}") from None
     except archive.Malformed as error:
         raise UserError(
-            f"{path} is not a checkpoint of charrnn, or is damaged ({_reason(error)}): use another, or train again"
+            f"{path} is not a checkpoint of charrnn, or is damaged ({_reason(error)}): use another one, or train again"
         ) from None
 
 

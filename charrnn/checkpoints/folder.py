@@ -1,59 +1,184 @@
-"""A run's folder: its files' names, its best and its newest checkpoint."""
+"""The folder of a run: the names of its files, its best and newest checkpoint, what -keep deletes, and the lock."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from math import inf, isfinite, isnan
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from charrnn.errors import UserError
+from charrnn.files import locked
 
-NAME = re.compile(r"lm_.+_epoch\d+\.\d+_(\d+\.\d+)\.pt")
+METRICS = "lm_{}_metrics.jsonl"
+LAST = "lm_{}_last.pt"
+# char-rnn's name of a validated checkpoint: the run's name, the epoch, the validation loss
+VALIDATED = re.compile(r"lm_(.+?)_epoch\d+\.\d+_(\d+\.\d+|nan|inf)\.pt")
+ROLLING = re.compile(r"lm_(.+?)_last\.pt")
 
 
-def find(path: Path) -> Path:
-    """The file itself, or of a folder the checkpoint with the lowest validation loss.
+def validated_name(run: str, epoch: float, loss: float) -> str:
+    return f"lm_{run}_epoch{epoch:.2f}_{loss:.4f}.pt"
 
-    Where none was validated yet, the newest. Raises UserError where there is none at all.
+
+class Kept(NamedTuple):
+    """A validated checkpoint of a run."""
+
+    name: str
+    # validation loss in nats per token, with all its digits
+    loss: float
+
+
+class RunFolder:
+    """The files of one run in a folder that other runs may share."""
+
+    def __init__(self, path: Path, run: str, kept: Iterable[Kept] = ()) -> None:
+        self.path = path
+        self.run = run
+        # validated checkpoints that have not been deleted, oldest first
+        self.kept = list(kept)
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint that each save between validations replaces."""
+        return self.path / LAST.format(self.run)
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / METRICS.format(self.run)
+
+    def add(self, name: str, loss: float, keep: int) -> list[str]:
+        """Add a validated checkpoint, and drop older ones so that ``keep`` remain, or all for 0; never the best.
+
+        Return the names of those that were dropped. Their files may be deleted once the new one is saved.
+        """
+        self.kept = [kept for kept in self.kept if kept.name != name] + [Kept(name, loss)]
+        best, latest = best_of(self.kept), self.kept[-keep:] if keep else self.kept
+        dropped = [kept.name for kept in self.kept if kept not in latest and kept != best]
+        self.kept = [kept for kept in self.kept if kept.name not in dropped]
+        return dropped
+
+    def best(self) -> Kept | None:
+        """Return the validated checkpoint with the lowest loss whose file exists."""
+        return best_of([kept for kept in self.kept if (self.path / kept.name).exists()])
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Create the folder, and refuse to write if another run is writing files of the same name there."""
+        with ExitStack() as stack:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                free = stack.enter_context(locked(self.path / f".lm_{self.run}.lock"))
+            except OSError as error:
+                raise UserError(f"cannot save to {self.path}: {error.strerror}; name another -checkpoint_dir") from None
+            if not free:
+                raise UserError(
+                    f"another training is saving lm_{self.run}_... to {self.path}: "
+                    "give this one its own -checkpoint_dir or -savefile"
+                )
+            yield
+
+
+def best_of(kept: Iterable[Kept]) -> Kept | None:
+    """Return the checkpoint with the lowest loss; of equal ones, the latest."""
+    return min(reversed(list(kept)), key=lambda each: inf if isnan(each.loss) else each.loss, default=None)
+
+
+def kept_in(training: dict[str, Any]) -> list[Kept]:
+    """Read the validated checkpoints from the training state in a checkpoint.
+
+    Earlier versions saved only the names, with four decimals of the loss. Raises KeyError, TypeError or ValueError if
+    the state is damaged. Pruning deletes these files, so only names of checkpoints are allowed.
+    """
+    names = training["kept"]
+    found = [VALIDATED.fullmatch(name) for name in names]
+    losses = training.get("kept_losses", [float(match[2]) for match in found if match])
+    if any("/" in name for name in names) or not all(found):
+        raise ValueError("it lists files that are not checkpoints")
+    if not all(type(loss) is float for loss in losses):
+        raise ValueError("it lists validation losses that are not numbers")
+    return [Kept(name, loss) for name, loss in zip(names, losses, strict=True)]
+
+
+def find_best(path: Path) -> Path:
+    """Return the file itself, or the checkpoint with the lowest validation loss in a folder.
+
+    The names have four decimals of the loss; only checkpoints equal in those are opened. Of equal ones the newest is
+    best, and also if none has been validated. Raises UserError if there is no checkpoint.
     """
     if not _is(Path.is_dir, path):
         return _existing(path)
-    scored = [(float(match[1]), file) for file in path.glob("*.pt") if (match := NAME.fullmatch(file.name))]
-    if not scored:
+    named = [(match[2], file) for file in path.glob("*.pt") if (match := VALIDATED.fullmatch(file.name))]
+    losses = [float(loss) for loss, _ in named if isfinite(float(loss))]
+    equal = [file for loss, file in named if losses and float(loss) == min(losses)]
+    if not equal:
         return find_newest(path)
-    best = min(loss for loss, _ in scored)
-    return max((file for loss, file in scored if loss == best), key=written)
+    return equal[0] if len(equal) == 1 else min(equal, key=lambda file: (_loss(file), *(-n for n in _age(file))))
 
 
 def find_newest(path: Path) -> Path:
-    """The file itself, or of a folder the checkpoint that was written last. Raises UserError where there is none."""
+    """Return the file itself, or the newest checkpoint in a folder. Raises UserError if there is none."""
     if not _is(Path.is_dir, path):
         return _existing(path)
     files = list(path.glob("lm_*.pt"))
     if not files:
-        raise UserError(f"the folder {path} has no checkpoints (lm_....pt): charrnn train makes one")
-    return max(files, key=written)
+        raise UserError(f"the folder {path} has no checkpoints (lm_....pt): charrnn train creates them")
+    return newest(files)
+
+
+def newest_by_run(path: Path) -> dict[str, Path]:
+    """Return the newest checkpoint of every run in a folder, by the run's name."""
+    runs: dict[str, list[Path]] = {}
+    for file in path.glob("lm_*.pt"):
+        if match := VALIDATED.fullmatch(file.name) or ROLLING.fullmatch(file.name):
+            runs.setdefault(match[1], []).append(file)
+    return {run: newest(files) for run, files in runs.items()}
+
+
+def newest(files: list[Path]) -> Path:
+    return files[0] if len(files) == 1 else max(files, key=_age)
+
+
+def _age(file: Path) -> tuple[int, int, int]:
+    """Return a key that sorts checkpoints by age: when they were written, iteration, modification time.
+
+    The first two are what the file says itself, so copies keep their order. Either is 0 if it does not say: earlier
+    versions did not save the time, and a damaged file says nothing.
+    """
+    content = _outline(file)
+    training = content.get("training")
+    iteration = training.get("iteration") if isinstance(training, dict) else None
+    written, iteration = (n if type(n) is int else 0 for n in (content.get("written"), iteration))
+    return written, iteration, file.stat().st_mtime_ns
+
+
+def _loss(file: Path) -> float:
+    """Return the validation loss in a checkpoint, or 0 if it has none: loading it will say what is wrong."""
+    loss = _outline(file).get("val_loss")
+    return loss if type(loss) is float else 0.0
+
+
+def _outline(file: Path) -> dict[str, Any]:
+    """Return what a checkpoint holds besides the values of its tensors; empty if it cannot be read."""
+    from charrnn.checkpoints import archive  # it loads torch, and completing a file's name does not need it
+
+    try:
+        content = archive.read(file, values=False)
+    except (OSError, archive.Malformed):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _existing(path: Path) -> Path:
     if not _is(Path.is_file, path):
-        raise UserError(f"there is no checkpoint at {path}: charrnn train makes one")
+        raise UserError(f"no checkpoint found at {path}: charrnn train creates them")
     return path
 
 
 def _is(kind: Callable[[Path], bool], path: Path) -> bool:
     try:
         return kind(path)
-    except OSError as error:  # a name too long, a folder that may not be looked into
+    except OSError as error:  # a name too long, a folder without permission
         raise UserError(f"cannot read {path}: {error.strerror}") from None
-
-
-def written(file: Path) -> int:
-    """When a checkpoint was written, in nanoseconds: what the newest is newest by."""
-    return file.stat().st_mtime_ns
-
-
-OF_RUN = re.compile(r"lm_(.+?)(?:_epoch\d+\.\d+_(?:\d+\.\d+|nan)|_last)\.pt")
-
-
-METRICS = "lm_{}_metrics.jsonl"

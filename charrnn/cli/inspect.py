@@ -26,10 +26,10 @@ the file nor the model's own file is executed.
 def inspect(checkpoint: str, as_json: bool) -> None:
     import json
 
-    from charrnn.checkpoints.folder import find
+    from charrnn.checkpoints.folder import find_best
     from charrnn.reports.inspection import inspect as inspect_file
 
-    found = inspect_file(find(Path(checkpoint)))
+    found = inspect_file(find_best(Path(checkpoint)))
     if as_json:
         print(json.dumps(found.as_dict()))
         return

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from charrnn import registry
 from charrnn.checkpoints.checkpoint import Checkpoint
-from charrnn.checkpoints.folder import find
+from charrnn.checkpoints.folder import find_best
 from charrnn.compute import Report, choose_device, silent
 from charrnn.data.addition import Problems, read
 from charrnn.data.text import minibatches, open_chosen, require
@@ -236,7 +236,7 @@ def opened(source: str | Path | Checkpoint) -> tuple[str, Checkpoint]:
     """Return the name and the content of a checkpoint: a file, the best of a folder, or one already loaded."""
     if isinstance(source, Checkpoint):
         return source.name, source
-    path = find(Path(source))
+    path = find_best(Path(source))
     return str(path), Checkpoint.load(path)
 
 

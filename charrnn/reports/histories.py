@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from charrnn.checkpoints.folder import METRICS, OF_RUN, find_newest, written
+from charrnn.checkpoints.folder import METRICS, find_newest, newest_by_run
 from charrnn.data.vocabulary import VOCABULARIES
 from charrnn.errors import UserError, printable
 from charrnn.reports.inspection import inspect
@@ -80,13 +80,8 @@ def read(paths: Sequence[Path]) -> list[History]:
 
 def read_folder(folder: Path) -> list[History]:
     """Read every run in the folder: from its newest checkpoint, or from its metrics if there is no checkpoint."""
-    runs: dict[str, list[Path]] = {}
-    for path in folder.glob("lm_*.pt"):
-        if match := OF_RUN.fullmatch(path.name):
-            runs.setdefault(match[1], []).append(path)
-    newest = {name: max(files, key=written) for name, files in runs.items()}
     metrics = {name_of(path): path for path in folder.glob(METRICS.format("*"))}
-    found = metrics | newest
+    found = metrics | newest_by_run(folder)
     return [read_file(found[name]) for name in sorted(found)] or [read_checkpoint(find_newest(folder))]
 
 

@@ -14,7 +14,7 @@ import torch
 
 from charrnn import load, registry
 from charrnn.checkpoints.checkpoint import Checkpoint
-from charrnn.checkpoints.folder import find, find_newest
+from charrnn.checkpoints.folder import find_best, find_newest
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import UserError
 from charrnn.settings.training import TrainingOptions
@@ -143,7 +143,7 @@ def test_a_folder_means_its_best_checkpoint(tmp_path: Path) -> None:
         checkpoint.epoch, checkpoint.val_loss = epoch, loss
         checkpoint.save(tmp_path / checkpoint.name)
     make().save(tmp_path / "lm_lstm_last.pt")
-    assert find(tmp_path).name == "lm_lstm_epoch2.00_1.5000.pt"
+    assert find_best(tmp_path).name == "lm_lstm_epoch2.00_1.5000.pt"
     assert find_newest(tmp_path).name == "lm_lstm_last.pt"
 
 
@@ -154,4 +154,4 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_a_folder_without_checkpoints_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no checkpoints"):
-        find(tmp_path)
+        find_best(tmp_path)
