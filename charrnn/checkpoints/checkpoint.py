@@ -55,14 +55,9 @@ class Checkpoint:
     software: dict[str, str] = field(default_factory=software)
 
     @property
-    def run(self) -> str:
-        """The name of its run, which the names of the run's files contain."""
-        return self.options.savefile or self.options.model
-
-    @property
     def name(self) -> str:
         """char-rnn's file name, with the epoch and the validation loss."""
-        return validated_name(self.run, self.epoch, nan if self.val_loss is None else self.val_loss)
+        return validated_name(self.options.run_name, self.epoch, nan if self.val_loss is None else self.val_loss)
 
     def save(self, path: Path) -> Path:
         """Write to ``path``, completely or not at all. Raises UserError if it cannot be written."""

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from charrnn.errors import UserError
 from charrnn.files import locked
+from charrnn.settings.training import TrainingOptions
 
 METRICS = "lm_{}_metrics.jsonl"
 LAST = "lm_{}_last.pt"
@@ -40,6 +41,11 @@ class RunFolder:
         # validated checkpoints that have not been deleted, oldest first
         self.kept = list(kept)
 
+    @classmethod
+    def of(cls, options: TrainingOptions, kept: Iterable[Kept] = ()) -> RunFolder:
+        """Return the folder that these settings name."""
+        return cls(Path(options.checkpoint_dir), options.run_name, kept)
+
     @property
     def last(self) -> Path:
         """The checkpoint that each save between validations replaces."""
@@ -59,6 +65,10 @@ class RunFolder:
         dropped = [kept.name for kept in self.kept if kept not in latest and kept != best]
         self.kept = [kept for kept in self.kept if kept.name not in dropped]
         return dropped
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the validated checkpoints as plain values, which ``kept_in`` reads."""
+        return {"kept": [kept.name for kept in self.kept], "kept_losses": [kept.loss for kept in self.kept]}
 
     def best(self) -> Kept | None:
         """Return the validated checkpoint with the lowest loss whose file exists."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +18,12 @@ from charrnn.settings import recipes
 from charrnn.settings.option import Option
 from charrnn.settings.resolve import Configuration, Sources, resolve
 from charrnn.settings.training import training_options
-from charrnn.training.setup import load
 
 if TYPE_CHECKING:
     from charrnn.cli.display import TrainingDisplay
+    from charrnn.training.loop import Record
     from charrnn.training.run import Run
+    from charrnn.training.setup import Setup
 
 CONFIG = Option(
     "config",
@@ -78,6 +79,8 @@ class TrainCommand(Command):
             known = registry.models()
             own = known[model].outline if model in known else []
         else:
+            from charrnn.training.setup import load
+
             ctx.obj = sources = load(flags, flags.get("config"), flags.get("resume"))
             model = sources.model.name
             own = list(sources.model.options.values())
@@ -95,23 +98,20 @@ def train(sources: Sources, /, dry_run: bool, print_config: bool, **flags: Any) 
     settings = resolve({name: value for name, value in flags.items() if value is not None}, sources)
     if print_config:
         return show_settings(settings)
-    if dry_run:
-        return try_out(settings)
 
-    from charrnn.cli.display import training_display
+    from charrnn.checkpoints.folder import RunFolder
     from charrnn.cli.streams import note
-    from charrnn.training.run import Run
+    from charrnn.training.setup import prepare
 
-    run = Run(settings, note)
-    options = run.options
+    setup = prepare(settings, note, keep=not dry_run)
+    if dry_run:
+        return try_out(setup)
     note(
-        f"{options.model} with {run.parameters:,} parameters on {run.training.device}; "
-        f"{len(run.vocabulary):,} {run.vocabulary.units}, {len(run.training.train)} minibatches an epoch"
+        f"{setup.options.model} with {setup.parameters:,} parameters on {setup.training.device}; "
+        f"{len(setup.vocabulary):,} {setup.vocabulary.units}, {len(setup.splits['train'])} minibatches an epoch"
     )
-    with alone(run), run.enough_memory():
-        val_losses = list(run.training.val_losses.values())
-        tokens = options.batch_size * options.seq_length
-        return follow(run, training_display(options.print_every, tokens, val_losses, type(run.vocabulary)))
+    with RunFolder.of(setup.options).alone(), setup.enough_memory(), shown(setup) as display:
+        return follow(setup, display)
 
 
 def show_settings(settings: Configuration) -> int:
@@ -124,82 +124,77 @@ def show_settings(settings: Configuration) -> int:
     return 0
 
 
-def try_out(settings: Configuration) -> int:
+def try_out(setup: Setup) -> int:
     from charrnn.cli.display import table
-    from charrnn.cli.streams import note
     from charrnn.training.dry_run import dry_run
 
-    found = dry_run(settings, note)
-    table(("what", "how much"), found.rows())
+    table(("what", "how much"), dry_run(setup).rows())
     return 0
 
 
-def follow(run: Run, display: TrainingDisplay) -> int:
-    """Train to the end or to a signal, showing and keeping what comes of it. Returns the exit code."""
-    from charrnn.errors import UserError, printable
+@contextmanager
+def shown(setup: Setup) -> Iterator[TrainingDisplay]:
+    """Provide the display of a run."""
+    from charrnn.cli.display import training_display
 
-    run.report = display.note
+    options, val_losses = setup.options, list(setup.training.val_losses.values())
+    tokens = options.batch_size * options.seq_length
+    display = training_display(options.print_every, tokens, val_losses, type(setup.vocabulary))
+    try:
+        yield display
+    finally:
+        with suppress(OSError):  # the terminal is gone
+            display.close()
+
+
+def follow(setup: Setup, display: TrainingDisplay) -> int:
+    """Train to the end or to a signal, showing and saving the results. Return the exit code."""
+    from charrnn.training.run import Run
+
+    run = Run(setup, display.note)
     signals = stop_on_signals(run, display)
-    advice = ""
     try:
         for record in run.records():
             display.show(record)
-            if record.val_loss is not None:
-                saved = run.save()
-                display.validated(record, str(saved), printable(run.sample()) if run.options.sample_length else "")
-                if advice != (advice := run.advice()) and advice:
-                    display.note(advice)
-            elif run.save_is_due():
-                try:
-                    run.save_last()
-                except UserError as error:  # a full disk may have room again at the next save
-                    display.note(f"{error}; training goes on")
+            save_if_due(run, record, display)
         if not signals:
             display.ended(run.finish().lines())
             return 0
         saved = run.save_last()
         display.note(f"stopped; saved to {saved}. To go on: charrnn train -resume {saved}")
-        return 128 + signals[0]
-    except OSError:  # the terminal or the pipe that we write to is gone; files report a UserError
+    except OSError:  # the terminal or pipe that we write to is gone; files raise UserError
         run.save_last()
         if not signals:
             raise
-        return 128 + signals[0]
-    finally:
-        with suppress(OSError):
-            display.close()
+    return 128 + signals[0]
 
 
-@contextmanager
-def alone(run: Run) -> Iterator[None]:
-    """Refuse to write where another training is writing under the same name."""
-    from charrnn.errors import UserError
-    from charrnn.files import locked
+def save_if_due(run: Run, record: Record, display: TrainingDisplay) -> None:
+    """Save after a validation, and between validations as the settings say."""
+    from charrnn.errors import UserError, printable
 
-    with ExitStack() as stack:
+    if record.val_loss is not None:
+        saved = run.save()
+        display.validated(record, str(saved), printable(run.sample()) if run.options.sample_length else "")
+        if advice := run.new_advice():
+            display.note(advice)
+    elif run.save_is_due():
         try:
-            run.folder.mkdir(parents=True, exist_ok=True)
-            free = stack.enter_context(locked(run.folder / f".lm_{run.name}.lock"))
-        except OSError as error:
-            raise UserError(f"cannot save to {run.folder}: {error.strerror}; name another -checkpoint_dir") from None
-        if not free:
-            raise UserError(
-                f"another training is saving lm_{run.name}_... to {run.folder}: "
-                "give this one its own -checkpoint_dir or -savefile"
-            )
-        yield
+            run.save_last()
+        except UserError as error:  # a full disk may have room again at the next save
+            display.note(f"{error}; training goes on")
 
 
 def stop_on_signals(run: Run, display: TrainingDisplay) -> list[int]:
-    """The first Ctrl-C, or signal to end, stops the run after the iteration under way; a second one at once.
+    """Let a first Ctrl-C or signal to end stop the run after the current iteration, and a second one at once.
 
-    Returns the list that the signal will be in.
+    Return the list that will contain the signal.
     """
     received: list[int] = []
 
     def stop(number: int, _: object) -> None:
         received.append(number)
-        run.training.stopping = True
+        run.stop()
         for signum in SIGNALS:
             if signal.getsignal(signum) is stop:
                 signal.signal(signum, signal.SIG_DFL if signum != signal.SIGINT else signal.default_int_handler)

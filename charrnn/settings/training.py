@@ -205,6 +205,11 @@ class TrainingOptions:
     )
     opencl: bool = setting(False, "char-rnn's switch for OpenCL, which PyTorch does not support", "device")
 
+    @property
+    def run_name(self) -> str:
+        """The name in the names of the run's files: lm_NAME_..."""
+        return self.savefile or self.model
+
     def check(self) -> None:
         """Raise UserError for settings that exclude each other or are not available."""
         check_fractions(self.train_frac, self.val_frac)

@@ -1,12 +1,12 @@
-"""What a training run would take, found out without training anything or writing anything."""
+"""Find out what a training run would take, without training or writing anything."""
 
 from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import islice
 from math import prod
@@ -21,40 +21,42 @@ from charrnn.compute import autocast
 from charrnn.errors import size
 from charrnn.evaluation.loss import summed_loss
 from charrnn.kernels import backend
-from charrnn.settings.resolve import Configuration
-from charrnn.training.run import Report, Run
+from charrnn.training.loop import Training
+from charrnn.training.setup import Setup
 
 TIMED = 5  # iterations, after one that is not counted
-
-
-PATIENCE = 10.0  # seconds, after which fewer will do
+PATIENCE = 10.0  # seconds, after which fewer must do
 
 
 def added_product(to: Sequence[int], a: Sequence[int], b: Sequence[int], **rest: Any) -> int:
-    """The operations of a product that is added to what is there, by the shapes."""
+    """Return the operations of a product that is added to an existing tensor, from the shapes."""
     return 2 * prod(a) * b[-1]
 
 
-# torch counts the products that make a new tensor, but not these
+# torch counts the products that create a tensor, but not these
 IN_PLACE = {torch.ops.aten.addmm_: added_product, torch.ops.aten.baddbmm_: added_product}
 
 
 @dataclass(frozen=True)
 class DryRun:
-    """Memory in bytes, time in seconds; flops: multiplications and additions of matrix products, per iteration."""
+    """What a run would take."""
 
     model: str
     device: str
     parameters: int
+    # memory in bytes
     weights: int
     gradients: int
     optimizer: int
     activations: int
+    # multiplications and additions in matrix products, per iteration
     flops: int
+    # what tokens are called
     units: str
-    characters_per_epoch: int
+    tokens_per_epoch: int
     iterations_per_epoch: int
     iterations: int
+    # number of iterations that the time is the median of
     timed: int
     seconds_per_iteration: float
 
@@ -63,7 +65,7 @@ class DryRun:
         return self.seconds_per_iteration * self.iterations_per_epoch
 
     def rows(self) -> list[tuple[str, str]]:
-        """Name and value of every figure, and how it was come by."""
+        """Return rows of a name and a value with its source."""
         epoch = timedelta(seconds=round(self.seconds_per_epoch))
         whole = timedelta(seconds=round(self.seconds_per_iteration * self.iterations))
         return [
@@ -74,10 +76,7 @@ class DryRun:
             ("memory: optimizer", f"{size(self.optimizer)}, measured after a step"),
             ("memory: activations", f"{size(self.activations)}, measured: what one backward pass keeps"),
             ("work", f"{self.flops / 1e9:,.3f} GFLOP per iteration in matrix products, counted"),
-            (
-                self.units,
-                f"{self.characters_per_epoch:,} per epoch, in {self.iterations_per_epoch:,} iterations",
-            ),
+            (self.units, f"{self.tokens_per_epoch:,} per epoch, in {self.iterations_per_epoch:,} iterations"),
             (
                 "time",
                 f"{1000 * self.seconds_per_iteration:,.1f} ms per iteration, the median of {self.timed}; "
@@ -85,62 +84,54 @@ class DryRun:
             ),
         ]
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"seconds_per_epoch": self.seconds_per_epoch}
 
-
-def dry_run(configuration: Configuration, report: Report) -> DryRun:
-    """Build the run, try a few iterations, and forget them. Raises UserError as training would."""
-    run = Run(configuration, report, keep=False)
-    training = run.training
-    split = training.train
-    planned = training.iterations
-    # so many more that none is the last, which would be validated
-    training.iterations += 10 * TIMED
-    training.options = replace(training.options, eval_val_every=10**9, early_stop=0)
-    with run.enough_memory():
-        activations, flops = kept_for_backward(run), matrix_products(run)
-        times = timed(run)
-    optimizer = sum(
-        value.numel() * value.element_size()
-        for state in training.optimizer.state.values()
-        for value in state.values()
-        if isinstance(value, Tensor)
-    )
-    weights = sum(p.numel() * p.element_size() for p in run.model.parameters())
+def dry_run(setup: Setup) -> DryRun:
+    """Try a few iterations of a run and forget them. Raises UserError as training would."""
+    train, options = setup.splits["train"], setup.options
+    # like the run, but no iteration is the last one, and none is validated
+    tried = replace(options, max_epochs=1e9, lr_schedule="constant", early_stop=0, accurate_gpu_timing=True)
+    with setup.enough_memory():
+        trial = Training(setup.model, train, None, tried)
+        activations, flops = kept_for_backward(trial), matrix_products(trial)
+        times = timed(trial)
+    states = trial.optimizer.state.values()
+    values = [value for state in states for value in state.values() if isinstance(value, Tensor)]
     return DryRun(
-        model=run.options.model,
-        device=str(training.device),
-        parameters=run.parameters,
-        weights=weights,
-        gradients=sum(p.numel() * p.element_size() for p in training.parameters),
-        optimizer=optimizer,
+        model=options.model,
+        device=str(trial.device),
+        parameters=setup.parameters,
+        weights=bytes_of(setup.model.parameters()),
+        gradients=bytes_of(trial.parameters),
+        optimizer=bytes_of(values),
         activations=activations,
         flops=flops,
-        units=run.vocabulary.units,
-        characters_per_epoch=len(split) * split.batch_size * split.seq_length,
-        iterations_per_epoch=len(split),
-        iterations=planned,
+        units=setup.vocabulary.units,
+        tokens_per_epoch=len(train) * train.batch_size * train.seq_length,
+        iterations_per_epoch=len(train),
+        iterations=setup.training.iterations,
         timed=len(times),
         seconds_per_iteration=median(times),
     )
 
 
-def timed(run: Run) -> list[float]:
-    """Seconds of each of a few iterations of the training loop itself."""
-    run.training.in_flight = 1  # wait for the device each time
+def bytes_of(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def timed(trial: Training) -> list[float]:
+    """Return the seconds that each of a few iterations takes."""
     started = time.monotonic()
     times = []
-    for record in islice(run.training.run(), 1 + TIMED):
+    for record in islice(trial.run(), 1 + TIMED):
         times.append(record.seconds)
         if len(times) > 1 and time.monotonic() - started > PATIENCE:
             break
     return times[1:]
 
 
-def kept_for_backward(run: Run) -> int:
-    """Bytes of all that a forward pass keeps for the backward pass, the weights aside."""
-    weights = {p.untyped_storage().data_ptr() for p in run.model.parameters()}
+def kept_for_backward(trial: Training) -> int:
+    """Return the bytes that a forward pass keeps for the backward pass, besides the weights."""
+    weights = {p.untyped_storage().data_ptr() for p in trial.model.parameters()}
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -150,30 +141,31 @@ def kept_for_backward(run: Run) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        objective = one_objective(run)
+        objective = one_objective(trial)
     del objective
     return sum(kept.values())
 
 
-def matrix_products(run: Run) -> int:
-    """Floating-point operations of the matrix products of one iteration, forward and backward."""
+def matrix_products(trial: Training) -> int:
+    """Return the floating-point operations of the matrix products in one iteration, forward and backward."""
     with plain_operations(), FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counter:
-        one_objective(run).backward()
-    run.model.zero_grad()
+        one_objective(trial).backward()
+    trial.model.zero_grad()
     return int(counter.get_total_flops())
 
 
 @contextmanager
 def plain_operations() -> Iterator[None]:
-    """Without the fused recurrent layers and compiled kernels, in which no single product can be counted."""
+    """Compute without fused recurrent layers and compiled kernels, in which no product can be counted."""
     with backend.torch_only(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # about TF32 on GPUs of Intel, which the first switch also sets
+        warnings.simplefilter("ignore", UserWarning)  # about TF32 on Intel's GPUs, which the first switch also sets
         with torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False):
             yield
 
 
-def one_objective(run: Run) -> Tensor:
-    run.model.train()
-    x, y = (part.to(run.training.device) for part in run.training.train.batch(0))
-    with autocast(run.options.precision, run.training.device):
-        return summed_loss(run.model(x, None)[0], y)
+def one_objective(trial: Training) -> Tensor:
+    """Return the loss of the first minibatch."""
+    trial.model.train()
+    x, y = (part.to(trial.device) for part in trial.train.batch(0))
+    with autocast(trial.options.precision, trial.device):
+        return summed_loss(trial.model(x, None)[0], y)

@@ -183,6 +183,12 @@ class Training:
             f"(now {record.learning_rate:g}) or a lower -grad_clip"
         )
 
+    def weights(self) -> dict[str, Tensor]:
+        """Return a copy of the model's weights on the CPU, by name. Tied weights stay one tensor."""
+        weights = self.model.state_dict(keep_vars=True)
+        copies = {id(weight): weight.detach().to("cpu", copy=True) for weight in weights.values()}
+        return {name: copies[id(weight)] for name, weight in weights.items()}
+
     def state_dict(self) -> dict[str, Any]:
         """Return all that is needed to continue exactly, except the weights: plain values, and tensors on the CPU.
 

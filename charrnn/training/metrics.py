@@ -1,4 +1,4 @@
-"""What a run leaves for programs to read: a file of metrics beside the checkpoints, and TensorBoard's events."""
+"""Metrics for programs to read: a JSON file in the run's folder, and TensorBoard's events."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import errno
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+from charrnn.checkpoints.folder import RunFolder
+from charrnn.compute import Report
 from charrnn.errors import UserError
-from charrnn.files import replacing
+from charrnn.settings.training import TrainingOptions
 from charrnn.training.loop import Record
 
 FIELDS = (
@@ -21,23 +23,42 @@ FIELDS = (
 )  # fmt: skip
 
 
-Report = Callable[[str], None]
+class Sink(Protocol):
+    """A place for records."""
 
+    def begin(self, losses: Sequence[float]) -> None:
+        """Continue after the iterations that had these losses; forget later ones, which the run will repeat."""
 
-class Metrics(Protocol):
-    """A place for records. begin: after a history of these losses; keep: make sure that nothing is lost."""
-
-    def begin(self, losses: Sequence[float]) -> None: ...
     def add(self, record: Record) -> None: ...
-    def keep(self) -> None: ...
+
+    def flush(self) -> None:
+        """Force everything to disk."""
+
     def close(self) -> None: ...
 
 
-class MetricsFile:
-    """One JSON object a line for each iteration, as it was trained: the fields of Record, with what a validation found.
+def check(options: TrainingOptions) -> None:
+    """Raise UserError if the settings ask for TensorBoard's events and it is not installed."""
+    if options.log_dir and not find_spec("tensorboard"):
+        raise UserError(
+            "-log_dir needs TensorBoard, which is not installed: pip install 'char-rnn-torch[tensorboard]', "
+            "or leave it out"
+        )
 
-    Every line is written whole, at once. Numbers that JSON has not are null. A disk that takes no more costs
-    lines, about which ``report`` hears once, not the run.
+
+def sinks(options: TrainingOptions, folder: RunFolder, report: Report) -> list[Sink]:
+    """Return the sinks that the settings ask for."""
+    found: list[Sink] = [MetricsFile(folder.metrics, report)]
+    if options.log_dir:
+        found.append(Events(Path(options.log_dir) / options.run_name))
+    return found
+
+
+class MetricsFile:
+    """One line of JSON per iteration, with the fields of Record, and with the results of a validation if there was one.
+
+    Each line is written at once, completely. Numbers that JSON does not have are null. A full disk costs lines, which
+    is reported once, but not the run.
     """
 
     def __init__(self, path: Path, report: Report) -> None:
@@ -47,22 +68,14 @@ class MetricsFile:
         self.complained = False
 
     def begin(self, losses: Sequence[float]) -> None:
-        """Keep the lines of the iterations that led here, each known by its loss, and go on after them.
-
-        Lines of iterations that a resumed or rolled-back run does anew are dropped, as are those of another run
-        of the same name.
-        """
+        """Cut the file where the lines of these iterations end, and continue there."""
         self.close()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._drop_others(losses)
             self.file = self.path.open("ab", buffering=0)
+            self.file.truncate(end_of(self.path, losses))
         except OSError as error:
             self._complain(error)
-
-    def _drop_others(self, losses: Sequence[float]) -> None:
-        with replacing(self.path) as file, suppress(FileNotFoundError), self.path.open("rb") as lines:
-            file.writelines(line for line in lines if is_of(line, losses))
 
     def add(self, record: Record) -> None:
         if not self.file:
@@ -77,8 +90,7 @@ class MetricsFile:
                 self.file.truncate(start)
             self._complain(error)
 
-    def keep(self) -> None:
-        """Bring what was written to the disk, as is due before a checkpoint that it led to."""
+    def flush(self) -> None:
         if self.file:
             try:
                 os.fsync(self.file.fileno())
@@ -97,19 +109,14 @@ class MetricsFile:
 
 
 class Events:
-    """The same for TensorBoard, in its own format."""
+    """TensorBoard's events, in a format of its own."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.writer: Any = None
-        if not find_spec("tensorboard"):
-            raise UserError(
-                "-log_dir needs TensorBoard, which is not installed: pip install 'char-rnn-torch[tensorboard]', "
-                "or leave it out"
-            )
 
     def begin(self, losses: Sequence[float]) -> None:
-        """Go on after that many iterations; TensorBoard forgets what older files say of later ones."""
+        """Continue after these iterations; TensorBoard ignores what older files say about later ones."""
         from torch.utils.tensorboard.writer import SummaryWriter
 
         self.close()
@@ -126,7 +133,7 @@ class Events:
             if number is not None:
                 self.writer.add_scalar(name, number, record.iteration)
 
-    def keep(self) -> None:
+    def flush(self) -> None:
         if self.writer:
             self.writer.flush()
 
@@ -137,19 +144,26 @@ class Events:
 
 
 def as_dict(record: Record) -> dict[str, float | None]:
-    """The record as JSON can have it."""
+    """Return the record as JSON can represent it."""
     numbers = {name: getattr(record, name) for name in FIELDS}
     if record.val_loss is not None:
         numbers |= {"val_loss": record.val_loss, **record.measures}
     return {name: number if math.isfinite(number) else None for name, number in numbers.items()}
 
 
-def is_of(line: bytes, losses: Sequence[float]) -> bool:
-    """Whether a line is whole and tells of one of the iterations that had these losses."""
-    try:
-        match json.loads(line):
-            case {"iteration": int(iteration), "loss": float(loss)} if line.endswith(b"\n"):
-                return 0 < iteration <= len(losses) and losses[iteration - 1] == loss
-    except ValueError:  # cut short, when the process was killed
-        return False
-    return False
+def end_of(path: Path, losses: Sequence[float]) -> int:
+    """Return where the lines of these iterations end in a metrics file, in bytes.
+
+    A line with another loss ends them: it comes from another run of that name. So does a line that is cut short.
+    """
+    end = 0
+    with path.open("rb") as lines:
+        for line in lines:
+            try:
+                found = json.loads(line)
+                if not line.endswith(b"\n") or losses[found["iteration"] - 1] != found["loss"]:
+                    break
+            except (ValueError, LookupError, TypeError):  # also a later iteration
+                break
+            end += len(line)
+    return end

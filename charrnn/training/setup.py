@@ -1,18 +1,32 @@
-"""A run's settings from its flags, its file and its checkpoint, each read once."""
+"""Settle a run's settings, and build what it starts from: text, model, device and training state."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from tempfile import TemporaryDirectory
+from typing import Any
 
-from charrnn import registry
+import torch
+from torch import nn
+
+from charrnn import compute, registry
+from charrnn.checkpoints.checkpoint import Checkpoint
+from charrnn.checkpoints.folder import Kept, find_newest, kept_in
+from charrnn.compute import Report, choose_device, keep_freed_memory, weights_dtype
+from charrnn.data.datasets import catalogue
+from charrnn.data.minibatches import Minibatches
+from charrnn.data.text import Text, find_files, minibatches, open_chosen, with_seq_length
+from charrnn.data.vocabulary import Vocabulary, Words
+from charrnn.errors import UserError
 from charrnn.settings import recipes
 from charrnn.settings.resolve import Configuration, Sources, check_exclusive, resolve
 from charrnn.settings.training import TrainingOptions, training_options
-
-if TYPE_CHECKING:
-    from charrnn.checkpoints.checkpoint import Checkpoint
+from charrnn.training import memory, metrics
+from charrnn.training.loop import Training
+from charrnn.training.tuning import tune
 
 
 def configure(flags: Mapping[str, Any], config: str | None = None, resume: str | None = None) -> Configuration:
@@ -38,7 +52,144 @@ def load(flags: Mapping[str, Any], config: str | None, resume: str | None) -> So
 
 
 def _checkpoint(path: Any, newest: bool = False) -> Checkpoint:
-    from charrnn.checkpoints.checkpoint import Checkpoint
-    from charrnn.checkpoints.folder import find_newest
-
     return Checkpoint.load(find_newest(Path(path)) if newest else str(path))
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything that a run starts from: at its first iteration, or where it is resumed."""
+
+    options: TrainingOptions
+    model_options: dict[str, Any]
+    text: Text
+    # train, and val and test if there are any
+    splits: Mapping[str, Minibatches]
+    model: nn.Module
+    # the model on torch's meta device, in no memory; None if it cannot be built there
+    skeleton: nn.Module | None
+    training: Training
+    # the validated checkpoints of a resumed run
+    kept: tuple[Kept, ...]
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return self.text.vocabulary
+
+    @property
+    def parameters(self) -> int:
+        """Number of values that the model learns."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    def enough_memory(self) -> AbstractContextManager[None]:
+        """Inside this context, running out of memory is a UserError that says what the run needs."""
+        return memory.explained(self.skeleton, len(self.vocabulary), self.options)
+
+
+def prepare(configuration: Configuration, report: Report, keep: bool = True) -> Setup:
+    """Open the text, build the model, and resume the training if that is asked for. Raises UserError.
+
+    Writes only the text's vocabulary and token ids, for the next time, and without ``keep`` not even these.
+    """
+    options = configuration.options
+    notes = list(configuration.notes)  # reported once nothing can go wrong any more: a mistake is one line
+    device = choose_device(options.gpuid, notes.append, options.precision)
+    compute.prepare(options.precision, device, notes.append)
+    keep_freed_memory()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    options = replace(options, input=tuple(map(str, find_files(options.input))))
+    metrics.check(options)
+    check_model(configuration, device)
+    text = open_run_text(options, report, keep, configuration.start or configuration.resume)
+    splits = minibatches(text, options)
+    options = with_seq_length(options, splits["train"])
+
+    sizes = (len(text.vocabulary), options.rnn_size, options.num_layers, options.dropout)
+    skeleton = configuration.model.skeleton(*sizes, **configuration.model_options)
+    torch.manual_seed(options.seed)
+    with memory.explained(skeleton, len(text.vocabulary), options):
+        model = configuration.model.create(*sizes, **configuration.model_options)
+        model.to(device, weights_dtype(options.precision))
+        if configuration.start:
+            start_from(configuration.start, model, text, options)
+        # the checkpoint records threads and kernels: sums are the same only with the same ones
+        if device.type == "cpu":
+            options = tune(model, splits["train"], options, report)
+        else:
+            options = replace(options, threads=torch.get_num_threads(), kernels="torch")
+        training = Training(model, splits["train"], splits.get("val"), options)
+        kept = resume(training, text, configuration.resume) if configuration.resume else ()
+    for line in notes:
+        report(line)
+    return Setup(options, configuration.model_options, text, splits, model, skeleton, training, tuple(kept))
+
+
+def check_model(configuration: Configuration, device: torch.device) -> None:
+    """Check what can be known before the text is read. Raises UserError."""
+    options, own = configuration.options, configuration.model_options
+    sizes = (options.rnn_size, options.num_layers, options.dropout)
+    configuration.model.check(*sizes, **own)
+    for saved in (configuration.start, configuration.resume):
+        if saved:
+            saved.check(configuration.model, **own)
+    memory.check(configuration.model.skeleton(1, *sizes, **own), options, device)
+
+
+def open_run_text(options: TrainingOptions, report: Report, keep: bool, before: Checkpoint | None) -> Text:
+    """Open the text that the settings name, and first create it if it is one that charrnn can make.
+
+    Words have the ids of the checkpoint that the run continues from: no two texts have the same words in the same
+    order.
+    """
+    known = None
+    if before and options.level == before.vocabulary.level and isinstance(before.vocabulary, Words):
+        known = before.vocabulary.with_unk(options.unk) if options.unk else before.vocabulary
+    folder = Path(options.data_dir)
+    name = None if options.input else catalogue.for_folder(folder)
+    if not name or (folder / "input.txt").exists() or (folder / "train.txt").exists():
+        return open_chosen(options, report, known, keep)
+    if keep:
+        catalogue.prepare(name, folder, report)
+        return open_chosen(options, report, known)
+    with TemporaryDirectory(prefix="charrnn-", ignore_cleanup_errors=True) as temporary:
+        catalogue.prepare(name, temporary, report)
+        return open_chosen(replace(options, data_dir=temporary), report, known, keep=False)
+
+
+def name_of_text(options: TrainingOptions) -> str:
+    """Return what messages call the text."""
+    return "the text of -input" if options.input else f"the text in {options.data_dir}"
+
+
+def start_from(checkpoint: Checkpoint, model: nn.Module, text: Text, options: TrainingOptions) -> None:
+    """Copy a checkpoint's weights into the model. Raises UserError unless its tokens are those of the text."""
+    theirs = checkpoint.vocabulary
+    if difference := text.vocabulary.difference(theirs, name_of_text(options), "the checkpoint"):
+        raise UserError(
+            f"{difference}: use a text with the same {theirs.units}, and the checkpoint's -level and -encoding"
+        )
+    checkpoint.restore(model)
+
+
+def resume(training: Training, text: Text, checkpoint: Checkpoint) -> list[Kept]:
+    """Continue exactly where the checkpoint was saved. Return the run's validated checkpoints.
+
+    Raises UserError if the text is not the same, byte for byte, or if the checkpoint cannot be resumed.
+    """
+    saved = checkpoint.training
+    if not saved:
+        raise UserError(
+            "the checkpoint has no optimizer state to resume, for charrnn import wrote it: "
+            "begin a new run from it with -init_from"
+        )
+    if saved.get("texts") != text.fingerprint or checkpoint.vocabulary != text.vocabulary:
+        raise UserError(
+            f"{name_of_text(training.options)} is not the one that this run was trained on: "
+            "put it back, or begin a new run with -init_from"
+        )
+    try:
+        checkpoint.restore(training.model)
+        training.load_state_dict(saved)
+        return kept_in(saved)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise UserError(f"the checkpoint is damaged: it cannot be resumed ({error})") from None

@@ -23,10 +23,9 @@ from charrnn.checkpoints import originals, t7
 from charrnn.checkpoints.checkpoint import Checkpoint
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import UserError
-from charrnn.training.run import Run
 from charrnn.training.setup import configure
 from tests.helpers.command import charrnn, one_line, write_text
-from tests.helpers.runs import silent
+from tests.helpers.runs import new_run, silent
 
 SMALLEST = Path(__file__).parent / "t7/rnn_2x32.t7.xz"
 
@@ -122,10 +121,10 @@ def test_training_can_start_from_it_but_not_resume(tmp_path: Path) -> None:
     everything = checkpoint.vocabulary.decode(range(len(checkpoint.vocabulary)))
     flags = {"data_dir": str(write_text(tmp_path / "data", everything * 120)), "gpuid": -1, "precision": "float64"}
     flags["threads"] = 1
-    run = Run(configure(flags | {"init_from": new}), silent)
+    run = new_run(configure(flags | {"init_from": new}))
     assert all(torch.equal(weight, checkpoint.weights[name]) for name, weight in run.model.state_dict().items())
     with pytest.raises(UserError, match="-init_from"):
-        Run(configure({"data_dir": flags["data_dir"]}, resume=new), silent)
+        new_run(configure({"data_dir": flags["data_dir"]}, resume=new))
 
 
 def test_a_file_of_another_kind_gives_one_line_and_writes_nothing(tmp_path: Path) -> None:

@@ -26,10 +26,9 @@ from charrnn.errors import UserError
 from charrnn.training.advice import advice
 from charrnn.training.loop import Record
 from charrnn.training.metrics import MetricsFile
-from charrnn.training.run import Run
 from charrnn.training.setup import configure
 from tests.helpers.command import QUICK, SMALL, SONG, charrnn, on_a_terminal, run, write_text
-from tests.helpers.runs import FLAGS, broken_at_8, data, silent
+from tests.helpers.runs import FLAGS, broken_at_8, data, new_run
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -71,17 +70,27 @@ def records(path: Path, *losses: float, report: Any = pytest.fail) -> MetricsFil
     return file
 
 
-def test_lines_cut_short_of_other_runs_and_of_later_iterations_are_dropped(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("history", "kept"),
+    [
+        ([4.0, 3.0, 2.0], [(1, 4.0), (2, 3.0), (3, 2.0)]),  # the run continues before its last line
+        ([4.0, 3.0, 2.0, 1.0, 0.5], [(1, 4.0), (2, 3.0), (3, 2.0), (4, 1.0)]),  # a line is lost
+        ([4.0, 3.5, 2.0], [(1, 4.0)]),  # the lines are another run's
+        ([], []),
+    ],
+)
+def test_lines_cut_short_of_other_runs_and_of_later_iterations_are_dropped(
+    tmp_path: Path, history: list[float], kept: list[tuple[int, float]]
+) -> None:
     path = tmp_path / "metrics.jsonl"
     file = records(path, 4.0, 3.0, 2.0, 1.0)
     file.close()
-    whole = path.read_bytes()
-    path.write_bytes(whole + b'{"iteration": 3, "lo')
-    file.begin([4.0, 3.5, 2.0])
-    file.add(Record(4, 9, 0.1, 0.002, 1.5, grad_norm=math.inf, val_loss=1.25))
+    path.write_bytes(path.read_bytes() + b'{"iteration": 5, "loss": 0.5')
+    file.begin(history)
+    file.add(Record(len(history) + 1, 9, 0.1, 0.002, 1.5, grad_norm=math.inf, val_loss=1.25))
     file.close()
     lines = read(path)
-    assert [(line["iteration"], line["loss"]) for line in lines] == [(1, 4.0), (3, 2.0), (4, 1.5)]
+    assert [(line["iteration"], line["loss"]) for line in lines] == [*kept, (len(history) + 1, 1.5)]
     assert lines[-1]["grad_norm"] is None and lines[-1]["val_loss"] == 1.25
     assert list(tmp_path.iterdir()) == [path], "no temporary file stays"
 
@@ -106,7 +115,7 @@ def test_a_full_disk_costs_lines_but_not_the_run(tmp_path: Path) -> None:
 
 def test_a_rollback_takes_its_lines_back(tmp_path: Path) -> None:
     flags = FLAGS | data(tmp_path / "data", "fractions") | {"on_nan": "rollback", "eval_val_every": 5}
-    rolled_back = Run(configure(flags | {"checkpoint_dir": str(tmp_path / "cv")}), silent)
+    rolled_back = new_run(configure(flags | {"checkpoint_dir": str(tmp_path / "cv")}))
     for _ in broken_at_8(rolled_back):
         pass
     lines = read(tmp_path / "cv/lm_lstm_metrics.jsonl")

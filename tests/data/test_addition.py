@@ -24,17 +24,15 @@ from charrnn.data import addition as problems
 from charrnn.data.addition import Problems
 from charrnn.data.datasets import addition
 from charrnn.data.minibatches import IGNORED
-from charrnn.data.text import open_text
+from charrnn.data.text import minibatches, open_text
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import UserError
 from charrnn.evaluation.loss import evaluate
 from charrnn.settings.training import TrainingOptions
-from charrnn.training import run as tasks
 from charrnn.training.loop import Training
-from charrnn.training.run import Run
 from charrnn.training.setup import configure
 from tests.helpers.command import charrnn, one_line, run, write_text
-from tests.helpers.runs import FLAGS, metrics, same_run, silent, train
+from tests.helpers.runs import FLAGS, metrics, new_run, same_run, silent, train
 
 SYMBOLS = "\n-0123456789"
 VOCABULARY = Vocabulary(tuple(map(ord, SYMBOLS)))
@@ -238,7 +236,7 @@ def test_loss_and_gradient_are_those_of_each_problem_alone(tmp_path: Path, name:
     options = TrainingOptions(
         task="addition", batch_size=6, max_epochs=3 / 7, optimizer="sgd", learning_rate=0.5, grad_clip=0.0
     )
-    splits = tasks.of(options).split(open_text(folder, report=silent), options)
+    splits = minibatches(open_text(folder, report=silent), options)
     run = Training(model, splits["train"], None, options).run()
     for k in range(3):
         each = [naive(model, line) for line in lines[6 * k : 6 * k + 6]]
@@ -376,16 +374,16 @@ def test_the_time_steps_are_a_problems(tmp_path: Path) -> None:
     }
     flags |= {"checkpoint_dir": str(tmp_path / "cv"), "rnn_size": 4, "gpuid": -1, "threads": 1}
     for given_steps in ({}, {"seq_length": 13}):
-        assert Run(configure(flags | given_steps), silent).options.seq_length == 13
+        assert new_run(configure(flags | given_steps)).options.seq_length == 13
     with pytest.raises(UserError, match=r"-seq_length 14: a problem of this text has 13"):
-        Run(configure(flags | {"seq_length": 14}), silent)
+        new_run(configure(flags | {"seq_length": 14}))
     with pytest.raises(UserError, match=r"20 problems, and a minibatch takes 21: lower -batch_size"):
-        Run(configure(flags | {"batch_size": 21}), silent)
+        new_run(configure(flags | {"batch_size": 21}))
     with pytest.raises(UserError, match="-level word"):
         configure(flags | {"level": "word"})
     other = write_text(tmp_path / "text", "-12-34-46--\n" * 40)
     with pytest.raises(UserError, match=r"needs train\.txt and val\.txt"):
-        Run(configure(flags | {"data_dir": str(other)}), silent)
+        new_run(configure(flags | {"data_dir": str(other)}))
 
 
 def test_a_checkpoint_from_before_the_task_was_there_is_a_texts() -> None:

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from charrnn.checkpoints.checkpoint import Checkpoint
+from charrnn.settings.resolve import Configuration
 from charrnn.training.loop import Record
 from charrnn.training.run import Run
-from charrnn.training.setup import configure
+from charrnn.training.setup import configure, prepare
 from tests.helpers.command import SONG, write_text
 
 # dropout on, a falling rate, epochs short enough that several borders are crossed
@@ -37,14 +38,19 @@ def silent(*_: object) -> None:
     """Take a report and say nothing."""
 
 
+def new_run(configuration: Configuration) -> Run:
+    return Run(prepare(configuration, silent), silent)
+
+
 def train(folder: Path, flags: dict[str, Any], resume: Path | None = None, stop_at: int = 0) -> Run:
     """Train, or resume, to the end, or stop after an iteration and save, as Ctrl-C does."""
     given = flags | {"checkpoint_dir": str(folder)}
-    run = Run(configure({} if resume else given, resume=str(resume) if resume else None), silent)
+    run = new_run(configure({} if resume else given, resume=str(resume) if resume else None))
     for record in run.records():
         if record.val_loss is not None:
             run.save()
-        run.training.stopping = bool(stop_at) and record.iteration >= stop_at
+        if stop_at and record.iteration >= stop_at:
+            run.stop()
     run.save_last()
     return run
 

@@ -20,6 +20,7 @@ from charrnn.kernels.cells import Array
 from charrnn.training.loop import Diverged
 from charrnn.training.setup import configure
 from tests.helpers.command import SMALL, charrnn, one_line, write_text
+from tests.helpers.runs import new_run
 
 pytest.importorskip("numba")
 from charrnn.kernels.compiled import arithmetic, inputs, kept, parts, products
@@ -190,12 +191,10 @@ def test_a_weight_that_is_nan_reaches_the_result_and_the_gradients(name: str) ->
 
 
 def test_a_diverging_run_raises_diverged(tmp_path: Path) -> None:
-    from charrnn.training.run import Run
-
     flags = {"model": "rnn", "rnn_size": 8, "batch_size": 4, "seq_length": 8, "learning_rate": 1e30, "grad_clip": 0}
     write_text(tmp_path / "data")
     where = {"data_dir": str(tmp_path / "data"), "checkpoint_dir": str(tmp_path / "cv"), "gpuid": -1}
-    run = Run(configure(flags | where | {"kernels": "compiled", "threads": 1}), lambda line: None)
+    run = new_run(configure(flags | where | {"kernels": "compiled", "threads": 1}))
     with pytest.raises(Diverged):
         list(run.records())
 

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from charrnn import registry
 from charrnn.kernels import backend, blocks, gru, rnn
 from charrnn.testing import Case
-from charrnn.training.run import Run
 from charrnn.training.setup import configure
 from tests.helpers.command import SONG, write_text
+from tests.helpers.runs import new_run
 
 I, H = 5, 4
 
@@ -205,7 +205,7 @@ def train(folder: Path, threads: int, **flags: Any) -> dict[str, Tensor]:
     before = torch.get_num_threads()
     try:
         own = {"data_dir": str(folder / "data"), "checkpoint_dir": str(folder / "cv"), "threads": threads}
-        run = Run(configure(FLAGS | own | flags), lambda line: None)
+        run = new_run(configure(FLAGS | own | flags))
         for _ in run.records():
             pass
     finally:

@@ -12,10 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from charrnn.training import dry_run as module
 from charrnn.training.dry_run import dry_run
-from charrnn.training.run import Run
-from charrnn.training.setup import configure
+from charrnn.training.setup import configure, prepare
 from tests.helpers.command import SONG, charrnn, write_text
-from tests.helpers.runs import silent
+from tests.helpers.runs import new_run, silent
 
 B, T, H, L = 5, 8, 32, 2
 V = len(set(SONG))
@@ -36,11 +35,11 @@ def products(model: str) -> int:
 
 @pytest.mark.parametrize("model", ["lstm", "gru", "rnn"])
 def test_the_figures_are_those_of_the_formulas(flags: dict[str, Any], model: str) -> None:
-    found = dry_run(configure(flags | {"model": model, "max_epochs": 2}), silent)
-    run = Run(configure(flags | {"model": model}), silent)
+    found = dry_run(prepare(configure(flags | {"model": model, "max_epochs": 2}), silent, keep=False))
+    run = new_run(configure(flags | {"model": model}))
     assert found.parameters == sum(p.numel() for p in run.model.parameters())
     assert found.weights == found.gradients == 4 * found.parameters
-    assert found.characters_per_epoch == len(run.training.train) * B * T
+    assert found.tokens_per_epoch == len(run.training.train) * B * T
     assert found.iterations == 2 * found.iterations_per_epoch
     # backward takes twice the forward's products; torch's own layers multiply the one-hot input as well
     one_hot = 2 * {"lstm": 4, "gru": 3, "rnn": 1}[model] * H * V
@@ -54,25 +53,27 @@ def test_the_figures_are_those_of_the_formulas(flags: dict[str, Any], model: str
 
 @pytest.mark.parametrize(("optimizer", "copies"), [("sgd", 0), ("rmsprop", 1), ("adam", 2)])
 def test_the_optimizers_memory_is_its_means(flags: dict[str, Any], optimizer: str, copies: int) -> None:
-    found = dry_run(configure(flags | {"optimizer": optimizer, "precision": "float64"}), silent)
+    found = dry_run(prepare(configure(flags | {"optimizer": optimizer, "precision": "float64"}), silent, keep=False))
     assert found.weights == 8 * found.parameters
     assert copies * found.weights <= found.optimizer <= copies * found.weights + 1000  # a step count per tensor
 
 
 def test_the_activations_grow_with_the_minibatch_and_the_work_with_it(flags: dict[str, Any]) -> None:
-    small, large = (dry_run(configure(flags | {"seq_length": length}), silent) for length in (T, 4 * T))
+    small, large = (
+        dry_run(prepare(configure(flags | {"seq_length": length}), silent, keep=False)) for length in (T, 4 * T)
+    )
     assert large.flops == pytest.approx(4 * small.flops, rel=0.05)  # the first step has no state to multiply with
     assert 3.5 < large.activations / small.activations < 4.5
     assert large.weights == small.weights
 
 
 def test_a_resumed_run_can_be_tried_out_and_nothing_is_trained(flags: dict[str, Any], tmp_path: Path) -> None:
-    run = Run(configure(flags | {"checkpoint_dir": str(tmp_path / "cv"), "max_epochs": 1}), silent)
+    run = new_run(configure(flags | {"checkpoint_dir": str(tmp_path / "cv"), "max_epochs": 1}))
     for record in run.records():
         if record.val_loss is not None:
             run.save()
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    dry_run(configure({"max_epochs": 2}, resume=str(tmp_path / "cv")), silent)
+    dry_run(prepare(configure({"max_epochs": 2}, resume=str(tmp_path / "cv")), silent, keep=False))
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 

@@ -16,6 +16,7 @@ from charrnn.testing import Case
 from charrnn.training.run import Run
 from charrnn.training.setup import configure
 from tests.helpers.command import SMALL, charrnn, one_line, write_text
+from tests.helpers.runs import new_run
 
 CPU = torch.device("cpu")
 FLAGS = {
@@ -46,7 +47,7 @@ def trained(folder: Path, **flags: object) -> tuple[Run, list[float]]:
     write_text(folder / "data")
     threads = torch.get_num_threads()
     folders = {"data_dir": str(folder / "data"), "checkpoint_dir": str(folder / "cv")}
-    run = Run(configure(FLAGS | folders | flags), lambda line: None)
+    run = new_run(configure(FLAGS | folders | flags))
     try:
         return run, [record.loss for record in run.records()]
     finally:

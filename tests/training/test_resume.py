@@ -12,10 +12,9 @@ from charrnn import registry
 from charrnn.checkpoints.checkpoint import Checkpoint
 from charrnn.errors import UserError
 from charrnn.settings.training import Schedule
-from charrnn.training.run import Run
 from charrnn.training.setup import configure
 from tests.helpers.command import SONG, write_text
-from tests.helpers.runs import FLAGS, broken_at_8, data, metrics, same, same_run, silent, train
+from tests.helpers.runs import FLAGS, broken_at_8, data, metrics, new_run, same, same_run, train
 
 
 @pytest.mark.parametrize("precision", ["float32", "float64", "bf16"])
@@ -71,7 +70,7 @@ def test_stopping_early_ends_at_the_same_iteration_and_can_be_lifted(tmp_path: P
     again = train(tmp_path / "parts", {}, tmp_path / "parts")
     assert again.training.iteration == whole.training.iteration, "it stays ended"
     settings = configure({"early_stop": 0, "checkpoint_dir": str(tmp_path / "parts")}, resume=str(tmp_path / "parts"))
-    lifted = Run(settings, silent)
+    lifted = new_run(settings)
     assert sum(1 for _ in lifted.records()) == whole.training.iterations - whole.training.iteration
     unbounded = Checkpoint.load(tmp_path / "unbounded/lm_lstm_last.pt")
     same(unbounded.weights, lifted.checkpoint().weights)
@@ -112,7 +111,7 @@ def test_another_text_is_refused(tmp_path: Path) -> None:
     train(tmp_path / "cv", flags, stop_at=5)
     write_text(tmp_path / "data", SONG * 19 + SONG.replace("quick", "qcuik"))
     with pytest.raises(UserError, match="not the one"):
-        Run(configure({}, resume=str(tmp_path / "cv")), silent)
+        new_run(configure({}, resume=str(tmp_path / "cv")))
 
 
 def test_old_checkpoints_are_pruned_but_never_the_best(tmp_path: Path) -> None:
@@ -130,7 +129,7 @@ def test_old_checkpoints_are_pruned_but_never_the_best(tmp_path: Path) -> None:
 
 def test_rollback_halves_the_rate_and_goes_on(tmp_path: Path) -> None:
     flags = FLAGS | data(tmp_path / "data", "fractions") | {"on_nan": "rollback", "eval_val_every": 5}
-    run = Run(configure(flags | {"checkpoint_dir": str(tmp_path / "cv")}), silent)
+    run = new_run(configure(flags | {"checkpoint_dir": str(tmp_path / "cv")}))
     seen = [(record.iteration, record.learning_rate) for record in broken_at_8(run)]
     iterations = [iteration for iteration, _ in seen]
     assert iterations[:12] == [1, 2, 3, 4, 5, 6, 7, 8, 6, 7, 8, 9]
