@@ -7,7 +7,7 @@ from click.shell_completion import get_completion_class
 
 from charrnn.cli.flags import SHELLS, VARIABLE, Command
 
-HELP = """Print the script that completes commands, flags, models and files in your shell.
+HELP = """Print a script that completes commands, flags, models and files in your shell.
 
 \b
 bash:  echo 'eval "$(charrnn completion bash)"' >> ~/.bashrc
@@ -29,7 +29,7 @@ command = Command(
 
 
 def script(shell: str, command: click.Command) -> str:
-    """What one of SHELLS has to read to complete ``charrnn``."""
+    """Return the script that one of SHELLS must run to complete ``charrnn``."""
     found = get_completion_class(shell)
     assert found is not None
     return found(command, {}, "charrnn", VARIABLE).source()

@@ -16,14 +16,13 @@ from charrnn.settings import recipes
 from charrnn.settings.option import Option
 from charrnn.settings.training import GROUPS
 
+# how help calls the value of a flag, by its type or by what it names
 METAVARS = {int: "INT", float: "NUMBER", str: "TEXT", bool: "0|1"}
-
-
 NAMED = {"file": "FILE", "folder": "DIR", "model": "NAME", "recipe": "FILE"}
 
 
 class Kind(click.ParamType[Any]):
-    """The type of a flag: whatever its Option takes."""
+    """The type of a flag's value, as its Option defines it."""
 
     def __init__(self, option: Option) -> None:
         self.option = option
@@ -42,7 +41,7 @@ class Kind(click.ParamType[Any]):
 
 
 class Flag(click.Option):
-    """An Option as a flag. A flag that is not given leaves None, so that files can set what flags do not."""
+    """An Option as a flag. If it is not given its value is None, so that a file can set it."""
 
     def __init__(self, option: Option, expose_value: bool = True) -> None:
         declarations = [f"-{option.name}", f"--{option.name}", option.name]
@@ -60,7 +59,7 @@ class Flag(click.Option):
 
     def process_value(self, ctx: click.Context, value: Any) -> Any:
         value = super().process_value(ctx, value)
-        return None if value == () else value  # click's word for a repeatable flag that is not given
+        return None if value == () else value  # click returns () for a repeatable flag that is not given
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str]:
         option = self.option
@@ -71,31 +70,31 @@ class Flag(click.Option):
 
 
 class Command(click.Command):
-    """A command whose flags may have one dash, and which names a mistyped one whole."""
+    """A command whose flags may have one dash. Its error for a mistyped flag quotes the whole flag."""
 
     def __init__(self, name: str, params: Sequence[click.Parameter], **rest: Any) -> None:
         super().__init__(name, params=list(params), context_settings={"max_content_width": 110}, **rest)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if ctx.resilient_parsing:  # a command line that is still being typed
+        if ctx.resilient_parsing:  # the command line is still being typed
             return super().parse_args(ctx, args)
-        for name, _ in given(args, self.arity(ctx), strict=ctx):
+        for name, _ in given(args, self.arity(ctx)):
             if name not in self.arity(ctx):
                 known = sorted({spelling.lstrip("-") for spelling in self.arity(ctx)})
                 close = nearest(name.lstrip("-"), known).replace("mean ", "mean -")
-                raise click.UsageError(f"there is no flag {name}{close}: {ctx.command_path} -h lists them", ctx)
+                raise click.UsageError(f"no flag {name}{close}; {ctx.command_path} -h lists the flags", ctx)
         return super().parse_args(ctx, args)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         return flags(super().shell_complete(ctx, incomplete), incomplete)
 
     def arity(self, ctx: click.Context) -> dict[str, int]:
-        """How many words follow each flag, for every spelling."""
+        """Return the number of words that follow each flag, for every spelling."""
         options = [p for p in self.get_params(ctx) if isinstance(p, click.Option)]
         return {spelling: 0 if p.is_flag else p.nargs for p in options for spelling in p.opts}
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The flags under the headings of their groups."""
+        """Write the flags under the headings of their groups."""
         flags = [p for p in self.get_params(ctx) if isinstance(p, Flag)]
         for group in dict.fromkeys(flag.option.group for flag in flags):
             with formatter.section(GROUPS.get(group, group)):
@@ -106,11 +105,11 @@ class Command(click.Command):
                 formatter.write_dl([(names.split(",")[0], text) for names, text in rows])
 
 
-def given(args: Sequence[str], arity: dict[str, int], strict: click.Context | None = None) -> list[tuple[str, str]]:
-    """The flags on a command line, each with the first word after it ('' where there is none).
+def given(args: Sequence[str], arity: dict[str, int]) -> list[tuple[str, str]]:
+    """Return the flags on a command line, each with the word that follows it, or ''.
 
-    The words that belong to a flag are not mistaken for flags, so ``-primetext "-- he"`` is one. A flag of
-    unknown arity is taken to have one word.
+    A value is never mistaken for a flag: ``-primetext "-- he"`` is one flag with its value. A flag that ``arity``
+    does not list counts as having one value.
     """
     found = []
     i = 0
@@ -128,7 +127,7 @@ def given(args: Sequence[str], arity: dict[str, int], strict: click.Context | No
 
 
 def one_by_one(args: Sequence[str], name: str) -> list[str]:
-    """The command line with ``-NAME a b c`` as ``-NAME a -NAME b -NAME c``: a shell makes the former of ``*.txt``."""
+    """Rewrite ``-NAME a b c``, which a shell makes of ``-NAME *.txt``, as ``-NAME a -NAME b -NAME c``."""
     spelled, repeated = (f"-{name}", f"--{name}"), ""
     rest: list[str] = []
     for word in args:
@@ -141,7 +140,7 @@ def one_by_one(args: Sequence[str], name: str) -> list[str]:
 
 
 def exclude(*pairs: tuple[str, str]) -> None:
-    """Raises click.UsageError where both of a pair of parameters, by their names, are on the command line."""
+    """Raise click.UsageError if both parameters of a pair, given by name, are on the command line."""
     ctx = click.get_current_context()
     spelled = {p.name: p.opts[0] for p in ctx.command.get_params(ctx)}
     there = {name for name in spelled if ctx.get_parameter_source(name or "") is ParameterSource.COMMANDLINE}
@@ -151,18 +150,19 @@ def exclude(*pairs: tuple[str, str]) -> None:
 
 
 def with_defaults(options: Sequence[Option], values: dict[str, Any]) -> dict[str, Any]:
-    """The values, with each option that was not given at its default."""
+    """Return the values, with the default of each option that was not given."""
     return {o.name: o.default if values[o.name] is None else values[o.name] for o in options}
 
 
 SHELLS = ("bash", "zsh", "fish")
 
 
-VARIABLE = "_CHARRNN_COMPLETE"  # by which the script asks the program, as click has it
+# click's name for the variable in which a shell asks for completions
+VARIABLE = "_CHARRNN_COMPLETE"
 
 
 def values(option: Option, incomplete: str) -> list[CompletionItem]:
-    """What may stand after a flag. Of files and folders the shell knows more than we do."""
+    """Return completions of a flag's value. The shell itself completes files and folders."""
     if option.names == "model":
         known = {name: file.summary for name, file in registry.models().items()}
         return [CompletionItem(name, help=text) for name, text in known.items() if name.startswith(incomplete)]
@@ -177,5 +177,5 @@ def values(option: Option, incomplete: str) -> list[CompletionItem]:
 
 
 def flags(items: list[CompletionItem], incomplete: str) -> list[CompletionItem]:
-    """Each flag once: with two dashes where two were typed."""
+    """Keep one spelling of each flag: with two dashes if two were typed, otherwise with one."""
     return [item for item in items if item.value.startswith("--") == incomplete.startswith("--")]

@@ -17,7 +17,7 @@ import charrnn
 from charrnn.cli.flags import flags as as_typed
 from charrnn.errors import UserError, nearest, printable
 
-# the short help stands here so that `charrnn --help` need not load a command, nor torch
+# the short help is here so that `charrnn --help` need not load a command, nor torch
 COMMANDS = {
     "train": "Train a model on a text.",
     "sample": "Write text with a trained model.",
@@ -29,18 +29,18 @@ COMMANDS = {
     "models": "List the models for -model.",
     "recipes": "List the recipes for -config.",
     "plot": "Draw the learning curves of runs.",
-    "completion": "Print the script that completes commands, flags, models and files in your shell.",
+    "completion": "Print a script that completes commands, flags, models and files in your shell.",
 }
 
 
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # a full disk, a limit, a broken one
-
+# errors of a full disk, of one with a quota, of a file that may grow no further, of a broken disk
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 HELP = {"help_option_names": ["-h", "-help", "--help"]}
 
 
 class Commands(click.Group):
-    """Loads a command's module only when it is called."""
+    """The group of all commands. It imports a command's module only to run it."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -53,7 +53,8 @@ class Commands(click.Group):
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if args[0] not in COMMANDS:
-            raise click.UsageError(f"there is no command {args[0]!r}{nearest(args[0], list(COMMANDS))}", ctx)
+            hint = nearest(args[0], list(COMMANDS))
+            raise click.UsageError(f"no command {args[0]!r}{hint}; charrnn -h lists the commands", ctx)
         return super().resolve_command(ctx, args)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
@@ -70,12 +71,12 @@ class Commands(click.Group):
 def cli() -> None:
     """Train, sample and evaluate recurrent character-level language models.
 
-    Begin with: charrnn train
+    Start with: charrnn train
     """
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and exit: 0, 1 after an error, 2 for wrong usage, 130 when interrupted."""
+    """Run the command line and exit with 0, 1 after an error, 2 for wrong usage, or 130 if interrupted."""
     code = run(args)
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -86,53 +87,49 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
 
 
 def run(args: Sequence[str] | None = None) -> int:
-    """Run the command line. Returns the exit code; a user's mistake is one line on stderr."""
+    """Run the command line and return the exit code. A user's mistake is one line on stderr."""
     try:
         result = cli.main(args, prog_name="charrnn", standalone_mode=False)
         code = result if isinstance(result, int) else 0
         with suppress(OSError) if code else nullcontext():  # a signal's code outlives the terminal
             sys.stdout.flush()
         return code
+    except (KeyboardInterrupt, click.Abort):
+        return 130
+    except BrokenPipeError:  # the program that reads the output has seen enough
+        give_up(sys.stdout)
+        return 0
     except click.exceptions.NoArgsIsHelpError as error:
         print(error.format_message())
         return 2
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         return complain(error.format_message(), error.exit_code, context.command_path if context else "charrnn")
-    except UserError as error:
-        return complain(str(error), 1)
-    except BrokenPipeError:
-        # whoever read our output has seen enough
-        give_up(sys.stdout)
-        return 0
-    except OSError as error:
-        # what a command reads and writes under a name is its own matter
-        if error.errno not in UNWRITABLE or error.filename is not None:
+    except Exception as error:
+        message = mistake(error)
+        if not message:
             raise
-        give_up(sys.stdout)
-        return complain(f"cannot write the output: {error.strerror}; send it elsewhere", 1)
-    except UnicodeEncodeError as error:
-        character = error.object[error.start]
-        if can_be_output(character):
-            raise
-        way_out = "PYTHONIOENCODING=utf-8:surrogateescape in the environment lets it pass"
-        return complain(f"the output is {sys.stdout.encoding}, which has no {character!a}: {way_out}", 1)
-    except (KeyboardInterrupt, click.Abort):
-        return 130
-    except (MemoryError, RuntimeError) as error:
-        from charrnn.compute import ran_out
-
-        if not ran_out(error):
-            raise
-        return complain("out of memory: a smaller text or -batch_size, or -gpuid -1 for the CPU, may do", 1)
+        return complain(message)
 
 
-def can_be_output(text: str) -> bool:
-    try:
-        text.encode(sys.stdout.encoding or "utf-8", sys.stdout.errors or "strict")
-    except UnicodeEncodeError:
-        return False
-    return True
+def mistake(error: Exception) -> str:
+    """Return the message for an error that the user can put right, or '' for a defect of ours."""
+    match error:
+        case UserError():
+            return str(error)
+        case OSError(errno=number, filename=None) if number in UNWRITABLE:  # files with a name report a UserError
+            give_up(sys.stdout)
+            return f"cannot write the output: {error.strerror}; send it elsewhere"
+        case UnicodeEncodeError():
+            character = error.object[error.start]
+            remedy = "set PYTHONIOENCODING=utf-8:surrogateescape in the environment"
+            return f"the output is {sys.stdout.encoding}, which has no {character!a}: {remedy}"
+        case MemoryError() | RuntimeError():
+            from charrnn.compute import ran_out
+
+            if ran_out(error):
+                return "out of memory: try a smaller text or -batch_size, or -gpuid -1 for the CPU"
+    return ""
 
 
 def give_up(stream: TextIO) -> None:
@@ -140,7 +137,7 @@ def give_up(stream: TextIO) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def complain(message: str, code: int, command: str = "charrnn") -> int:
+def complain(message: str, code: int = 1, command: str = "charrnn") -> int:
     # a message may quote an untrusted file, whose escape sequences must not reach the terminal
     print(f"{command}: {printable(message, keep='')}", file=sys.stderr)
     return code

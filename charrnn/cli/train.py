@@ -120,7 +120,8 @@ def show_settings(settings: Configuration) -> int:
     for line in settings.notes:
         note(line)
     values = {name: getattr(settings.options, name) for name in training_options()} | settings.model_options
-    print(recipes.as_toml(values, settings.sources, sys.stdout.encoding or "utf-8"), end="")
+    # TOML is UTF-8, whatever the encoding of the terminal
+    sys.stdout.buffer.write(recipes.as_toml(values, settings.sources).encode())
     return 0
 
 

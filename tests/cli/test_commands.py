@@ -131,7 +131,7 @@ def test_an_output_that_lacks_a_character_is_one_sentence(trained: Path) -> None
     words = ("plot", "cv", "-text", "-label", "山")
     for encoding in ("ascii", "iso8859-1", "cp1252"):
         said = one_line(charrnn(*words, cwd=trained, code=1, PYTHONIOENCODING=encoding))
-        assert said.startswith(rf"charrnn: the output is {encoding}, which has no '\u5c71': PYTHONIOENCODING=utf-8")
+        assert said.startswith(rf"charrnn: the output is {encoding}, which has no '\u5c71': set PYTHONIOENCODING=utf-8")
     assert "山" in charrnn(*words, cwd=trained, PYTHONIOENCODING="utf-8:surrogateescape").stdout.decode()
 
 

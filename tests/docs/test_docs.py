@@ -312,7 +312,7 @@ charrnn train -invented 1
 
 <!-- output -->
 ```text
-charrnn train: there is no flag -invented...
+charrnn train: no flag -invented...
 ```
 """
 
