@@ -6,12 +6,12 @@ import copy
 import math
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from torch import nn
 
+from charrnn.compute import Report
 from charrnn.data.minibatches import Minibatches
 from charrnn.errors import UserError
 from charrnn.kernels import backend
@@ -23,7 +23,6 @@ TRIALS = 5  # timed iterations per candidate
 PATIENCE = 1.0  # seconds: time an iteration that takes longer only once
 
 Candidate = tuple[backend.Kernels, int]  # kernels and number of threads
-Report = Callable[[str], None]
 
 
 def tune(model: nn.Module, train: Minibatches, options: TrainingOptions, report: Report) -> TrainingOptions:
@@ -82,10 +81,10 @@ def problem_of_compiled(model: nn.Module, train: Minibatches, options: TrainingO
         return f"the compiled kernels need {', '.join(backend.NEEDED)}: pip install 'char-rnn-torch[fast]'"
     advice = ""
     try:
-        from charrnn.kernels.compiled import kept
+        from charrnn.kernels.compiled import code_cache
 
-        advice = f"; if this persists, delete {kept.folder()}"
-        if not kept.filled():
+        advice = f"; if this persists, delete {code_cache.folder()}"
+        if not code_cache.filled():
             report("compiling the kernels, which takes some seconds")
         problem = "" if completes(model, train, options, "compiled") else "the loss breaks in its first iteration"
     except Exception as error:  # numba fails differently on every machine

@@ -23,7 +23,7 @@ from tests.helpers.command import SMALL, charrnn, one_line, write_text
 from tests.helpers.runs import new_run
 
 pytest.importorskip("numba")
-from charrnn.kernels.compiled import arithmetic, inputs, kept, parts, products
+from charrnn.kernels.compiled import arithmetic, code_cache, inputs, parts, products
 from charrnn.kernels.compiled import gru as compiled_gru
 from charrnn.kernels.compiled import highway as compiled_highway
 from charrnn.kernels.compiled import rnn as compiled_rnn
@@ -294,24 +294,24 @@ def test_damaged_compiled_code_is_reported_in_one_line(tmp_path: Path) -> None:
 
 def test_the_folder_of_compiled_code_depends_on_the_sources(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
-    before = kept.folder()
-    assert before.is_relative_to(tmp_path) and not kept.filled()
+    before = code_cache.folder()
+    assert before.is_relative_to(tmp_path) and not code_cache.filled()
     copy = tmp_path / "copy"
     copy.mkdir()
-    for path in Path(kept.__file__).parent.glob("*.py"):
+    for path in Path(code_cache.__file__).parent.glob("*.py"):
         (copy / path.name).write_bytes(path.read_bytes())
-    monkeypatch.setattr(kept, "__file__", str(copy / "kept.py"))
-    assert kept.folder() == before
+    monkeypatch.setattr(code_cache, "__file__", str(copy / "code_cache.py"))
+    assert code_cache.folder() == before
     (copy / "arithmetic.py").write_text("changed", encoding="utf-8")
-    assert kept.folder() != before
+    assert code_cache.folder() != before
 
 
 def test_a_folder_that_cannot_be_written_to_keeps_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file"))
-    with kept.here() as writable:
+    with code_cache.in_use() as writable:
         assert not writable
-    assert not kept.filled()
+    assert not code_cache.filled()
 
 
 def test_numbas_own_setting_is_restored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -319,8 +319,8 @@ def test_numbas_own_setting_is_restored(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
     before = numba.config.CACHE_DIR
-    with kept.here() as writable:
-        assert writable and str(kept.folder()) == numba.config.CACHE_DIR
+    with code_cache.in_use() as writable:
+        assert writable and str(code_cache.folder()) == numba.config.CACHE_DIR
     assert before == numba.config.CACHE_DIR
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic, overload
 
-from charrnn.kernels.compiled import kept
+from charrnn.kernels.compiled import code_cache
 
 # Division by zero gives infinity, as in numpy: checking for it would rule out vector instructions. contract: a * b + c
 # may round once. Nothing else of fastmath: NaN must stay NaN, or a diverging run would go unnoticed.
@@ -22,7 +22,7 @@ one, two = np.float32(1), np.float32(2)  # combined with a float64 they give a f
 
 def compile(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a function at its first call with given types, or load what an earlier process compiled."""
-    with kept.here() as keep:
+    with code_cache.in_use() as keep:
         compiled: Callable[..., Any] = numba.njit(nogil=True, cache=keep, **OPTIONS)(function)
     return compiled
 

@@ -22,7 +22,7 @@ def folder() -> Path:
 
 
 @contextmanager
-def here() -> Iterator[bool]:
+def in_use() -> Iterator[bool]:
     """Keep the functions that numba compiles inside this context. Yields False if the folder cannot be written to."""
     before = numba.config.CACHE_DIR
     try:
