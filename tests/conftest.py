@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from hypothesis.database import DirectoryBasedExampleDatabase
+from hypothesis.configuration import set_hypothesis_home_dir
 
 REFERENCE = Path(__file__).parent / "originals"
 CHECKPOINTS = Path(__file__).parent / "checkpoints" / "t7"
@@ -27,8 +27,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     folder = config.cache.mkdir("charrnn")  # in .pytest_cache, where nothing has to be cleaned up
+    set_hypothesis_home_dir(folder / "hypothesis")
     # the first optimizer or the first compiled kernel of a process takes seconds, whichever example meets it
-    settings.register_profile("charrnn", deadline=None, database=DirectoryBasedExampleDatabase(folder / "hypothesis"))
+    settings.register_profile("charrnn", deadline=None)
     settings.load_profile("charrnn")
     # what one test compiles or draws with, the others find, in whatever home they run
     os.environ.setdefault("NUMBA_CACHE_DIR", str(folder / "kernels"))

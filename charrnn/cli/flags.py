@@ -21,7 +21,7 @@ METAVARS = {int: "INT", float: "NUMBER", str: "TEXT", bool: "0|1"}
 NAMED = {"file": "FILE", "folder": "DIR", "model": "NAME", "recipe": "FILE"}
 
 
-class Kind(click.ParamType[Any]):
+class Kind(click.ParamType):  # type: ignore[type-arg]  # generic only from click 8.4
     """The type of a flag's value, as its Option defines it."""
 
     def __init__(self, option: Option) -> None:

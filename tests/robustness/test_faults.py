@@ -79,16 +79,13 @@ def test_a_second_signal_stops_at_once_and_damages_nothing(folder: Path, number:
     os.kill(process.pid or 0, number)
     finish(process)
     before = last_of_all(folder).read_bytes()
-    process = start(folder, "train", "-resume", "cv", "-save_every", 100_000, slow=20)
+    process = start(folder, "train", "-resume", "cv", "-save_every", 100_000, slow=3600)
     assert wait_for_iteration(process, folder)
-    began = time.monotonic()
     os.kill(process.pid or 0, number)
-    # all of it written, and now on its way to the disk
+    # all of it written, and now on its way to a disk that takes longer than finish() waits
     assert wait(lambda: any(path.stat().st_size >= len(before) for path in unfinished(folder / "cv")), process)
-    time.sleep(0.5)
     os.kill(process.pid or 0, number)
     assert finish(process) == (130 if number == signal.SIGINT else -number)
-    assert time.monotonic() - began < 20, "it did not wait for the disk"
     assert last_of_all(folder).read_bytes() == before
     newest(folder / "cv")
     if number == signal.SIGINT:
