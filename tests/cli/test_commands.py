@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import charrnn as package
+from charrnn.checkpoints.checkpoint import Checkpoint
 from tests.helpers.command import SMALL, SONG, charrnn, environment, one_line, write_text
 
 LINE = re.compile(
@@ -179,6 +180,7 @@ def test_a_config_file_sets_what_flags_do_not(tmp_path: Path) -> None:
     model, _ = package.load(tmp_path / "cv")
     assert type(model).__name__ == "GRU" or "gru" in type(model).__module__
     assert sum(p.numel() for p in model.parameters()) < 5000
+    assert Checkpoint.load(tmp_path / "cv").model_options == {"reset_after": True}
     (tmp_path / "mine.toml").write_text("rnn_sise = 8\n")
     assert "rnn_sise (did you mean rnn_size?)" in one_line(
         charrnn("train", "-config", "mine.toml", cwd=tmp_path, code=1)
@@ -245,7 +247,9 @@ def test_an_exploding_loss_stops_the_run_and_keeps_what_was_saved(tmp_path: Path
     done = charrnn("train", "-data_dir", "data", *SMALL, *wild, "-eval_val_every", 1, cwd=tmp_path, code=1)
     message = done.stderr.decode().splitlines()[-1]
     assert "-learning_rate" in message
-    for path in checkpoints(tmp_path):
+    saved = checkpoints(tmp_path)
+    assert saved
+    for path in saved:
         package.load(path)
 
 

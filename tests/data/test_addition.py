@@ -451,7 +451,7 @@ def test_one_changed_character_is_found_wherever_it_is(seed: int, digits: int) -
         read(lines)
 
 
-def test_the_command_names_file_and_line_and_writes_nothing(tmp_path: Path) -> None:
+def test_train_names_file_and_line_of_a_bad_sum_and_writes_nothing(tmp_path: Path) -> None:
     prepared(tmp_path / "data", 2, 60, 20)
     text = (tmp_path / "data/val.txt").read_text()
     (tmp_path / "data/val.txt").write_text(text.replace("\n", "\nx", 7).replace("\nx", "\n", 6))

@@ -64,7 +64,7 @@ RULES = {
 
 
 @pytest.mark.parametrize(("markdown", "text"), RULES.values(), ids=RULES)
-def test_a_rule(markdown: str, text: str) -> None:
+def test_each_rule_turns_markdown_into_the_text_of_the_play(markdown: str, text: str) -> None:
     assert tinyshakespeare.speeches(markdown) == text
 
 

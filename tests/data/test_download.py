@@ -166,7 +166,7 @@ def test_a_length_that_is_too_short(site: Site, path: Path) -> None:
     assert path.read_bytes() == BODY[:40_000]  # for all that one can know; its user finds out
 
 
-def test_no_length(site: Site, path: Path) -> None:
+def test_a_server_that_names_no_length_is_read_to_its_end(site: Site, path: Path) -> None:
     site.announced = -1
     seen = set()
     download(site.url, path, LIMIT, lambda what, done, size: seen.add(size))
@@ -206,7 +206,7 @@ def test_a_web_page_or_an_error_leaves_what_has_come(status: int, site: Site, pa
 
 
 @pytest.mark.parametrize("after", [-1, 0, 20_000])
-def test_silence(after: int, site: Site, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_server_is_given_up(after: int, site: Site, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SILENCE", 0.2)
     site.stall = after
     assert refusal(site, path) == "nothing came for 0.2 seconds"

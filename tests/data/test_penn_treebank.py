@@ -35,7 +35,7 @@ def refusal(folder: Path, corpus: Path | None) -> str:
     return str(caught.value)
 
 
-def test_the_command(corpus: Path, tmp_path: Path) -> None:
+def test_prepare_ptb_writes_three_texts_and_counts_them(corpus: Path, tmp_path: Path) -> None:
     done = charrnn("prepare", "ptb", "--from", "simple-examples/data", cwd=tmp_path)
     made = tmp_path / "data" / "ptb"
     assert {path.name: path.read_text(encoding="utf-8") for path in made.iterdir()} == {

@@ -171,7 +171,7 @@ def test_the_second_address_goes_on_with_what_the_first_has_sent(site: Site, tmp
         assert other.sent == [len(ZIP) - 1_000]
 
 
-def test_nobody_has_it(site: Site, tmp_path: Path) -> None:
+def test_an_archive_that_no_server_has_is_named_with_a_way_out(site: Site, tmp_path: Path) -> None:
     site.status, site.type = 404, "text/html"
     message = refusal(site, tmp_path / "data")
     assert message == (

@@ -337,7 +337,7 @@ def test_a_failed_write_leaves_the_old_picture(tmp_path: Path, monkeypatch: pyte
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
 
 
-def test_the_command(trained: Path, tmp_path: Path) -> None:
+def test_plot_draws_the_axes_and_names_the_runs(trained: Path, tmp_path: Path) -> None:
     done = charrnn("plot", "cv", "cv8", "-output", tmp_path / "a.svg", "-x", "minutes", "-y", "bpc", cwd=trained)
     assert done.stdout == b"" and done.stderr.decode() == f"wrote {tmp_path}/a.svg\n"
     words = re.findall(r">([^<>\n]+)</text>", (tmp_path / "a.svg").read_text())

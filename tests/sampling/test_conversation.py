@@ -69,7 +69,7 @@ class Interrupted(BytesIO):
         self.writes += 1
         if self.writes == 10:
             raise KeyboardInterrupt
-        return super().write(data)  # type: ignore[arg-type]
+        return super().write(data)
 
 
 def test_ctrl_c_ends_the_text_and_not_the_conversation(conversation: Conversation) -> None:

@@ -77,7 +77,7 @@ def test_a_resumed_run_can_be_tried_out_and_nothing_is_trained(flags: dict[str, 
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-def test_the_command_says_it_all_and_writes_nothing(tmp_path: Path) -> None:
+def test_dry_run_prints_its_table_and_writes_nothing(tmp_path: Path) -> None:
     write_text(tmp_path / "work/data", SONG * 40)
     (tmp_path / "tmp").mkdir()
     env = {"TMPDIR": str(tmp_path / "tmp"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
