@@ -84,7 +84,7 @@ def test_threads_wait_briefly_unless_the_user_configured_openmp(own: dict[str, s
     assert environment == (own or {"GOMP_SPINCOUNT": compute.SPIN_COUNT})
 
 
-def test_training_sets_how_threads_wait_before_torch_is_loaded() -> None:
+def test_the_command_line_sets_how_threads_wait_before_torch_is_loaded() -> None:
     code = (
         "import os, sys\n"
         "from charrnn.cli import main\n"
@@ -92,7 +92,7 @@ def test_training_sets_how_threads_wait_before_torch_is_loaded() -> None:
         "    def find_spec(self, name, path=None, target=None):\n"
         "        if name == 'torch': print(os.environ.get('GOMP_SPINCOUNT'))\n"
         "sys.meta_path.insert(0, Finder())\n"
-        "sys.exit(main.run(['train', '-h']))"
+        "main.main(['train', '-h'])"
     )
     assert in_a_process(code).splitlines()[0] == compute.SPIN_COUNT
 

@@ -15,6 +15,7 @@ from click.shell_completion import CompletionItem
 
 import charrnn
 from charrnn.cli.flags import flags as as_typed
+from charrnn.compute import wait_briefly
 from charrnn.errors import UserError, nearest, printable
 
 # the short help is here so that `charrnn --help` need not load a command, nor torch
@@ -77,6 +78,7 @@ def cli() -> None:
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with 0, 1 after an error, 2 for wrong usage, or 130 if interrupted."""
+    wait_briefly()  # here, before anything can load torch
     code = run(args)
     for stream in (sys.stdout, sys.stderr):
         try:

@@ -13,7 +13,6 @@ import click
 
 from charrnn import registry
 from charrnn.cli.flags import Command, Flag, exclude, given, one_by_one
-from charrnn.compute import wait_briefly
 from charrnn.settings import recipes
 from charrnn.settings.option import Option
 from charrnn.settings.resolve import Configuration, Sources, resolve
@@ -29,13 +28,13 @@ CONFIG = Option(
     "config",
     str,
     "",
-    "TOML file with any of these settings, or a name that charrnn recipes lists; flags win over it",
+    "TOML file with any of these settings, or the name of a recipe (charrnn recipes lists them); flags override it",
     group="bookkeeping",
     names="recipe",
 )
 
 
-RESUME = Option("resume", str, "", "go on with the run of this checkpoint, exactly", group="bookkeeping", names="file")
+RESUME = Option("resume", str, "", "continue the run of this checkpoint exactly", group="bookkeeping", names="file")
 
 
 # read before the other flags are parsed, since the model that they lead to has flags of its own
@@ -43,14 +42,16 @@ LOADED = [Flag(option, expose_value=False) for option in (CONFIG, RESUME)]
 
 
 DRY_RUN = click.Option(
-    ["-dry_run", "--dry_run"], is_flag=True, help="say what the run would take, and train and write nothing"
+    ["-dry_run", "--dry_run"],
+    is_flag=True,
+    help="show the time and memory that the run would take, without training or writing anything",
 )
 
 
 PRINT_CONFIG = click.Option(
     ["-print_config", "--print_config"],
     is_flag=True,
-    help="print every setting and where it comes from, as a file for -config, and train nothing",
+    help="print every setting and its source, as a file for -config, without training",
 )
 
 
@@ -62,19 +63,18 @@ SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "
 
 HELP = """Train a model on a text.
 
-With no flags at all: an LSTM on Shakespeare. Put your own text at FOLDER/input.txt and name the
-folder with -data_dir. Checkpoints go to -checkpoint_dir; a sample is shown at each validation.
+Without flags this trains an LSTM on Shakespeare. To train on your own text, save it as FOLDER/input.txt and pass
+-data_dir FOLDER. Each validation saves a checkpoint to -checkpoint_dir and shows a sample.
 """
 
 
 class TrainCommand(Command):
-    """Finds out the model first and adds the flags that the model declares, then parses once."""
+    """Finds the model before it parses the flags, because the model declares flags of its own."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        wait_briefly()  # before the model's file loads torch
         args = one_by_one(args, "input")
         flags = {name.lstrip("-"): value for name, value in given(args, self.arity(ctx))}
-        if ctx.resilient_parsing:  # to complete a command line no model is loaded
+        if ctx.resilient_parsing:  # completing a command line must not load a model
             model = flags.get("model", "")
             known = registry.models()
             own = known[model].outline if model in known else []
