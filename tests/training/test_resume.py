@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 from typing import get_args
 
@@ -114,17 +116,42 @@ def test_another_text_is_refused(tmp_path: Path) -> None:
         new_run(configure({}, resume=str(tmp_path / "cv")))
 
 
-def test_old_checkpoints_are_pruned_but_never_the_best(tmp_path: Path) -> None:
-    flags = FLAGS | data(tmp_path / "data", "fractions") | {"keep": 2, "eval_val_every": 3, "max_epochs": 2}
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_keep_deletes_all_but_the_latest_and_the_best(tmp_path: Path, keep: int) -> None:
+    flags = FLAGS | data(tmp_path / "data", "fractions") | {"keep": keep, "eval_val_every": 3, "max_epochs": 2}
+    # so high a rate that the loss goes up and down
+    flags |= {"learning_rate": 0.3, "lr_schedule": "constant"}
     other = tmp_path / "cv" / "lm_lstm_epoch0.10_9.0000.pt"
     other.parent.mkdir()
     other.write_bytes(b"of another run")
-    run = train(tmp_path / "cv", flags)
-    names = {path.name for path in (tmp_path / "cv").glob("lm_*_epoch*.pt")} - {other.name}
-    best = min(run.training.val_losses.values())
-    assert len(names) in (2, 3)
-    assert any(name.endswith(f"{best:.4f}.pt") for name in names)
-    assert other.exists()
+    train(tmp_path / "cv", flags, stop_at=16)
+    run = train(tmp_path / "cv", {}, tmp_path / "cv")
+    losses = list(run.training.val_losses.values())
+    best = losses.index(min(losses))
+    assert best < len(losses) - keep, "the best is not among the latest"
+    epochs = [iteration / len(run.training.train) for iteration in run.training.val_losses]
+    names = [f"lm_lstm_epoch{epoch:.2f}_{loss:.4f}.pt" for epoch, loss in zip(epochs, losses, strict=True)]
+    found = {path.name for path in (tmp_path / "cv").glob("lm_*_epoch*.pt")}
+    assert found == {other.name, names[best], *names[-keep:]}
+    assert run.folder.kept == [(names[i], losses[i]) for i in sorted({best, *range(len(losses) - keep, len(losses))})]
+    assert run.finish().val_loss == losses[best], "all its digits"
+
+
+def test_the_clock_asks_for_a_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = FLAGS | data(tmp_path / "data", "fractions") | {"save_minutes": 10, "checkpoint_dir": str(tmp_path / "cv")}
+    now = 1000.0
+    monkeypatch.setattr("charrnn.training.run.time.monotonic", lambda: now)
+    run = new_run(configure(flags))
+    due = []
+    for seconds in (0, 599, 2, 1, 599, 2):
+        now += seconds
+        due.append(run.save_is_due())
+        if due[-1]:
+            run.save_last()
+    assert due == [False, False, True, False, False, True]
+    never = new_run(configure(flags | {"save_minutes": 0}))
+    now += 1e9
+    assert not never.save_is_due()
 
 
 def test_rollback_halves_the_rate_and_goes_on(tmp_path: Path) -> None:
@@ -135,3 +162,28 @@ def test_rollback_halves_the_rate_and_goes_on(tmp_path: Path) -> None:
     assert iterations[:12] == [1, 2, 3, 4, 5, 6, 7, 8, 6, 7, 8, 9]
     assert seen[8][1] == seen[5][1] / 2
     assert run.training.iteration == run.training.iterations
+
+
+def test_a_resumed_run_keeps_the_rate_of_its_rollbacks(tmp_path: Path) -> None:
+    flags = FLAGS | data(tmp_path / "data", "fractions") | {"on_nan": "rollback", "eval_val_every": 5}
+    run = new_run(configure(flags | {"checkpoint_dir": str(tmp_path / "cv"), "lr_schedule": "constant"}))
+    for record in broken_at_8(run):
+        if record.iteration >= 9:
+            run.stop()
+    run.save_last()
+    resumed = new_run(configure({}, resume=str(tmp_path / "cv")))
+    assert resumed.training.rollbacks == 1
+    assert next(resumed.records()).learning_rate == FLAGS["learning_rate"] / 2
+
+
+def test_a_copied_folder_resumes_from_its_newest_checkpoint(tmp_path: Path) -> None:
+    flags = FLAGS | data(tmp_path / "data", "fractions")
+    train(tmp_path / "cv", flags, stop_at=20)
+    shutil.copytree(tmp_path / "cv", tmp_path / "copy")
+    for reverse in (False, True):
+        files = sorted((tmp_path / "copy").glob("*.pt"), key=lambda path: Checkpoint.load(path).training["iteration"])
+        assert len(files) == 3
+        for seconds, path in enumerate(reversed(files), 10**9):
+            os.utime(path, (seconds, seconds) if reverse else (0, 0))
+        run = new_run(configure({"checkpoint_dir": str(tmp_path / "copy")}, resume=str(tmp_path / "copy")))
+        assert run.training.iteration == 20

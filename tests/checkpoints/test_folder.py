@@ -1,0 +1,148 @@
+"""The folder of a run: its best and newest checkpoint, in copies too, and what -keep deletes."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from charrnn.checkpoints import archive
+from charrnn.checkpoints.checkpoint import Checkpoint
+from charrnn.checkpoints.folder import Kept, RunFolder, find_best, find_newest, kept_in, newest_by_run, validated_name
+from charrnn.data.vocabulary import Vocabulary
+from charrnn.settings.training import TrainingOptions
+
+
+def save(folder: Path, name: str, iteration: int = 0, loss: float | None = None, written: int | None = None) -> Path:
+    """Save a checkpoint without a model. ``written`` replaces the time inside; 0 leaves it out, as in older files."""
+    checkpoint = Checkpoint(TrainingOptions(), {}, Vocabulary((97, 98)), {"weight": torch.ones(2)}, val_loss=loss)
+    checkpoint.training = {"iteration": iteration}
+    path = checkpoint.save(folder / name)
+    if written is not None:
+        content = torch.load(path, weights_only=True) | {"written": written}
+        if not written:
+            del content["written"]
+        torch.save(content, path)
+    return path
+
+
+def set_times(files: list[Path], order: str) -> None:
+    """Give files, oldest first, equal or reversed modification times."""
+    for number, file in enumerate(files):
+        seconds = 1_000_000_000 - (number if order == "reversed" else 0)
+        os.utime(file, (seconds, seconds))
+
+
+@pytest.mark.parametrize("order", ["equal", "reversed"])
+@pytest.mark.parametrize("written", [None, 0], ids=["now", "by an earlier version"])
+def test_the_newest_checkpoint_of_a_copied_folder_is_that_of_the_original(
+    tmp_path: Path, order: str, written: int | None
+) -> None:
+    names = ["lm_lstm_epoch9.00_2.0000.pt", "lm_lstm_epoch10.00_1.0000.pt", "lm_lstm_last.pt"]
+    for iteration, name in enumerate(names, 1):
+        save(tmp_path / "cv", name, iteration, written=written)
+    shutil.copytree(tmp_path / "cv", tmp_path / "copy")
+    set_times([tmp_path / "copy" / name for name in names], order)
+    assert find_newest(tmp_path / "copy").name == names[-1]
+
+
+def test_the_newest_checkpoint_is_of_the_newest_run_not_of_the_longest(tmp_path: Path) -> None:
+    save(tmp_path, "lm_lstm_epoch50.00_1.0000.pt", 5000)
+    later = save(tmp_path, "lm_lstm_last.pt", 10)
+    os.utime(later, (0, 0))
+    assert find_newest(tmp_path) == later
+
+
+def test_the_modification_time_decides_only_between_checkpoints_that_say_nothing(tmp_path: Path) -> None:
+    files = [save(tmp_path, f"lm_lstm_epoch{epoch}.00_1.0000.pt", 7, written=0) for epoch in (1, 2)]
+    set_times(files, "reversed")
+    assert find_newest(tmp_path) == files[0]
+
+
+def test_a_damaged_file_is_not_the_newest(tmp_path: Path) -> None:
+    good = save(tmp_path, "lm_lstm_epoch1.00_1.0000.pt", 5)
+    (tmp_path / "lm_lstm_last.pt").write_bytes(b"damaged")
+    assert find_newest(tmp_path) == good
+
+
+def test_the_best_checkpoint_is_the_one_with_the_lowest_loss_to_all_digits(tmp_path: Path) -> None:
+    losses = {"lm_lstm_epoch1.00_1.0000.pt": 0.99999, "lm_lstm_epoch2.00_1.0000.pt": 1.00001}
+    for iteration, (name, loss) in enumerate(losses.items(), 1):
+        save(tmp_path, name, iteration, loss)
+    save(tmp_path, "lm_lstm_epoch3.00_1.0001.pt", 3, 1.0001)
+    assert find_best(tmp_path).name == "lm_lstm_epoch1.00_1.0000.pt"
+
+
+def test_of_equally_good_checkpoints_the_newest_is_best(tmp_path: Path) -> None:
+    files = [save(tmp_path, f"lm_lstm_epoch{n}.00_1.0000.pt", n, 1.0) for n in (1, 2, 3)]
+    set_times(files, "reversed")
+    assert find_best(tmp_path) == files[-1]
+
+
+def test_without_a_finite_loss_the_newest_is_best(tmp_path: Path) -> None:
+    files = [save(tmp_path, validated_name("lstm", n, math.nan), n, math.nan) for n in (1, 2)]
+    assert find_best(tmp_path) == files[-1]
+
+
+def test_the_newest_checkpoint_of_every_run(tmp_path: Path) -> None:
+    one = [save(tmp_path, name, 1) for name in ("lm_one_epoch1.00_2.0000.pt", "lm_one_last.pt")]
+    two = save(tmp_path, validated_name("a_b", 2, math.nan), 1)
+    (tmp_path / "lm_other.pt").write_bytes(b"not of a run")
+    set_times(one, "reversed")
+    assert newest_by_run(tmp_path) == {"one": one[1], "a_b": two}
+
+
+def test_what_a_checkpoint_says_of_itself_is_read_without_its_tensors(tmp_path: Path) -> None:
+    path = save(tmp_path, "lm_lstm_last.pt", 3)
+    outline, whole = archive.read(path, values=False), archive.read(path)
+    assert outline["weights"]["weight"].is_meta and not whole["weights"]["weight"].is_meta
+    assert outline["weights"]["weight"].shape == whole["weights"]["weight"].shape
+    assert outline["training"] == whole["training"] and outline["written"] == whole["written"]
+
+
+losses = st.lists(st.sampled_from([1.0, 1.00001, 1.1, 1.2, math.inf, math.nan]), min_size=1, max_size=12)
+
+
+@given(losses, st.integers(0, 4))
+def test_keep_leaves_exactly_the_latest_and_the_best(series: list[float], keep: int) -> None:
+    folder, files = RunFolder(Path(), "lstm"), set()
+    for epoch, loss in enumerate(series):
+        name = validated_name("lstm", epoch, loss)
+        files |= {name}
+        files -= set(folder.add(name, loss, keep))
+        seen = series[: epoch + 1]
+        ranks = [math.inf if math.isnan(loss) else loss for loss in seen]
+        best = max(i for i, rank in enumerate(ranks) if rank == min(ranks))
+        latest = range(max(0, len(seen) - keep), len(seen)) if keep else range(len(seen))
+        assert files == {validated_name("lstm", i, seen[i]) for i in {best, *latest}}
+        assert [kept.name for kept in folder.kept] == sorted(files, key=lambda name: float(name.split("epoch")[1][:4]))
+
+
+def test_kept_checkpoints_survive_saving_with_all_digits() -> None:
+    folder = RunFolder(
+        Path(), "lstm", [Kept("lm_lstm_epoch1.00_1.2346.pt", 1.23456789), Kept("lm_lstm_epoch2.00_nan.pt", math.inf)]
+    )
+    assert kept_in(folder.state_dict()) == folder.kept
+    assert kept_in({"kept": ["lm_lstm_epoch1.00_1.2346.pt"]}) == [("lm_lstm_epoch1.00_1.2346.pt", 1.2346)]
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"kept": ["../lm_lstm_epoch1.00_1.0000.pt"]},
+        {"kept": ["lm_lstm_last.pt"]},
+        {"kept": ["lm_lstm_epoch1.00_1.0000.pt"], "kept_losses": []},
+        {"kept": ["lm_lstm_epoch1.00_1.0000.pt"], "kept_losses": ["low"]},
+        {"kept": [3]},
+        {},
+    ],
+)
+def test_a_damaged_list_of_checkpoints_is_refused(state: dict[str, object]) -> None:
+    with pytest.raises((KeyError, TypeError, ValueError)):
+        kept_in(state)
