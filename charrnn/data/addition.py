@@ -1,4 +1,4 @@
-"""Problems of addition as minibatches: which characters count, and whether a model's own answers are right."""
+"""Problems of addition as minibatches: only the characters of the answers count, and the answers can be checked."""
 
 from __future__ import annotations
 
@@ -11,28 +11,27 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from charrnn.data.datasets import addition
-from charrnn.data.encode import Tokens
+from charrnn.data.encode import TokenIds
 from charrnn.data.minibatches import IGNORED
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import UserError
 from charrnn.model import device_of, evaluating
 
-DELIMITER, NEWLINE, OTHER = 10, 11, 12  # after the digits, which are their own values
-
-
-BLOCK = 512  # problems that are answered at once
+DELIMITER, NEWLINE, OTHER = 10, 11, 12  # symbols besides the digits, which are 0 to 9
+BLOCK = 512  # problems answered at once
 
 
 @dataclass(frozen=True, eq=False)
 class Problems:
-    """Lines of a text in the layout of ``charrnn.addition``, in their order, ``batch_size`` of them to a minibatch.
+    """Problems in the layout of ``charrnn.data.datasets.addition``, ``batch_size`` to a minibatch, in their order.
 
-    lines: (M, W) numbers of characters, without the newlines; digits: of the numbers to add. A minibatch has whole
-    problems, each read from a zero state. Only the answer's characters count: where y is a character of the question
-    it is IGNORED. The M % batch_size last problems are in no minibatch, but ``measure`` has them all.
+    Each problem starts from a zero state. Only the characters of the answer count: in y those of the question are
+    IGNORED. The last M % batch_size problems are in no minibatch, but ``measure`` includes them.
     """
 
+    # (M, W) token ids of the lines, without the newlines
     lines: NDArray[np.unsignedinteger[Any]]
+    # of the numbers to add
     digits: int
     batch_size: int
     vocabulary: Vocabulary
@@ -43,25 +42,25 @@ class Problems:
 
     @property
     def seq_length(self) -> int:
-        """Time steps of a problem: all its characters but the last are read."""
+        """Number of time steps of a problem: the model reads all its characters but the last."""
         return addition.width(self.digits) - 1
 
     @property
     def predicted(self) -> int:
-        """Of those, how many count."""
+        """Number of time steps that count: those whose target belongs to the answer."""
         return addition.answer(self.digits)
 
     def in_equal_parts(self) -> Problems:
-        """The same in the largest minibatches, up to BLOCK problems, that leave none out."""
+        """Return the same problems in the largest minibatches, of up to BLOCK problems, that leave none out."""
         divisors = (size for size in range(1, BLOCK + 1) if len(self.lines) % size == 0)
         return replace(self, batch_size=max(divisors))
 
     def begins(self, k: int) -> bool:
-        """Every minibatch is read from a zero state."""
+        """Every minibatch starts from a zero state."""
         return True
 
     def batch(self, k: int) -> tuple[Tensor, Tensor]:
-        """Minibatch k, from 0: characters and the ones that follow them, each int64 (T, B). Raises IndexError."""
+        """Return minibatch k: token ids and the ids that follow them, each int64 (T, B). Raises IndexError."""
         if not 0 <= k < len(self):
             raise IndexError(f"minibatch {k} of {len(self)}")
         lines = self._columns(k * self.batch_size, (k + 1) * self.batch_size)
@@ -70,11 +69,11 @@ class Problems:
         return x, y
 
     def measure(self, model: nn.Module) -> dict[str, float]:
-        """Shares of right answers, by greedy decoding: after the question the model reads what it wrote itself.
+        """Return the shares of right answers by greedy decoding; after the question the model reads its own answer.
 
-        digit_accuracy: of the digits of the true sums, those that stand in their places; sum_accuracy: of the problems,
-        those answered without a fault, the closing - included. One wrong character makes a sum wrong, so the latter is
-        also the share of problems in which every character is the most probable one after a faultless beginning.
+        ``digit_accuracy`` is the share of the digits of the true sums that are right; ``sum_accuracy`` is the share of
+        problems answered without an error, including the closing -. One wrong character makes a sum wrong, so the
+        latter is also the share of problems in which each character is the most probable one after a right beginning.
         """
         places = right_digits = right_sums = 0
         for first in range(0, len(self.lines), BLOCK):
@@ -88,9 +87,9 @@ class Problems:
         return {"digit_accuracy": right_digits / places, "sum_accuracy": right_sums / len(self.lines)}
 
     def answers(self, model: nn.Module, lines: Tensor) -> Tensor:
-        """What the model answers, greedily: int64 (T, B), on the CPU, from the first character of the sum on.
+        """Return the model's greedy answers: int64 (T, B), on the CPU, from the first character of the sum on.
 
-        lines: int64 (W, B), of which it reads the questions alone.
+        ``lines`` are int64 (W, B); the model reads only their questions.
         """
         x = lines[: addition.question(self.digits)].to(device_of(model))
         state, written = None, []
@@ -102,7 +101,7 @@ class Problems:
         return torch.cat(written).cpu()
 
     def show(self, model: nn.Module, count: int) -> str:
-        """The first problems with the model's answers, the wrong ones marked, as ``-12-34-47-- wrong``."""
+        """Return the first problems with the model's answers, wrong ones marked as in ``-12-34-47-- wrong``."""
         lines = self._columns(0, count)
         answers = self.answers(model, lines)
         expected = lines[addition.question(self.digits) :]
@@ -113,16 +112,17 @@ class Problems:
         return "\n".join(shown)
 
     def _columns(self, start: int, stop: int) -> Tensor:
-        """Some of the lines side by side: int64 (W, B)."""
+        """Return lines side by side: int64 (W, B)."""
         return torch.from_numpy(self.lines[start:stop].T.astype(np.int64))
 
 
-def read(name: str, tokens: Tokens, vocabulary: Vocabulary, batch_size: int = 1) -> Problems:
-    """The problems of a text. Raises UserError where there are none, and with its number where a line is none.
+def read(name: str, ids: TokenIds, vocabulary: Vocabulary, batch_size: int = 1) -> Problems:
+    """Return the problems of a text, given as its token ids (N,); ``name`` is what messages call it.
 
-    name: what messages call the text; tokens: (N,), its characters' numbers. A last line without a newline counts.
+    The last line may end without a newline. Raises UserError if there is no line, and for the first line that is not a
+    problem with the right sum.
     """
-    values = symbols(vocabulary)[np.asarray(tokens)]
+    values = symbols(vocabulary)[np.asarray(ids)]
     if len(values) and values[-1] != NEWLINE:
         values = np.append(values, np.uint8(NEWLINE))
     ends = np.flatnonzero(values == NEWLINE)
@@ -130,29 +130,37 @@ def read(name: str, tokens: Tokens, vocabulary: Vocabulary, batch_size: int = 1)
         raise UserError(f"{name} has no problem of addition: charrnn prepare addition makes some")
 
     def line(n: int) -> str:
-        return vocabulary.decode(np.asarray(tokens[ends[n - 1] + 1 if n else 0 : ends[n]]).tolist())
+        return vocabulary.decode(np.asarray(ids[ends[n - 1] + 1 if n else 0 : ends[n]]).tolist())
 
-    lengths = np.diff(ends, prepend=-1) - 1
     try:
         digits = addition.digits_of(line(0)[: 2**20])
     except ValueError:
         raise UserError(
-            f"{name}, line 1: {line(0)[:60]!r} is no problem of addition, as charrnn prepare addition makes them"
+            f"{name}, line 1: {line(0)[:60]!r} is not a problem of addition as charrnn prepare addition makes them"
         ) from None
-    odd = np.flatnonzero(lengths != lengths[0])
-    whole = values[: ends[odd[0] - 1] + 1 if len(odd) else len(values)].reshape(-1, lengths[0] + 1)[:, :-1]
-    wrong = np.flatnonzero(~are_problems(whole, digits))
-    first = wrong[0] if len(wrong) else odd[0] if len(odd) else None
-    if first is not None:
-        raise UserError(
-            f"{name}, line {first + 1:,}: {addition.fault(line(int(first)), digits)}; mend it or take it out"
-        )
-    numbers = np.array([vocabulary.ids.get(code, 0) for code in vocabulary.split("0123456789-")], tokens.dtype)
-    return Problems(numbers[whole], digits, batch_size, vocabulary)
+    wrong = first_wrong(values, ends, digits)
+    if wrong is not None:
+        raise UserError(f"{name}, line {wrong + 1:,}: {addition.fault(line(wrong), digits)}; correct or remove it")
+    by_symbol = np.array([vocabulary.ids.get(code, 0) for code in vocabulary.split("0123456789-")], ids.dtype)
+    return Problems(by_symbol[values.reshape(len(ends), -1)[:, :-1]], digits, batch_size, vocabulary)
+
+
+def first_wrong(values: NDArray[np.uint8], ends: NDArray[np.intp], digits: int) -> int | None:
+    """Return the index of the first line that is not a problem with the right sum, if there is one.
+
+    ``values`` are the symbols of a text whose first line has the length of such a problem, and ``ends`` the places of
+    its newlines.
+    """
+    width = addition.width(digits)
+    other_lengths = np.flatnonzero(np.diff(ends, prepend=-1) != width + 1)
+    count = other_lengths[0] if len(other_lengths) else len(ends)
+    wrong = np.flatnonzero(~are_problems(values[: count * (width + 1)].reshape(count, -1)[:, :-1], digits))
+    first = [*wrong[:1], *other_lengths[:1]]
+    return int(first[0]) if first else None
 
 
 def symbols(vocabulary: Vocabulary) -> NDArray[np.uint8]:
-    """Of each character's number, what it is in a problem: a digit's value, DELIMITER, NEWLINE or OTHER."""
+    """Return what each token id stands for in a problem: the value of a digit, DELIMITER, NEWLINE or OTHER."""
     table = np.full(len(vocabulary), OTHER, np.uint8)
     for symbol, code in enumerate(vocabulary.split("0123456789-\n")):
         if code in vocabulary.ids:
@@ -161,7 +169,7 @@ def symbols(vocabulary: Vocabulary) -> NDArray[np.uint8]:
 
 
 def are_problems(lines: NDArray[np.uint8], digits: int) -> NDArray[np.bool_]:
-    """For each line of symbols (M, W) whether it is a problem with the right sum, bool (M,)."""
+    """Return for each line of symbols, (M, W), whether it is a problem with the right sum: bool (M,)."""
     a, b = lines[:, 1 : digits + 1], lines[:, digits + 2 : 2 * digits + 2]
     total = np.empty((len(lines), digits + 1), np.uint8)
     carry = np.zeros(len(lines), np.uint8)

@@ -1,19 +1,19 @@
-"""From the bytes of a text file to the numbers of its characters or words, in little memory.
+"""Encode text files as token ids, in little memory.
 
-A text is read in chunks, twice: ``survey`` finds out which characters there are, ``write_tokens`` writes
-their numbers, at memory's speed; ``survey_words`` and ``write_words`` do the same for words. However large the text,
-only one chunk of it is in memory.
+A text is read in chunks, twice: first to survey its tokens, then to write their ids. ``CharacterEncoder`` does both for
+characters, ``WordEncoder`` for words. Only one chunk is in memory, however large the text is.
 """
 
 from __future__ import annotations
 
 import codecs
 import os
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from io import BytesIO
 from itertools import repeat
 from pathlib import Path
@@ -25,29 +25,32 @@ from numpy.typing import NDArray
 
 from charrnn.data.vocabulary import Vocabulary, Words, split_words
 from charrnn.errors import UserError
-from charrnn.settings.option import Encoding
+from charrnn.settings.option import Encoding, Level
 
 if TYPE_CHECKING:
     from hashlib import _Hash
 
-CHUNK = 1 << 19  # bytes: all that is made of them stays in the cache
+CHUNK = 1 << 19  # bytes: small enough that everything made from a chunk fits into the processor's cache
+CODES = 0x110000  # number of Unicode code points; byte values are the first 256
+LONGEST = 1 << 20  # characters of the longest word allowed
 
-
-CODES = 0x110000  # code points there are; byte values are the first 256
-
-
-LONGEST = 1 << 20  # characters of a word: what has longer ones is no text of words
-
-
-Tokens = NDArray[np.unsignedinteger[Any]]
-
-
+TokenIds = NDArray[np.unsignedinteger[Any]]
 Counts = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
+class Reading:
+    """How the bytes of a text become tokens."""
+
+    encoding: Encoding = "utf-8"
+    level: Level = "char"
+    # the word that stands for words that are not in the text to train on; '' for none
+    unk: str = ""
+
+
+@dataclass(frozen=True)
 class Stamp:
-    """What changes with a file's contents: its size in bytes, times in nanoseconds, and inode."""
+    """The properties of a file that change with its contents: size in bytes, times in nanoseconds, inode."""
 
     size: int
     modified: int
@@ -61,15 +64,17 @@ class Stamp:
 
 @dataclass(frozen=True)
 class Survey:
-    """What one reading of a text tells: its SHA-256, its length in tokens, the lines that end in CRLF."""
+    """Result of the first reading of a text."""
 
     sha256: str
+    # in tokens
     length: int
+    # lines that end in CRLF; 0 for words, for which CR is white space
     crlf_lines: int
 
 
 class Source:
-    """A text file, open for reading as often as needed. Errors name ``path``."""
+    """An open text file that can be read repeatedly. Errors name ``path``."""
 
     def __init__(self, path: Path, file: IO[bytes]) -> None:
         self.path = path
@@ -80,7 +85,7 @@ class Source:
         return Stamp.of(os.fstat(self.file.fileno()))
 
     def chunks(self) -> Iterator[bytes]:
-        """The whole file, from its start. Raises UserError where it cannot be read."""
+        """Yield the whole file, from its start. Raises UserError if it cannot be read."""
         try:
             self.file.seek(0)
             while chunk := self.file.read(CHUNK):
@@ -89,14 +94,14 @@ class Source:
             raise unreadable(self.path, error) from None
 
     def check_unchanged(self, before: str, after: str) -> None:
-        """Raises UserError where two readings, each given by its SHA-256, did not meet the same file."""
+        """Raises UserError if the file changed between two readings, whose SHA-256 sums are given."""
         if before != after or self.stamp != self._stamp():
-            raise UserError(f"{self.path} changed while it was read: try again once it is finished")
+            raise UserError(f"{self.path} changed while it was read: try again when it is finished")
 
 
 @contextmanager
 def open_source(path: Path) -> Iterator[Source]:
-    """Open a text. Raises UserError where that fails."""
+    """Open a text. Raises UserError if it cannot be opened."""
     try:
         file = path.open("rb", buffering=0)
     except OSError as error:
@@ -110,27 +115,27 @@ def unreadable(path: Path, error: OSError) -> UserError:
 
 
 def hash_text(path: Path) -> str:
-    """The SHA-256 of a text. Raises UserError where it cannot be read."""
-    digest = sha256()
+    """Return the SHA-256 of a text. Raises UserError if it cannot be read."""
     with open_source(path) as source:
-        for chunk in source.chunks():
-            digest.update(chunk)
-    return digest.hexdigest()
+        try:
+            return file_digest(source.file, "sha256").hexdigest()  # type: ignore[arg-type]
+        except OSError as error:
+            raise unreadable(path, error) from None
 
 
 class Decoder:
-    """Turns the chunks of a text into codes: code points for utf-8, byte values for bytes."""
+    """Decodes the chunks of a text into codes: code points for utf-8, byte values for bytes."""
 
     def __init__(self, path: Path, encoding: Encoding) -> None:
         self.path = path
         self.encoding = encoding
         self.decoded = 0  # bytes so far
-        self.pending = b""  # the beginning of a character that the next chunk completes
+        self.pending = b""  # an incomplete character at the end of the last chunk
 
-    def decode(self, chunk: bytes) -> Tokens:
-        """The codes of the characters that this chunk completes: uint8 or uint32 (n,).
+    def decode(self, chunk: bytes) -> TokenIds:
+        """Return the codes of the characters that this chunk completes: uint8 or uint32 (n,).
 
-        Raises UserError, with the place of the first wrong byte, for what is not UTF-8. Surrogates are not.
+        Raises UserError with the offset of the first byte that is not valid UTF-8, in which surrogates are invalid.
         """
         if self.encoding == "bytes" or (not self.pending and chunk.isascii()):
             self.decoded += len(chunk)
@@ -138,7 +143,7 @@ class Decoder:
         return np.frombuffer(codecs.utf_32_le_encode(self.text(chunk))[0], "<u4")
 
     def text(self, chunk: bytes) -> str:
-        """The characters, read as UTF-8, that this chunk completes. Raises UserError as ``decode`` does."""
+        """Return the characters, in UTF-8, that this chunk completes. Raises UserError as ``decode`` does."""
         data = self.pending + chunk
         try:
             text, used = codecs.utf_8_decode(data, "strict", False)
@@ -149,7 +154,7 @@ class Decoder:
         return text
 
     def finish(self) -> None:
-        """Raises UserError where the text ends within a character."""
+        """Raises UserError if the text ends within a character."""
         if self.pending:
             raise self._not_utf8(self.decoded)
 
@@ -157,165 +162,204 @@ class Decoder:
         return UserError(f"{self.path} is not UTF-8 at byte {offset}: convert it, or read it with -encoding bytes")
 
 
-def survey(source: Source, encoding: Encoding, counts: Counts) -> Survey:
-    """Read a text and add up in ``counts``, int64 (CODES,), how often each of its characters' codes occurs.
+class Encoder(ABC):
+    """Surveys texts and then turns them into the ids of their common vocabulary.
 
-    Raises UserError for a text that is empty, unreadable or not in the encoding.
+    The first pass over each text is ``survey``; after the last of them, ``vocabulary`` and ``counts`` are known and
+    ``ids`` makes the second pass.
     """
-    decoder = Decoder(source.path, encoding)
-    digest = sha256()
-    characters = crlf_lines = 0
-    ends_in_cr = False
-    for chunk in source.chunks():
-        digest.update(chunk)
-        crlf_lines += ends_in_cr and chunk.startswith(b"\n")
-        if b"\r" in chunk:
-            crlf_lines += chunk.count(b"\r\n")
-        ends_in_cr = chunk.endswith(b"\r")
-        codes = decoder.decode(chunk)
-        characters += len(codes)
-        counted = np.bincount(codes)
-        present = np.flatnonzero(counted)
-        counts[present] += counted[present]
-    decoder.finish()
-    if not characters:
-        raise UserError(f"{source.path} is empty: put a text there")
-    return Survey(digest.hexdigest(), characters, crlf_lines)
+
+    # in the names of the cache's files
+    suffix = ""
+
+    def __init__(self, encoding: Encoding) -> None:
+        self.encoding = encoding
+
+    @abstractmethod
+    def survey(self, source: Source, train: bool) -> Survey:
+        """Read a text and count its tokens. ``train``: whether it belongs to the text to train on.
+
+        Raises UserError if the text is empty, unreadable or not in the encoding.
+        """
+
+    @abstractmethod
+    def vocabulary(self) -> tuple[Vocabulary, Counts]:
+        """Return the vocabulary of the surveyed texts, and the count of each token, int64 (V,)."""
+
+    @abstractmethod
+    def ids(self, vocabulary: Any, path: Path, chunks: Iterator[bytes]) -> Iterator[TokenIds]:
+        """Yield the token ids of a text chunk by chunk."""
 
 
-def write_tokens(source: Source, surveyed: Survey, vocabulary: Vocabulary, file: IO[bytes]) -> tuple[Tokens, str]:
-    """Write the numbers of a text's characters to ``file`` in numpy's format.
+class CharacterEncoder(Encoder):
+    """The counts are those of all texts together."""
 
-    Returns them mapped from that very file, and the file's SHA-256. Raises UserError where the text is no
-    longer the one that was surveyed, and OSError where the file cannot be written.
-    """
-    table = np.zeros(CODES, token_type(vocabulary))
-    table[list(vocabulary.codes)] = np.arange(len(vocabulary))
-    decoder = Decoder(source.path, vocabulary.encoding)
+    def __init__(self, encoding: Encoding) -> None:
+        super().__init__(encoding)
+        self.counts: Counts = np.zeros(CODES, np.int64)
 
-    def numbers(chunks: Iterator[bytes]) -> Iterator[Tokens]:
+    def survey(self, source: Source, train: bool) -> Survey:
+        decoder = Decoder(source.path, self.encoding)
+        digest = sha256()
+        length = crlf_lines = 0
+        ends_in_cr = False
+        for chunk in digested(source.chunks(), digest):
+            crlf_lines += ends_in_cr and chunk.startswith(b"\n")
+            if b"\r" in chunk:
+                crlf_lines += chunk.count(b"\r\n")
+            ends_in_cr = chunk.endswith(b"\r")
+            codes = decoder.decode(chunk)
+            length += len(codes)
+            counted = np.bincount(codes)
+            present = np.flatnonzero(counted)
+            self.counts[present] += counted[present]
+        decoder.finish()
+        if not length:
+            raise UserError(f"{source.path} is empty: put a text there")
+        return Survey(digest.hexdigest(), length, crlf_lines)
+
+    def vocabulary(self) -> tuple[Vocabulary, Counts]:
+        codes = np.flatnonzero(self.counts)
+        return Vocabulary(tuple(codes.tolist()), self.encoding), self.counts[codes]
+
+    def ids(self, vocabulary: Vocabulary, path: Path, chunks: Iterator[bytes]) -> Iterator[TokenIds]:
+        table = np.zeros(CODES, id_type(vocabulary))
+        table[list(vocabulary.codes)] = np.arange(len(vocabulary))
+        decoder = Decoder(path, self.encoding)
         return (table.take(decoder.decode(chunk)) for chunk in chunks)
 
-    return _write(source, surveyed, table.dtype, numbers, file)
 
+class WordEncoder(Encoder):
+    """The counts are those of the text to train on.
 
-def _write(
-    source: Source,
-    surveyed: Survey,
-    dtype: np.dtype[Any],
-    numbers: Callable[[Iterator[bytes]], Iterator[Tokens]],
-    file: IO[bytes],
-) -> tuple[Tokens, str]:
-    text_digest = sha256()
-    header = npy_header(dtype, surveyed.length)
-    file_digest = sha256(header)
-    file.write(header)
-    for tokens in numbers(digested(source.chunks(), text_digest)):
-        file_digest.update(tokens.data)
-        file.write(tokens.data)
-    source.check_unchanged(surveyed.sha256, text_digest.hexdigest())
-    file.flush()
-    return map_tokens(file, dtype, len(header), surveyed.length), file_digest.hexdigest()
-
-
-def digested(chunks: Iterator[bytes], digest: _Hash) -> Iterator[bytes]:
-    """The same chunks, each added to a checksum."""
-    for chunk in chunks:
-        digest.update(chunk)
-        yield chunk
-
-
-def words(path: Path, encoding: Encoding, chunks: Iterator[bytes]) -> Iterator[list[str]]:
-    """The words of a text, a list for each chunk, then the last ones.
-
-    Raises UserError for what is not in the encoding, and for a word too long to be one.
+    Its words come first in the vocabulary, by descending count and then alphabetically, as in the PTB reader. Words
+    with a count of 0, which only other texts have, come last.
     """
-    decoder = Decoder(path, encoding)
-    begun = ""  # the word that the next chunk goes on with
-    for chunk in chunks:
-        # of bytes: a character that a chunk's end cuts in two is whole again once it is encoded
-        text = chunk.decode("utf-8", "surrogateescape") if encoding == "bytes" else decoder.text(chunk)
-        text = begun + text
-        found = split_words(text, encoding)
-        begun = found.pop() if found and not ends_in_space(text, encoding) else ""
-        if len(begun) > LONGEST:
-            raise UserError(f"{path} has a word of over {LONGEST:,} characters: use -level char for such a text")
-        yield found
-    decoder.finish()
-    yield [begun] if begun else []
+
+    suffix = ".words"
+
+    def __init__(self, encoding: Encoding) -> None:
+        super().__init__(encoding)
+        self.trained = Counter[str]()
+        self.others = Counter[str]()
+
+    def survey(self, source: Source, train: bool) -> Survey:
+        digest = sha256()
+        length = 0
+        counts = self.trained if train else self.others
+        for found in self.words(source.path, digested(source.chunks(), digest)):
+            length += len(found)
+            counts.update(found)
+        if not length:
+            raise UserError(f"{source.path} has no words: put a text there")
+        return Survey(digest.hexdigest(), length, 0)
+
+    def vocabulary(self) -> tuple[Vocabulary, Counts]:
+        words = sorted(self.trained | self.others, key=lambda word: (-self.trained[word], word))
+        return Words(tuple(words), self.encoding), np.array([self.trained[word] for word in words], np.int64)
+
+    def ids(self, vocabulary: Words, path: Path, chunks: Iterator[bytes]) -> Iterator[TokenIds]:
+        dtype = id_type(vocabulary)
+        for found in self.words(path, chunks):
+            # an unknown word means that the text has changed, which the checksum will show
+            yield np.fromiter(map(vocabulary.ids.get, found, repeat(0)), dtype, len(found))
+
+    def words(self, path: Path, chunks: Iterator[bytes]) -> Iterator[list[str]]:
+        """Yield the words that each chunk completes, then the last one.
+
+        Raises UserError if the text is not in the encoding, or has a word of over LONGEST characters.
+        """
+        decoder = Decoder(path, self.encoding)
+        begun = ""  # an incomplete word at the end of the last chunk
+        for chunk in chunks:
+            # under bytes, a character that is cut in two is whole again once its surrogate escapes are encoded
+            text = chunk.decode("utf-8", "surrogateescape") if self.encoding == "bytes" else decoder.text(chunk)
+            text = begun + text
+            found = split_words(text, self.encoding)
+            begun = found.pop() if found and not ends_in_space(text, self.encoding) else ""
+            if len(begun) > LONGEST:
+                raise UserError(f"{path} has a word of over {LONGEST:,} characters: use -level char for such a text")
+            yield found
+        decoder.finish()
+        yield [begun] if begun else []
+
+
+ENCODERS: dict[Level, type[Encoder]] = {"char": CharacterEncoder, "word": WordEncoder}
 
 
 def ends_in_space(text: str, encoding: Encoding) -> bool:
     return text[-1:].isspace() if encoding == "utf-8" else text[-1:] in " \t\n\r\v\f"
 
 
-def survey_words(source: Source, encoding: Encoding, counts: Counter[str]) -> Survey:
-    """Read a text and add up in ``counts`` how often each of its words occurs; otherwise as ``survey``."""
-    digest = sha256()
-    length = 0
-    for found in words(source.path, encoding, digested(source.chunks(), digest)):
-        length += len(found)
-        counts.update(found)
-    if not length:
-        raise UserError(f"{source.path} has no words: put a text there")
-    return Survey(digest.hexdigest(), length, 0)  # CR is white space
+def digested(chunks: Iterator[bytes], digest: _Hash) -> Iterator[bytes]:
+    """Yield the chunks, after adding each to a checksum."""
+    for chunk in chunks:
+        digest.update(chunk)
+        yield chunk
 
 
-def write_words(source: Source, surveyed: Survey, vocabulary: Words, file: IO[bytes]) -> tuple[Tokens, str]:
-    """Write the numbers of a text's words to ``file``; otherwise as ``write_tokens``."""
-    dtype = token_type(vocabulary)
+def write_ids(
+    source: Source, surveyed: Survey, encoder: Encoder, vocabulary: Vocabulary, file: IO[bytes]
+) -> tuple[TokenIds, str]:
+    """Write the token ids of a text to ``file`` in numpy's format.
 
-    def numbers(chunks: Iterator[bytes]) -> Iterator[Tokens]:
-        for found in words(source.path, vocabulary.encoding, chunks):
-            # a word without a number means that the text has changed, which will be noticed
-            yield np.fromiter(map(vocabulary.ids.get, found, repeat(0)), dtype, len(found))
-
-    return _write(source, surveyed, dtype, numbers, file)
-
-
-def read_tokens(path: Path, checksum: str) -> Tokens | None:
-    """Map the numbers in a file if it has this SHA-256; otherwise None. Raises OSError.
-
-    The file is opened once: what was checked is what is mapped, even if it is replaced meanwhile.
+    Returns them mapped from that file, and the file's SHA-256. Raises UserError if the text has changed since it was
+    surveyed, and OSError if the file cannot be written.
     """
-    digest = sha256()
+    dtype = id_type(vocabulary)
+    header = npy_header(dtype, surveyed.length)
+    text_digest, digest = sha256(), sha256(header)
+    file.write(header)
+    for ids in encoder.ids(vocabulary, source.path, digested(source.chunks(), text_digest)):
+        digest.update(ids.data)
+        file.write(ids.data)
+    source.check_unchanged(surveyed.sha256, text_digest.hexdigest())
+    file.flush()
+    return map_ids(file, dtype, len(header), surveyed.length), digest.hexdigest()
+
+
+def read_ids(path: Path, checksum: str, vocabulary: Vocabulary, length: int) -> TokenIds | None:
+    """Map the token ids in a file that ``write_ids`` wrote. Raises OSError.
+
+    Returns None if the file does not have this SHA-256, or its header is not the one for that many ids of the
+    vocabulary. The file is opened once, so the ids are the checked ones even if it is replaced in the meantime.
+    """
+    dtype = id_type(vocabulary)
+    header = npy_header(dtype, length)
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-        if digest.hexdigest() != checksum:
+        if file_digest(file, "sha256").hexdigest() != checksum:
             return None
+        whole = file.tell() == len(header) + length * dtype.itemsize
         file.seek(0)
-        np.lib.format.read_magic(file)
-        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-        return map_tokens(file, dtype, file.tell(), *shape)
+        return map_ids(file, dtype, len(header), length) if whole and file.read(len(header)) == header else None
 
 
-def join(parts: Sequence[Tokens]) -> Tokens:
-    """Several texts as one, mapped from a nameless temporary file. Raises OSError where there is no room for it."""
+def join(parts: Sequence[TokenIds]) -> TokenIds:
+    """Join several texts, mapped from an unnamed temporary file. Raises OSError if there is no room for it."""
     if len(parts) == 1:
         return parts[0]
     with TemporaryFile() as file:
         for part in parts:
             file.write(part.data)
         file.flush()
-        return map_tokens(file, parts[0].dtype, 0, sum(map(len, parts)))
+        return map_ids(file, parts[0].dtype, 0, sum(map(len, parts)))
 
 
-def renumber(tokens: Tokens, own: Vocabulary, other: Vocabulary) -> Tokens:
-    """The same tokens with another vocabulary's numbers, mapped from a nameless temporary file.
+def translate(ids: TokenIds, own: Vocabulary, other: Vocabulary) -> TokenIds:
+    """Return the ids that the same tokens have in another vocabulary, mapped from an unnamed temporary file.
 
-    ``other`` has a number for every token of ``own``. Raises OSError where there is no room for the file.
+    ``other`` must know every token of ``own``. Raises OSError if there is no room for the file.
     """
-    table = np.array([other.id_of(code) for code in own.codes], token_type(other))
+    table = np.array([other.id_of(code) for code in own.codes], id_type(other))
     with TemporaryFile() as file:
-        for start in range(0, len(tokens), CHUNK):
-            file.write(table[tokens[start : start + CHUNK]].data)
+        for start in range(0, len(ids), CHUNK):
+            file.write(table[ids[start : start + CHUNK]].data)
         file.flush()
-        return map_tokens(file, table.dtype, 0, len(tokens))
+        return map_ids(file, table.dtype, 0, len(ids))
 
 
-def token_type(vocabulary: Vocabulary) -> np.dtype[Any]:
-    """The smallest unsigned integers that hold every number."""
+def id_type(vocabulary: Vocabulary) -> np.dtype[Any]:
+    """Return the smallest unsigned integer type that holds every id."""
     return np.min_scalar_type(len(vocabulary) - 1)
 
 
@@ -326,5 +370,5 @@ def npy_header(dtype: np.dtype[Any], length: int) -> bytes:
     return header.getvalue()
 
 
-def map_tokens(file: IO[bytes], dtype: np.dtype[Any], offset: int, length: int) -> Tokens:
+def map_ids(file: IO[bytes], dtype: np.dtype[Any], offset: int, length: int) -> TokenIds:
     return np.memmap(file, dtype, "r", offset, (length,))

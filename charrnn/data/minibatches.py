@@ -1,7 +1,8 @@
-"""What a model is trained and evaluated on."""
+"""Minibatches: the protocol of everything that a model is trained or scored on, and the two layouts of a text."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -11,24 +12,53 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from charrnn.data.encode import Tokens
+from charrnn.data.encode import TokenIds
+
+IGNORED = -100  # in y, the target of a token that is not predicted; torch's own value
+
+
+class Minibatches(Protocol):
+    """What a model is trained or scored on; ``Split`` is the usual one."""
+
+    @property
+    def batch_size(self) -> int: ...
+
+    @property
+    def seq_length(self) -> int: ...
+
+    @property
+    def predicted(self) -> int:
+        """Number of time steps that count; in the others y is IGNORED."""
+
+    @property
+    def carries(self) -> bool:
+        """Whether an epoch starts from the state in which the last one ended."""
+
+    def __len__(self) -> int: ...
+
+    def begins(self, k: int, /) -> bool:
+        """Return whether minibatch k starts from a zero state, not from the state after the last one."""
+
+    def batch(self, k: int, /) -> tuple[Tensor, Tensor]:
+        """Return minibatch k: token ids and their targets, each int64 (T, B). Raises IndexError."""
+
+    def measure(self, model: nn.Module, /) -> dict[str, float]:
+        """Return measures of a model besides the loss, by name."""
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """A part of a text as minibatches.
+    """Minibatches of a split of a text, which is laid out as ``batch_size`` rows of ``row_length`` tokens."""
 
-    tokens: (N,) numbers of characters or words, laid out as ``batch_size`` rows of ``row_length``; the columns from
-    ``start`` on make ``minibatches`` of ``seq_length`` each. carries: whether an epoch goes on with the
-    state in which the last one ended.
-    """
-
-    tokens: Tokens
+    # (N,)
+    ids: TokenIds
     row_length: int
+    # the time step of the rows at which the first minibatch begins
     start: int
     minibatches: int
     batch_size: int
     seq_length: int
+    # whether an epoch starts from the state in which the last one ended
     carries: bool
 
     def __len__(self) -> int:
@@ -40,62 +70,55 @@ class Split:
         return self.seq_length
 
     def begins(self, k: int) -> bool:
-        """Whether minibatch k is read from a zero state, not from the one that the last one ended in."""
         return k == 0 and not self.carries
 
     def measure(self, model: nn.Module) -> dict[str, float]:
-        """The loss says all."""
+        """No measures besides the loss."""
         return {}
-
-    @property
-    def characters(self) -> int:
-        """How many characters one pass predicts."""
-        return self.minibatches * self.batch_size * self.seq_length
 
     @cached_property
     def _places(self) -> NDArray[np.intp]:
-        """Where the tokens of the first minibatch and the column after it are: (T + 1, B)."""
-        columns = self.start + np.arange(self.seq_length + 1)
+        """Indices of the tokens of the first minibatch and of the time step after it: (T + 1, B)."""
+        steps = self.start + np.arange(self.seq_length + 1)
         rows = self.row_length * np.arange(self.batch_size)
-        return columns[:, None] + rows
+        return steps[:, None] + rows
 
     def batch(self, k: int) -> tuple[Tensor, Tensor]:
-        """Minibatch k, from 0: characters and the ones that follow them, each int64 (T, B). Raises IndexError."""
+        """Return minibatch k: token ids and the ids that follow them, each int64 (T, B). Raises IndexError."""
         if not 0 <= k < self.minibatches:
             raise IndexError(f"minibatch {k} of {self.minibatches}")
-        # only the very last character of a text split by fractions has none after it: it wraps to the first
-        window = self.tokens.take(self._places + k * self.seq_length, mode="wrap")
-        tokens = torch.from_numpy(window.astype(np.int64))
-        return tokens[:-1], tokens[1:]
+        # only the last token of a text split by fractions is not followed by one: its target is the first token
+        window = self.ids.take(self._places + k * self.seq_length, mode="wrap")
+        ids = torch.from_numpy(window.astype(np.int64))
+        return ids[:-1], ids[1:]
 
 
-IGNORED = -100  # stands in y for a character that is read, not predicted: torch's own sign
+def split_by_fractions(
+    ids: TokenIds, batch_size: int, seq_length: int, train_frac: float, val_frac: float
+) -> dict[str, Split]:
+    """Return train, val and test of a text in char-rnn's layout, without those that have no minibatch.
 
-
-class Minibatches(Protocol):
-    """What a model is trained or evaluated on; charrnn.data.Split is the usual one.
-
-    predicted: how many of a minibatch's time steps count, the others being IGNORED in y. begins: whether minibatch k is
-    read from a zero state, not from the one that the last one ended in. measure: what else than the loss tells how
-    good a model is, by name.
+    The text is cut to whole minibatches, and the state is carried from epoch to epoch.
     """
+    total = len(ids) // (batch_size * seq_length)
+    n_train = math.floor(total * train_frac)
+    # 1 - train_frac - val_frac may differ from 0 by rounding
+    no_test = math.isclose(train_frac + val_frac, 1, abs_tol=1e-9)
+    n_val = total - n_train if no_test else math.floor(total * val_frac)
+    cut = ids[: total * batch_size * seq_length]
+    splits, before = {}, 0
+    for name, count in (("train", n_train), ("val", n_val), ("test", total - n_train - n_val)):
+        if count:
+            start = before * seq_length
+            splits[name] = Split(cut, total * seq_length, start, count, batch_size, seq_length, carries=True)
+        before += count
+    return splits
 
-    @property
-    def batch_size(self) -> int: ...
 
-    @property
-    def seq_length(self) -> int: ...
+def split_of_file(ids: TokenIds, batch_size: int, seq_length: int) -> Split:
+    """Return a split that has its own file in the layout of the RHN program and the PTB reader.
 
-    @property
-    def predicted(self) -> int: ...
-
-    @property
-    def carries(self) -> bool: ...
-
-    def __len__(self) -> int: ...
-
-    def begins(self, k: int, /) -> bool: ...
-
-    def batch(self, k: int, /) -> tuple[Tensor, Tensor]: ...
-
-    def measure(self, model: nn.Module, /) -> dict[str, float]: ...
+    No target wraps around, and each epoch starts from a zero state.
+    """
+    row_length = len(ids) // batch_size
+    return Split(ids, row_length, 0, max(0, (row_length - 1) // seq_length), batch_size, seq_length, carries=False)

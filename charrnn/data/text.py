@@ -1,8 +1,7 @@
-"""Texts, and the minibatches that are cut from them."""
+"""Texts as token ids, and the minibatches that are cut from them."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -10,93 +9,62 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from charrnn.data import addition as problems
-from charrnn.data.cache import Prepared, prepare, prepare_files
-from charrnn.data.encode import Survey, Tokens, join, renumber
-from charrnn.data.minibatches import Minibatches, Split
+from charrnn.data import addition
+from charrnn.data.cache import EncodedTexts, load_or_build
+from charrnn.data.datasets import penn_treebank
+from charrnn.data.encode import Reading, Survey, TokenIds, join, translate
+from charrnn.data.minibatches import Minibatches, Split, split_by_fractions, split_of_file
 from charrnn.data.vocabulary import Vocabulary, Words
 from charrnn.errors import UserError, listed
-from charrnn.settings.option import Encoding, Level
 from charrnn.settings.training import TrainingOptions, check_fractions
 
-FEW = 50  # minibatches: char-rnn warns about less
-
+FEW = 50  # minibatches: char-rnn warns if there are fewer
+SPLITS = ("train", "val", "test")
 
 Report = Callable[[str], None]
 
 
 @dataclass(frozen=True, eq=False)
 class Text:
-    """The texts of a folder, or text files from anywhere joined to one, as numbers of characters or words.
+    """The texts of a folder, or text files from anywhere joined to one, as token ids."""
 
-    files: ``input``, or ``train``, ``val`` and perhaps ``test``, each (N,) unsigned integers mapped from a
-    file. called: for each of them, what messages call it. counts: how often each code occurs in all of them, and a word
-    in the text to train on.
-    fingerprint: the SHA-256 of every text, by file name or number, which a resumed run compares.
-    """
-
-    called: dict[str, str]
     vocabulary: Vocabulary
+    # how often each code of the texts occurs: characters in all of them, words in the text to train on
     counts: dict[Any, int]
-    files: dict[str, Tokens]
+    # ``input``, or ``train``, ``val`` and perhaps ``test``: the ids of each, (N,), mapped from a file
+    files: dict[str, TokenIds]
+    # the name of each in messages
+    called: dict[str, str]
+    # the SHA-256 of every file, by its name or index, which a resumed run compares
     fingerprint: dict[str, str]
     report: Report
 
     def split(self, batch_size: int, seq_length: int, train_frac: float, val_frac: float) -> dict[str, Split]:
-        """The parts that have at least one minibatch, ``train`` always among them.
+        """Return the splits that have at least one minibatch; ``train`` is always one of them.
 
-        ``input.txt`` is split by the fractions, the other texts are splits already. Few minibatches in all
-        are worth a line to ``report``. Raises UserError for fractions that are none and for too little text.
+        ``input`` is split by the fractions; the other texts are splits already. ``report`` gets a line if there are few
+        minibatches in all. Raises UserError if the fractions are invalid, or if the text is too short.
         """
         if "input" in self.files:
-            splits = self._split_by_fractions(batch_size, seq_length, train_frac, val_frac)
+            check_fractions(train_frac, val_frac)
+            splits = split_by_fractions(self.files["input"], batch_size, seq_length, train_frac, val_frac)
+            if not splits:
+                raise self._too_short("input", batch_size, seq_length, seq_length)
+            if "train" not in splits:
+                raise UserError(
+                    f"-train_frac {train_frac:g} leaves nothing to train on "
+                    f"(minibatches in all: {sum(map(len, splits.values()))}): "
+                    "raise it, or lower -batch_size or -seq_length"
+                )
         else:
-            splits = {name: self._split_of_file(name, batch_size, seq_length) for name in self.files}
+            splits = {name: split_of_file(ids, batch_size, seq_length) for name, ids in self.files.items()}
+            for name, split in splits.items():
+                if not len(split):
+                    raise self._too_short(name, batch_size, seq_length, seq_length + 1)
         total = sum(map(len, splits.values()))
         if total < FEW:
-            self.report(
-                f"the text makes only {total} of these minibatches: consider a smaller -batch_size or -seq_length"
-            )
+            self.report(f"the text has only {total} minibatches: consider a smaller -batch_size or -seq_length")
         return splits
-
-    def _split_by_fractions(
-        self, batch_size: int, seq_length: int, train_frac: float, val_frac: float
-    ) -> dict[str, Split]:
-        """char-rnn's layout: the text is cut to whole minibatches and the state runs on from epoch to epoch."""
-        check_fractions(train_frac, val_frac)
-        text = np.asarray(self.files["input"])
-        total = len(text) // (batch_size * seq_length)
-        if not total:
-            raise self._too_short("input", batch_size, seq_length, seq_length)
-        n_train = math.floor(total * train_frac)
-        if not n_train:
-            raise UserError(
-                f"-train_frac {train_frac:g} leaves nothing to train on (minibatches in all: {total}): "
-                "raise it, or lower -batch_size or -seq_length"
-            )
-        # 1 - train - val, but for the rounding of the sum
-        nothing_to_test = math.isclose(train_frac + val_frac, 1, abs_tol=1e-9)
-        n_val = total - n_train if nothing_to_test else math.floor(total * val_frac)
-        counts = {"train": n_train, "val": n_val, "test": total - n_train - n_val}
-        cut = text[: total * batch_size * seq_length]
-        splits, before = {}, 0
-        for name, count in counts.items():
-            if count:
-                start = before * seq_length
-                splits[name] = Split(cut, total * seq_length, start, count, batch_size, seq_length, carries=True)
-            before += count
-        return splits
-
-    def _split_of_file(self, name: str, batch_size: int, seq_length: int) -> Split:
-        """The layout of the RHN program and the PTB reader it shares: no target wraps, each epoch starts anew."""
-        text = np.asarray(self.files[name])
-        row_length = len(text) // batch_size
-        count = (row_length - 1) // seq_length
-        if count < 1:
-            raise self._too_short(name, batch_size, seq_length, seq_length + 1)
-        return Split(text, row_length, 0, count, batch_size, seq_length, carries=False)
 
     def _too_short(self, name: str, batch_size: int, seq_length: int, row_length: int) -> UserError:
         return UserError(
@@ -107,107 +75,112 @@ class Text:
 
 
 def open_text(
-    folder: str | Path,
-    encoding: Encoding = "utf-8",
+    source: str | Path | Sequence[Path],
+    reading: Reading = Reading(),  # noqa: B008, which is frozen
     report: Report = print,
     vocabulary: Vocabulary | None = None,
     keep: bool = True,
-    level: Level = "char",
-    unk: str = "",
 ) -> Text:
-    """Open ``input.txt`` of a folder, or else ``train.txt`` with ``val.txt`` and perhaps ``test.txt``.
+    """Open the texts of a folder, or text files from anywhere joined in this order to one ``input``.
 
-    The vocabulary is made of the characters of all of them, or of the words of ``input.txt`` or ``train.txt``, unless
-    one is given: then its numbers, its encoding and its level hold. unk: the word that stands for those which other
-    texts have and ``train.txt`` has not. ``report`` gets lines that the user should see. keep: whether what is worked
-    out may be written down for the next time. Raises UserError for a folder without texts, texts that are empty,
-    unreadable or not UTF-8, and tokens outside the vocabulary.
+    A folder has ``input.txt``, or else ``train.txt`` with ``val.txt`` and perhaps ``test.txt``. The vocabulary is that
+    of all texts for characters, and of the text to train on for words. If one is given, its ids, encoding and level are
+    used. ``report`` gets lines that the user should see. Without ``keep``, no cache is written. Raises UserError if
+    there is no text, if a text is empty, unreadable or not in the encoding, and if it has unknown tokens.
     """
     if vocabulary:
-        encoding, level = vocabulary.encoding, vocabulary.level
-    folder = Path(folder)
-    names = find_texts(folder)
-    prepared = prepare(folder, names, encoding, report, keep, level)
-    called = {name: str(folder / f"{name}.txt") for name in names}
-    report_crlf({called[name]: found for name, found in prepared.surveys.items()}, report)
-    fingerprint = {f"{name}.txt": found.sha256 for name, found in prepared.surveys.items()}
-    return as_text(called, prepared, prepared.tokens, fingerprint, report, vocabulary, f"the text in {folder}", unk)
+        reading = replace(reading, encoding=vocabulary.encoding, level=vocabulary.level)
+    if isinstance(source, (str, Path)):
+        folder = Path(source)
+        paths = find_texts(folder)
+        encoded = load_or_build(paths, reading, folder, report, keep)
+        name, called, files = f"the text in {folder}", {split: str(path) for split, path in paths.items()}, encoded.ids
+        fingerprint = {f"{split}.txt": found.sha256 for split, found in encoded.surveys.items()}
+    else:
+        paths = {str(index): path for index, path in enumerate(source, 1)}
+        encoded = load_or_build(paths, reading, None, report, keep)
+        name = str(source[0]) if len(source) == 1 else f"the text of {len(source)} files"
+        with room_for_temporary_files():
+            called, files = {"input": name}, {"input": join(list(encoded.ids.values()))}
+        fingerprint = {index: found.sha256 for index, found in encoded.surveys.items()}
+    report_crlf(paths, encoded.surveys, report)
+    penn_treebank.check(paths, {split: len(ids) for split, ids in files.items()}, reading.level, report)
+    own, counts = encoded.vocabulary, dict(zip(encoded.vocabulary.codes, encoded.counts.tolist(), strict=True))
+    vocabulary = vocabulary or (words_to_train_on(encoded, name, reading.unk) if isinstance(own, Words) else own)
+    if unknown := vocabulary.unknown_codes(own.codes):
+        raise vocabulary.unknown_error(name, map(own.name, unknown))
+    if vocabulary.codes[: len(own)] != own.codes:
+        with room_for_temporary_files():
+            files = {split: translate(ids, own, vocabulary) for split, ids in files.items()}
+    return Text(vocabulary, counts, files, called, fingerprint, report)
 
 
 def open_chosen(
     options: TrainingOptions, report: Report, vocabulary: Vocabulary | None = None, keep: bool = True
 ) -> Text:
     """Open the text that the settings of a run name: the files of ``input``, or else the folder ``data_dir``."""
-    kind = (options.encoding, report, vocabulary, keep, options.level, options.unk)
-    if options.input:
-        return open_files(find_files(options.input), *kind)
-    return open_text(options.data_dir, *kind)
-
-
-def open_files(
-    files: Sequence[Path],
-    encoding: Encoding = "utf-8",
-    report: Report = print,
-    vocabulary: Vocabulary | None = None,
-    keep: bool = True,
-    level: Level = "char",
-    unk: str = "",
-) -> Text:
-    """Open text files from anywhere, joined in this order to one ``input``; otherwise as ``open_text``."""
-    if vocabulary:
-        encoding, level = vocabulary.encoding, vocabulary.level
-    prepared = prepare_files(files, encoding, keep, level)
-    report_crlf({str(file): found for file, found in zip(files, prepared.surveys.values(), strict=True)}, report)
-    fingerprint = {name: found.sha256 for name, found in prepared.surveys.items()}
-    name = str(files[0]) if len(files) == 1 else f"the text of {len(files)} files"
-    with room_for_temporary_files():
-        tokens = {"input": join(list(prepared.tokens.values()))}
-    return as_text({"input": name}, prepared, tokens, fingerprint, report, vocabulary, name, unk)
+    source = find_files(options.input) if options.input else options.data_dir
+    return open_text(source, Reading(options.encoding, options.level, options.unk), report, vocabulary, keep)
 
 
 def find_files(patterns: Sequence[str]) -> list[Path]:
-    """The files that these names and patterns stand for, in the order of their names, each once. Raises UserError."""
+    """Return the files that names and patterns stand for, each once, sorted by name. Raises UserError."""
     found = set()
     for pattern in patterns:
-        # a file that is there is meant, whatever signs its name has
+        # the name of an existing file is not a pattern, even if it contains [ or *
         matches = [pattern] if Path(pattern).exists() else glob(pattern, recursive=True)
         files = [Path(match) for match in matches if Path(match).is_file()]
         if not files:
-            raise UserError(f"-input {pattern}: there is no such file")
+            raise UserError(f"-input {pattern}: no such file")
         found.update(files)
     return sorted(found)
 
 
-def report_crlf(surveys: dict[str, Survey], report: Report) -> None:
-    crlf = {name: found.crlf_lines for name, found in surveys.items() if found.crlf_lines}
+def find_texts(folder: Path) -> dict[str, Path]:
+    """Return the text files of a folder by the names of their splits.
+
+    Raises UserError if there is none, or if there is a text to train on but none for validation.
+    """
+    try:
+        found = {name: folder / f"{name}.txt" for name in ("input", *SPLITS) if (folder / f"{name}.txt").is_file()}
+        found = found or penn_treebank.find(folder)
+        folder_exists = folder.is_dir()
+    except OSError as error:
+        raise UserError(f"cannot read {folder}: {error.strerror}") from None
+    if "input" in found:
+        return {"input": found["input"]}
+    if "train" in found and "val" in found:
+        return found
+    if "train" in found:
+        train = found["train"].name
+        val = "val.txt" if train == "train.txt" else penn_treebank.FILES["val"]
+        raise UserError(
+            f"{folder} has {train} but no {val}: add it, or name the text input.txt to split it by fractions"
+        )
+    raise UserError(
+        f"{f'no text found in {folder}' if folder_exists else f'no folder {folder}'}: put yours at "
+        f"{folder / 'input.txt'} (or train.txt and val.txt there), or make a named one with charrnn prepare"
+    )
+
+
+def has_text(folder: Path) -> bool:
+    """Return whether a folder has a text, complete or not, so that no data set should be made there."""
+    return any((folder / f"{name}.txt").exists() for name in ("input", "train")) or bool(penn_treebank.find(folder))
+
+
+def report_crlf(paths: Mapping[str, Path], surveys: Mapping[str, Survey], report: Report) -> None:
+    crlf = {str(paths[name]): found.crlf_lines for name, found in surveys.items() if found.crlf_lines}
     if crlf:
         report(f"{', '.join(crlf)}: {sum(crlf.values()):,} lines end in CRLF; the CR is kept as a character of its own")
 
 
-def as_text(
-    called: dict[str, str],
-    prepared: Prepared,
-    tokens: dict[str, Tokens],
-    fingerprint: dict[str, str],
-    report: Report,
-    known: Vocabulary | None,
-    name: str,
-    unk: str,
-) -> Text:
-    """The Text, with the numbers of a known vocabulary if there is one."""
-    own = prepared.vocabulary
-    counts = dict(zip(own.codes, prepared.counts.tolist(), strict=True))
-    if not known:
-        known = trained(prepared, name, unk) if isinstance(own, Words) else own
-    if known.codes[: len(own)] != own.codes:
-        tokens = known_tokens(name, own, tokens, known)
-    return Text(called, known, counts, tokens, fingerprint, report)
+def words_to_train_on(encoded: EncodedTexts, name: str, unk: str) -> Words:
+    """Return the words of the text to train on, with ``unk`` for all others.
 
-
-def trained(prepared: Prepared, name: str, unk: str) -> Words:
-    """The words to train on, and the one that stands for all others. Raises UserError for others without that one."""
-    own = prepared.vocabulary
-    count = int(np.count_nonzero(prepared.counts))
+    Raises UserError if other texts have words that it does not have, and no ``unk`` is given.
+    """
+    own = encoded.vocabulary
+    count = int((encoded.counts > 0).sum())
     words, others = own.codes[:count], own.codes[count:]
     if unk:
         return Words(words if unk in words else (*words, unk), own.encoding, unk)
@@ -219,38 +192,6 @@ def trained(prepared: Prepared, name: str, unk: str) -> Words:
     return Words(words, own.encoding)
 
 
-def find_texts(folder: Path) -> list[str]:
-    """The names of a folder's texts, without ``.txt``. Raises UserError where there are none, or no validation."""
-    try:
-        names = [name for name in ("input", "train", "val", "test") if (folder / f"{name}.txt").is_file()]
-        folder_is_there = folder.is_dir()
-    except OSError as error:
-        raise UserError(f"cannot read {folder}: {error.strerror}") from None
-    if "input" in names:
-        return ["input"]
-    if "train" in names and "val" in names:
-        return names
-    if "train" in names:
-        raise UserError(
-            f"{folder} has train.txt but no val.txt: add it, or name the text input.txt to have it split by fractions"
-        )
-    raise UserError(
-        f"{f'there is no text in {folder}' if folder_is_there else f'there is no folder {folder}'}: put yours at "
-        f"{folder / 'input.txt'} (or train.txt and val.txt there), or have charrnn prepare make one that has a name"
-    )
-
-
-def known_tokens(name: str, own: Vocabulary, files: dict[str, Tokens], known: Vocabulary) -> dict[str, Tokens]:
-    """The tokens of texts with the numbers of a vocabulary that is not their own.
-
-    Raises UserError that names the characters or words outside it.
-    """
-    if unknown := known.unknown_codes(own.codes):
-        raise known.unknown_error(name, map(known.name, unknown))
-    with room_for_temporary_files():
-        return {name: renumber(tokens, own, known) for name, tokens in files.items()}
-
-
 @contextmanager
 def room_for_temporary_files() -> Iterator[None]:
     try:
@@ -260,18 +201,18 @@ def room_for_temporary_files() -> Iterator[None]:
 
 
 def require(splits: Mapping[str, Minibatches], name: str) -> Minibatches:
-    """The split of that name. Raises UserError that says why there is none."""
+    """Return the split of that name. Raises UserError with the reason if it does not exist."""
     if name in splits:
         return splits[name]
     if any(split.carries for split in splits.values()):
         reason = "-train_frac and -val_frac leave no minibatch for it: change them, or lower -batch_size or -seq_length"
     else:
         reason = f"add {name}.txt to the folder of the text"
-    raise UserError(f"there is no {name} split: {reason}")
+    raise UserError(f"no {name} split: {reason}")
 
 
 def with_seq_length(options: TrainingOptions, train: Minibatches) -> TrainingOptions:
-    """The settings with the time steps that the minibatches have. Raises UserError where others were asked for."""
+    """Return the settings with the sequence length of the minibatches. Raises UserError if a different one was set."""
     if options.seq_length not in (TrainingOptions.seq_length, train.seq_length):
         raise UserError(
             f"-seq_length {options.seq_length}: a problem of this text has {train.seq_length} time steps; leave it out"
@@ -279,29 +220,25 @@ def with_seq_length(options: TrainingOptions, train: Minibatches) -> TrainingOpt
     return replace(options, seq_length=train.seq_length)
 
 
-def split_text(text: Text, options: TrainingOptions) -> Mapping[str, Minibatches]:
+def minibatches(text: Text, options: TrainingOptions) -> Mapping[str, Minibatches]:
+    """Return the minibatches of each split for the task of the settings. Raises UserError if the text does not fit."""
+    if options.task == "addition":
+        return problems(text, options.batch_size)
     return text.split(options.batch_size, options.seq_length, options.train_frac, options.val_frac)
 
 
-def split_problems(text: Text, options: TrainingOptions) -> Mapping[str, Minibatches]:
+def problems(text: Text, batch_size: int) -> dict[str, addition.Problems]:
+    """Return the splits of a text of addition. Those for validation and test leave out no problem."""
     if "train" not in text.files:
         raise UserError(
             "-task addition needs train.txt and val.txt, so that no problem is in both: charrnn prepare addition "
             "makes them"
         )
-    splits = {
-        name: problems.read(text.called[name], tokens, text.vocabulary, options.batch_size)
-        for name, tokens in text.files.items()
-    }
-    train = splits["train"]
+    splits = {name: addition.read(text.called[name], ids, text.vocabulary) for name, ids in text.files.items()}
+    train = replace(splits.pop("train"), batch_size=batch_size)
     if not len(train):
         raise UserError(
-            f"{text.called['train']} has {len(train.lines)} problems, and a minibatch takes {options.batch_size}: "
+            f"{text.called['train']} has {len(train.lines)} problems, and a minibatch takes {batch_size}: "
             "lower -batch_size"
         )
-    return {name: split if name == "train" else split.in_equal_parts() for name, split in splits.items()}
-
-
-def minibatches(text: Text, options: TrainingOptions) -> Mapping[str, Minibatches]:
-    """The minibatches that the settings ask for."""
-    return split_problems(text, options) if options.task == "addition" else split_text(text, options)
+    return {"train": train} | {name: split.in_equal_parts() for name, split in splits.items()}

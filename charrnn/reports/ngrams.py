@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from charrnn.data.encode import Tokens
+from charrnn.data.encode import TokenIds
 
 NGRAMS = range(4, 51)
 
@@ -46,7 +46,7 @@ class Figures:
     longest: Passage | None  # the first of the longest passages in the training text
 
 
-def measure(text: Tokens, training: Tokens, separator: int) -> Figures:
+def measure(text: TokenIds, training: TokenIds, separator: int) -> Figures:
     """Compare a text with the training text, both (N,) unsigned integers.
 
     Sequences that contain the separator are not n-grams: it joins pieces that are not adjacent in the file.
@@ -62,7 +62,7 @@ class Ngrams:
 
     PRESENT, MISSING = 1, 2  # bits in the table: some n-gram has this prefix; one of them is still missing
 
-    def __init__(self, text: Tokens, n: int, separator: int) -> None:
+    def __init__(self, text: TokenIds, n: int, separator: int) -> None:
         self.n = n
         hashes = ngram_hashes(text, n)[_without_separator(text, n, separator)]
         self.keys, self.counts = np.unique(hashes, return_counts=True)
@@ -101,7 +101,7 @@ class Ngrams:
         return float(self.counts[self.found].sum() / self.counts.sum())
 
 
-def ngram_hashes(tokens: Tokens, n: int) -> Hashes:
+def ngram_hashes(tokens: TokenIds, n: int) -> Hashes:
     """Return the hash of every n-gram, (N - n + 1,): the sum over k of tokens[i + k] * BASE**(k + 1), modulo 2**64."""
     if n > len(tokens):
         return np.empty(0, np.uint64)
@@ -116,7 +116,7 @@ def _powers(base: int, n: int) -> Hashes:
     return np.cumprod(np.full(n, base, np.uint64), dtype=np.uint64)
 
 
-def _without_separator(text: Tokens, n: int, separator: int) -> NDArray[np.bool_]:
+def _without_separator(text: TokenIds, n: int, separator: int) -> NDArray[np.bool_]:
     """Return which n-grams contain no separator, (N - n + 1,)."""
     if n > len(text):
         return np.empty(0, bool)
@@ -124,7 +124,7 @@ def _without_separator(text: Tokens, n: int, separator: int) -> NDArray[np.bool_
     return np.equal(separators[n:], separators[:-n])
 
 
-def _scan_chunk(training: Tokens, start: int, wanted: Sequence[Ngrams]) -> int:
+def _scan_chunk(training: TokenIds, start: int, wanted: Sequence[Ngrams]) -> int:
     """Look for the n-grams that begin in one chunk of the training text.
 
     Return the largest n in NGRAMS for which the chunk may have any of them, or one less than the smallest.
@@ -146,7 +146,7 @@ def _scan_chunk(training: Tokens, start: int, wanted: Sequence[Ngrams]) -> int:
     return NGRAMS.stop - 1
 
 
-def _longest(text: Tokens, training: Tokens, separator: int, longest_match: dict[int, int]) -> Passage | None:
+def _longest(text: TokenIds, training: TokenIds, separator: int, longest_match: dict[int, int]) -> Passage | None:
     """Return the longest passage, by a binary search for its length: parts of a passage are passages too."""
     longest, n, step, growing = None, 0, 1, True
     while step:
@@ -159,7 +159,7 @@ def _longest(text: Tokens, training: Tokens, separator: int, longest_match: dict
 
 
 def _find_passage(
-    text: Tokens, training: Tokens, separator: int, longest_match: dict[int, int], n: int
+    text: TokenIds, training: TokenIds, separator: int, longest_match: dict[int, int], n: int
 ) -> Passage | None:
     """Return the first passage of n tokens in the training text that occurs in the text too."""
     wanted = Ngrams(text, n, separator)

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from charrnn.data.encode import Tokens
+from charrnn.data.encode import TokenIds
 from charrnn.data.text import Text
 from charrnn.errors import UserError
 from charrnn.reports.ngrams import NGRAMS, Figures, measure
@@ -55,11 +55,11 @@ class Novelty:
 class Corpus:
     """The tokens of one or more splits: pieces of files, which need not be adjacent, joined by a separator."""
 
-    def __init__(self, pieces: list[tuple[str, int, Tokens]], separator: int) -> None:
+    def __init__(self, pieces: list[tuple[str, int, TokenIds]], separator: int) -> None:
         self.pieces = pieces
         lengths = [len(tokens) + 1 for _, _, tokens in pieces]
         self.starts = np.cumsum([0, *lengths[:-1]])
-        self.tokens: Tokens = pieces[0][2]
+        self.tokens: TokenIds = pieces[0][2]
         if len(pieces) > 1:
             self.tokens = np.full(sum(lengths) - 1, separator, np.min_scalar_type(separator))
             for start, (_, _, tokens) in zip(self.starts.tolist(), pieces, strict=True):
@@ -80,7 +80,7 @@ def corpus(text: Text, names: tuple[str, ...], options: TrainingOptions) -> Corp
         for split in (splits[name] for name in names if name in splits):
             for row in range(split.batch_size):
                 offset = row * split.row_length + split.start
-                pieces.append(("input", offset, split.tokens[offset : offset + len(split) * split.seq_length]))
+                pieces.append(("input", offset, split.ids[offset : offset + len(split) * split.seq_length]))
     else:
         pieces = [(name, 0, text.files[name]) for name in names if name in text.files]
     return Corpus(pieces, len(text.vocabulary)) if pieces else None

@@ -18,7 +18,7 @@ from charrnn.checkpoints.folder import Kept, find_newest, kept_in
 from charrnn.compute import Report, choose_device, keep_freed_memory, weights_dtype
 from charrnn.data.datasets import catalogue
 from charrnn.data.minibatches import Minibatches
-from charrnn.data.text import Text, find_files, minibatches, open_chosen, with_seq_length
+from charrnn.data.text import Text, find_files, has_text, minibatches, open_chosen, with_seq_length
 from charrnn.data.vocabulary import Vocabulary, Words
 from charrnn.errors import UserError
 from charrnn.settings import recipes
@@ -146,7 +146,7 @@ def open_run_text(options: TrainingOptions, report: Report, keep: bool, before: 
         known = before.vocabulary.with_unk(options.unk) if options.unk else before.vocabulary
     folder = Path(options.data_dir)
     name = None if options.input else catalogue.for_folder(folder)
-    if not name or (folder / "input.txt").exists() or (folder / "train.txt").exists():
+    if not name or has_text(folder):
         return open_chosen(options, report, known, keep)
     if keep:
         catalogue.prepare(name, folder, report)

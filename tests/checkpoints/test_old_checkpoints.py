@@ -11,6 +11,7 @@ import pytest
 
 from charrnn.checkpoints.checkpoint import Checkpoint
 from charrnn.data import cache
+from charrnn.data.encode import Reading
 from tests.checkpoints.old.make import RUNS, write_text
 from tests.helpers.command import run
 
@@ -66,7 +67,9 @@ def test_an_old_cache_is_used_as_it_is(tmp_path: Path, version: str) -> None:
     for name in ("vocab.json", "input.npy"):
         shutil.copy2(OLD / version / name, tmp_path / "data")
     before = {path.name: path.stat().st_ino for path in (tmp_path / "data").iterdir()}
-    prepared = cache.prepare(tmp_path / "data", ["input"], "utf-8", pytest.fail)
+    prepared = cache.load_or_build(
+        {"input": tmp_path / "data" / "input.txt"}, Reading(), tmp_path / "data", pytest.fail
+    )
     text = (tmp_path / "data" / "input.txt").read_text()
-    assert "".join(chr(prepared.vocabulary.codes[token]) for token in prepared.tokens["input"]) == text
+    assert "".join(chr(prepared.vocabulary.codes[token]) for token in prepared.ids["input"]) == text
     assert {path.name: path.stat().st_ino for path in (tmp_path / "data").iterdir()} == before

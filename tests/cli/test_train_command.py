@@ -20,7 +20,7 @@ from rich.console import Console
 from charrnn.checkpoints.checkpoint import Checkpoint
 from charrnn.checkpoints.folder import find_newest
 from charrnn.cli.display import LiveDisplay
-from charrnn.data.text import find_files, open_files
+from charrnn.data.text import find_files, open_text
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import UserError
 from charrnn.training.advice import advice
@@ -258,7 +258,7 @@ def test_several_texts_are_one_in_the_order_of_their_names(tmp_path: Path) -> No
     for name in many:
         Path(name).touch()
     assert [file.stem for file in find_files(many)] == list("abcdefgh")
-    text = open_files(files, report=pytest.fail)
+    text = open_text(files, report=pytest.fail)
     assert text.vocabulary.decode(text.files["input"].tolist()) == whole
     assert text.counts == {ord(c): whole.count(c) for c in set(whole)}
     assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == ["0.txt", "1.txt", "2.txt"]
@@ -289,7 +289,7 @@ def test_the_joined_text_trains_as_the_same_text_in_one_file(tmp_path: Path, mon
 
 
 def test_texts_that_are_not_there_and_two_ways_to_name_one_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"-input .*\*\.md: there is no such file"):
+    with pytest.raises(UserError, match=r"-input .*\*\.md: no such file"):
         find_files([str(tmp_path / "*.md")])
     said = run(tmp_path, "train", "-input", "a.txt", "-data_dir", "b", code=1).errors
     assert "give one of them" in said[-1]

@@ -430,7 +430,7 @@ def test_the_first_line_says_how_wide_the_others_are() -> None:
     lines, _ = addition.problems(2, 5, 1, seed=1)
     with pytest.raises(UserError, match=r"line 2: '-.*-' is no problem of 3 digits, as -123-999-1122- is"):
         read(["-123-234-357--", *lines])
-    with pytest.raises(UserError, match=r"line 1: .* is no problem of addition"):
+    with pytest.raises(UserError, match=r"line 1: .* is not a problem of addition"):
         read(["12-34", *lines])
     with pytest.raises(UserError, match="no problem of addition"):
         problems.read("empty.txt", np.zeros(0, np.uint8), VOCABULARY)

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from charrnn.data import cache
-from charrnn.data.cache import Prepared, prepare
-from charrnn.data.encode import Stamp
+from charrnn.data.cache import EncodedTexts
+from charrnn.data.encode import Reading, Stamp
 from charrnn.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -31,12 +31,18 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def open_input(folder: Path, encoding: str = "utf-8") -> Prepared:
+def encode(folder: Path, names: list[str], encoding: str) -> EncodedTexts:
+    """Return texts of a folder, without a line to the user."""
+    texts = {name: folder / f"{name}.txt" for name in names}
+    return cache.load_or_build(texts, Reading(encoding), folder, pytest.fail)
+
+
+def open_input(folder: Path, encoding: str = "utf-8") -> EncodedTexts:
     """Open a folder's input.txt, and check every character against the text itself."""
-    prepared = prepare(folder, ["input"], encoding, pytest.fail)
+    prepared = encode(folder, ["input"], encoding)
     text = (folder / "input.txt").read_text(encoding="utf-8")
     codes = text.encode() if encoding == "bytes" else [ord(character) for character in text]
-    assert [prepared.vocabulary.codes[number] for number in prepared.tokens["input"]] == list(codes)
+    assert [prepared.vocabulary.codes[number] for number in prepared.ids["input"]] == list(codes)
     assert prepared.vocabulary.codes == tuple(sorted(set(codes)))
     return prepared
 
@@ -130,9 +136,9 @@ def test_other_names_of_texts_make_it_again(folder: Path) -> None:
     (folder / "val.txt").write_text("b")
     (folder / "test.txt").write_text("bc")
     for names, vocabulary in ((["train", "val"], "ab"), (["train", "val", "test"], "abc"), (["train", "val"], "ab")):
-        prepared = prepare(folder, names, "utf-8", pytest.fail)
+        prepared = encode(folder, names, "utf-8")
         assert prepared.vocabulary.codes == tuple(map(ord, vocabulary))
-        assert {name: prepared.vocabulary.decode(numbers) for name, numbers in prepared.tokens.items()} == {
+        assert {name: prepared.vocabulary.decode(numbers) for name, numbers in prepared.ids.items()} == {
             name: (folder / f"{name}.txt").read_text() for name in names
         }
 
@@ -159,24 +165,25 @@ def test_a_damaged_file_is_noticed(folder: Path, name: str) -> None:
 
 def test_numbers_in_use_survive_their_replacement(folder: Path) -> None:
     first = open_input(folder)
-    numbers = first.tokens["input"].tolist()
+    numbers = first.ids["input"].tolist()
     (folder / "input.txt").write_text("another", encoding="utf-8")
     open_input(folder)
-    assert first.tokens["input"].tolist() == numbers
+    assert first.ids["input"].tolist() == numbers
 
 
 TOGETHER = """
 import sys
 from pathlib import Path
-from charrnn.data.cache import prepare
+from charrnn.data.cache import load_or_build
+from charrnn.data.encode import Reading
 
 folder, encoding = Path(sys.argv[1]), sys.argv[2]
 expected = (folder / "input.txt").read_text(encoding="utf-8")
 print("ready", flush=True)
 sys.stdin.read()
 for _ in range(100):
-    prepared = prepare(folder, ["input"], encoding, sys.exit)
-    assert prepared.vocabulary.decode(prepared.tokens["input"]) == expected
+    prepared = load_or_build({"input": folder / "input.txt"}, Reading(encoding), folder, sys.exit)
+    assert prepared.vocabulary.decode(prepared.ids["input"]) == expected
 """
 
 
@@ -226,7 +233,7 @@ def little_room() -> Iterator[None]:
 
 
 def test_a_full_disk_is_an_error_and_leaves_nothing_behind(folder: Path) -> None:
-    message = f"cannot write the vocabulary and tokens to {folder}: .*make room"
+    message = f"cannot write the vocabulary and token ids to {folder}: .*make room"
     with pytest.raises(UserError, match=message) as caught, little_room():
         open_input(folder)
     assert "\n" not in str(caught.value)
@@ -246,15 +253,17 @@ READ_ONLY = """
 import os, sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from charrnn.data.cache import prepare
+from charrnn.data.cache import load_or_build
+from charrnn.data.encode import Reading
 from charrnn.errors import UserError
 from tests.helpers.rights import give_up_rights
 
 give_up_rights()
 lines = []
 try:
-    prepared = prepare(Path(sys.argv[1]), ["input"], "utf-8", lines.append)
-    sys.stdout.buffer.write(prepared.vocabulary.decode(prepared.tokens["input"]).encode())
+    folder = Path(sys.argv[1])
+    prepared = load_or_build({"input": folder / "input.txt"}, Reading(), folder, lines.append)
+    sys.stdout.buffer.write(prepared.vocabulary.decode(prepared.ids["input"]).encode())
 except UserError as error:
     lines.append(f"error: {error}")
 print(*lines, sep="\\n", file=sys.stderr)
@@ -287,7 +296,7 @@ def test_a_read_only_folder_has_its_cache_elsewhere(read_only: Path) -> None:
     assert text == TEXT
     assert [path.name for path in read_only.iterdir()] == ["input.txt"]
     (place,) = (home / "charrnn").iterdir()
-    assert line == f"{read_only} cannot be written to: its vocabulary and tokens are kept in {place}"
+    assert line == f"{read_only} cannot be written to: its vocabulary and token ids are kept in {place}"
     made = {path.name: path.stat().st_ino for path in place.iterdir()}
     assert made.keys() == {"vocab.json", "input.npy"}
 
@@ -308,7 +317,7 @@ def test_a_read_only_folder_with_a_cache_needs_no_other(read_only: Path) -> None
 def test_nowhere_to_write_is_an_error(read_only: Path) -> None:
     text, lines = open_read_only(read_only, read_only)
     assert text == ""
-    assert lines.splitlines()[1].startswith(f"error: cannot write the vocabulary and tokens to {read_only}/charrnn/")
+    assert lines.splitlines()[1].startswith(f"error: cannot write the vocabulary and token ids to {read_only}/charrnn/")
 
 
 def test_the_users_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from charrnn.data import encode as tokens
-from charrnn.data.encode import CODES, hash_text, open_source, read_tokens, renumber, survey, token_type, write_tokens
+from charrnn.data import encode
+from charrnn.data.encode import CharacterEncoder, hash_text, id_type, open_source, read_ids, translate, write_ids
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import UserError
 
@@ -23,20 +23,20 @@ texts = st.text(st.sampled_from("ab\r\n\0\ufeffé€汉\uffff😀\U0010ffff"), m
 chunks = st.integers(1, 9)
 
 
-def read(path: Path, encoding: str, chunk: int = tokens.CHUNK) -> tuple[tokens.Survey, Vocabulary, list[int], bytes]:
-    """All that is found out about a text: survey, vocabulary, numbers, and the file they were written to."""
+def read(path: Path, encoding: str, chunk: int = encode.CHUNK) -> tuple[encode.Survey, Vocabulary, list[int], bytes]:
+    """All that is found out about a text: survey, vocabulary, ids, and the file they were written to."""
     with pytest.MonkeyPatch.context() as patch, open_source(path) as source, TemporaryFile() as file:
-        patch.setattr(tokens, "CHUNK", chunk)
-        counts = np.zeros(CODES, np.int64)
-        found = survey(source, encoding, counts)
-        vocabulary = Vocabulary(tuple(np.flatnonzero(counts).tolist()), encoding)
-        numbers, checksum = write_tokens(source, found, vocabulary, file)
+        patch.setattr(encode, "CHUNK", chunk)
+        encoder = CharacterEncoder(encoding)
+        found = encoder.survey(source, train=True)
+        vocabulary, counts = encoder.vocabulary()
+        ids, checksum = write_ids(source, found, encoder, vocabulary, file)
         file.seek(0)
         written = file.read()
     assert checksum == sha256(written).hexdigest()
-    tally = Counter(numbers.tolist())
-    assert counts[counts > 0].tolist() == [tally[number] for number in range(len(vocabulary))]
-    return found, vocabulary, numbers.tolist(), written
+    tally = Counter(ids.tolist())
+    assert counts.tolist() == [tally[number] for number in range(len(vocabulary))]
+    return found, vocabulary, ids.tolist(), written
 
 
 @given(texts, chunks)
@@ -47,11 +47,11 @@ def test_utf8_equals_a_plain_loop_whatever_the_chunks(text: str, chunk: int) -> 
     with TemporaryDirectory() as folder:
         path = Path(folder, "input.txt")
         path.write_bytes(text.encode())
-        found, vocabulary, numbers, _ = read(path, "utf-8", chunk)
+        found, vocabulary, ids, _ = read(path, "utf-8", chunk)
     alphabet = sorted(set(text))
     assert vocabulary.codes == tuple(map(ord, alphabet))
-    assert numbers == [alphabet.index(character) for character in text]
-    assert found == tokens.Survey(sha256(text.encode()).hexdigest(), len(text), text.count("\r\n"))
+    assert ids == [alphabet.index(character) for character in text]
+    assert found == encode.Survey(sha256(text.encode()).hexdigest(), len(text), text.count("\r\n"))
 
 
 @given(st.binary(min_size=1), chunks)
@@ -60,11 +60,11 @@ def test_bytes_equal_a_plain_loop_whatever_the_chunks(data: bytes, chunk: int) -
     with TemporaryDirectory() as folder:
         path = Path(folder, "input.txt")
         path.write_bytes(data)
-        found, vocabulary, numbers, _ = read(path, "bytes", chunk)
+        found, vocabulary, ids, _ = read(path, "bytes", chunk)
     alphabet = sorted(set(data))
     assert vocabulary.codes == tuple(alphabet)
-    assert numbers == [alphabet.index(byte) for byte in data]
-    assert found == tokens.Survey(sha256(data).hexdigest(), len(data), data.count(b"\r\n"))
+    assert ids == [alphabet.index(byte) for byte in data]
+    assert found == encode.Survey(sha256(data).hexdigest(), len(data), data.count(b"\r\n"))
 
 
 wrong = st.sampled_from(
@@ -92,30 +92,37 @@ def test_the_first_byte_that_is_not_utf8_is_named(before: str, bad: bytes, after
 def test_the_file_is_one_that_numpy_reads(tmp_path: Path, encoding: str) -> None:
     path, npy = tmp_path / "input.txt", tmp_path / "input.npy"
     path.write_text("to be, or not to be: ö")
-    _, _, numbers, written = read(path, encoding)
+    _, vocabulary, ids, written = read(path, encoding)
     npy.write_bytes(written)
-    assert np.load(npy).tolist() == numbers
-    again = read_tokens(npy, sha256(written).hexdigest())
+    assert np.load(npy).tolist() == ids
+    again = read_ids(npy, sha256(written).hexdigest(), vocabulary, len(ids))
     assert isinstance(again, np.memmap)
-    assert again.tolist() == numbers
+    assert again.tolist() == ids
 
 
-def test_a_file_with_another_checksum_is_not_read(tmp_path: Path) -> None:
+def test_a_file_with_another_checksum_type_or_length_is_not_read(tmp_path: Path) -> None:
     npy = tmp_path / "input.npy"
     np.save(npy, np.arange(9, dtype=np.uint8))
-    assert read_tokens(npy, sha256(npy.read_bytes() + b"\0").hexdigest()) is None
+    checksum, nine = sha256(npy.read_bytes()).hexdigest(), Vocabulary(tuple(range(9)))
+    again = read_ids(npy, checksum, nine, 9)
+    assert again is not None and again.tolist() == list(range(9))
+    assert read_ids(npy, sha256(npy.read_bytes() + b"\0").hexdigest(), nine, 9) is None
+    assert read_ids(npy, checksum, Vocabulary(tuple(range(257))), 9) is None
+    assert read_ids(npy, checksum, nine, 8) is None
+    npy.write_bytes(npy.read_bytes()[:-1])
+    assert read_ids(npy, sha256(npy.read_bytes()).hexdigest(), nine, 9) is None
 
 
 @pytest.mark.parametrize(("size", "dtype"), [(1, "u1"), (256, "u1"), (257, "u2"), (65536, "u2"), (65537, "u4")])
 def test_numbers_take_the_smallest_type_that_fits(tmp_path: Path, size: int, dtype: str) -> None:
     vocabulary = Vocabulary(tuple(range(0x10000, 0x10000 + size)))
-    assert token_type(vocabulary) == np.dtype(dtype)
+    assert id_type(vocabulary) == np.dtype(dtype)
     path, npy = tmp_path / "input.txt", tmp_path / "input.npy"
     path.write_text(vocabulary.decode(range(size)), encoding="utf-8")
-    _, own, numbers, written = read(path, "utf-8")
+    _, own, ids, written = read(path, "utf-8")
     npy.write_bytes(written)
     assert own == vocabulary
-    assert numbers == list(range(size))
+    assert ids == list(range(size))
     assert np.load(npy).dtype == np.dtype(dtype)
 
 
@@ -140,10 +147,10 @@ def test_a_text_that_changes_while_it_is_read_is_an_error(
 ) -> None:
     path = tmp_path / "input.txt"
     path.write_bytes(b"abc" * 1000)
-    monkeypatch.setattr(tokens, "CHUNK", 100)
-    readings, chunks = [], tokens.Source.chunks
+    monkeypatch.setattr(encode, "CHUNK", 100)
+    readings, chunks = [], encode.Source.chunks
 
-    def meddle(source: tokens.Source):
+    def meddle(source: encode.Source):
         readings.append(source)
         for n, chunk in enumerate(chunks(source)):
             if n == 3 and len(readings) == reading:
@@ -151,7 +158,7 @@ def test_a_text_that_changes_while_it_is_read_is_an_error(
                     file.write(b"c")
             yield chunk
 
-    monkeypatch.setattr(tokens.Source, "chunks", meddle)
+    monkeypatch.setattr(encode.Source, "chunks", meddle)
     with pytest.raises(UserError, match=r"input\.txt changed while it was read: try again"):
         read(path, "utf-8", 100)
     assert len(readings) == 2
@@ -163,32 +170,35 @@ def test_a_change_that_leaves_no_mark_on_the_file_is_seen_too(tmp_path: Path, mo
     path.write_bytes(b"abcd")
     with open_source(path) as source, TemporaryFile() as file:
         monkeypatch.setattr(source, "_stamp", lambda: source.stamp)
-        found = survey(source, "utf-8", np.zeros(CODES, np.int64))
+        encoder = CharacterEncoder("utf-8")
+        found = encoder.survey(source, train=True)
         path.write_bytes(b"abca")
         with pytest.raises(UserError, match="changed while it was read"):
-            write_tokens(source, found, Vocabulary(tuple(map(ord, "abcd"))), file)
+            write_ids(source, found, encoder, encoder.vocabulary()[0], file)
 
 
 def test_renumbering_gives_the_other_vocabularys_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokens, "CHUNK", 3)
+    monkeypatch.setattr(encode, "CHUNK", 3)
     own, other = Vocabulary(tuple(map(ord, "ace"))), Vocabulary(tuple(map(ord, "abcde")))
-    numbers = np.array([0, 1, 2, 2, 0, 1, 1], np.uint8)
-    assert other.decode(renumber(numbers, own, other)) == own.decode(numbers)
+    ids = np.array([0, 1, 2, 2, 0, 1, 1], np.uint8)
+    assert other.decode(translate(ids, own, other)) == own.decode(ids)
     own, large = Vocabulary((1, 298, 299)), Vocabulary(tuple(range(300)))
-    assert renumber(numbers, own, large).tolist() == [own.codes[number] for number in numbers]
+    assert translate(ids, own, large).tolist() == [own.codes[number] for number in ids]
 
 
 MEASURE = """
 import sys
 from pathlib import Path
-from charrnn.data.cache import prepare
+from charrnn.data.cache import load_or_build
+from charrnn.data.encode import Reading
 
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
 
 before = peak()
-prepared = prepare(Path(sys.argv[1]), ["input"], "utf-8", print)
-print(len(prepared.tokens["input"]), (peak() - before) / 1024)
+folder = Path(sys.argv[1])
+prepared = load_or_build({"input": folder / "input.txt"}, Reading(), folder, print)
+print(len(prepared.ids["input"]), (peak() - before) / 1024)
 """
 
 

@@ -1,4 +1,4 @@
-"""charrnn prepare ptb: three files of the user's, checked and given their names here."""
+"""The Penn Treebank: three files of the user, read as they are."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from charrnn.data.datasets import catalogue as datasets
+from charrnn.data.encode import Reading
+from charrnn.data.text import has_text, open_text
 from charrnn.errors import UserError
 from tests.helpers.command import charrnn, one_line
 
@@ -17,6 +18,7 @@ TEXTS = {
     "val": " no it was n't \n",
     "test": " N years \n old",
 }
+WORDS = Reading(level="word", unk="<unk>")
 
 
 @pytest.fixture
@@ -29,42 +31,30 @@ def corpus(tmp_path: Path) -> Path:
     return folder
 
 
-def refusal(folder: Path, corpus: Path | None) -> str:
-    with pytest.raises(UserError) as caught:
-        datasets.prepare("ptb", folder, lambda line: None, **({"from": str(corpus)} if corpus else {}))
-    return str(caught.value)
-
-
-def test_prepare_ptb_writes_three_texts_and_counts_them(corpus: Path, tmp_path: Path) -> None:
-    done = charrnn("prepare", "ptb", "--from", "simple-examples/data", cwd=tmp_path)
-    made = tmp_path / "data" / "ptb"
-    assert {path.name: path.read_text(encoding="utf-8") for path in made.iterdir()} == {
-        f"{split}.txt": text for split, text in TEXTS.items()
-    }
-    assert done.stderr.decode().splitlines() == [
-        "wrote data/ptb/train.txt: 43 bytes",
-        "wrote data/ptb/val.txt: 16 bytes",
-        "wrote data/ptb/test.txt: 14 bytes",
-        "train: 2 lines, 8 words, 10 tokens with <eos>",
-        "val: 1 lines, 4 words, 5 tokens with <eos>",
-        "test: 1 lines, 3 words, 4 tokens with <eos>",
-        "another text: Mikolov's Penn Treebank has 929,589, 73,760, 82,430 tokens",
+def test_the_files_are_read_under_their_own_names(corpus: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    text = open_text(corpus, WORDS, lines.append)
+    assert {split: len(ids) for split, ids in text.files.items()} == {"train": 10, "val": 5, "test": 4}
+    assert text.vocabulary.decode(text.files["val"]) == "<unk> <unk> <unk> <unk>\n"
+    assert text.called["val"] == str(corpus / "ptb.valid.txt")
+    assert lines == [
+        "these files differ from Mikolov's Penn Treebank: 10, 5, 4 tokens instead of 929,589, 73,760, 82,430"
     ]
-    stamps = [path.stat().st_mtime_ns for path in sorted(made.iterdir())]
-    again = charrnn("prepare", "ptb", "-from", corpus, cwd=tmp_path)
-    assert again.stderr.decode().splitlines()[0] == "data/ptb holds these texts already: nothing to do"
-    assert [path.stat().st_mtime_ns for path in sorted(made.iterdir())] == stamps
+    copied = tmp_path / "copied"
+    copied.mkdir()
+    for split, name in NAMES.items():
+        (copied / f"{split}.txt").write_bytes((corpus / name).read_bytes())
+    assert open_text(copied, WORDS, pytest.fail).fingerprint == text.fingerprint
+    assert open_text(corpus, Reading(), pytest.fail).vocabulary.level == "char"
 
 
-def test_without_a_folder_the_command_says_where_the_corpus_is(tmp_path: Path) -> None:
-    message = one_line(charrnn("prepare", "ptb", cwd=tmp_path, code=1))
-    assert "licensed" in message
-    assert "simple-examples.tgz (http://www.fit.vutbr.cz/~imikolov/rnnlm)" in message
-    assert message.endswith("charrnn prepare ptb -from FOLDER")
-    assert os.listdir(tmp_path) == []
+def test_files_under_charrnns_own_names_go_first(corpus: Path) -> None:
+    assert has_text(corpus)
+    (corpus / "input.txt").write_text("a b\n")
+    assert open_text(corpus, WORDS, pytest.fail).files.keys() == {"input"}
 
 
-def test_the_numbers_of_the_real_corpus(tmp_path: Path) -> None:
+def test_the_token_counts_of_the_real_corpus(tmp_path: Path) -> None:
     """Lines and words of Mikolov's files; with <eos> they make 929,589, 73,760 and 82,430, as the papers count."""
     for name, lines, words in (
         ("ptb.train.txt", 42_068, 887_521),
@@ -72,46 +62,31 @@ def test_the_numbers_of_the_real_corpus(tmp_path: Path) -> None:
         ("ptb.test.txt", 3_761, 78_669),
     ):
         (tmp_path / name).write_bytes(b" N \n" * (lines - 1) + b" N" * (words - lines + 1) + b" \n")
-    lines_told: list[str] = []
-    datasets.prepare("ptb", tmp_path / "made", lines_told.append, **{"from": str(tmp_path)})
-    assert lines_told[-1] == "as many tokens as Mikolov's Penn Treebank has"
-    assert lines_told[3] == "train: 42,068 lines, 887,521 words, 929,589 tokens with <eos>"
+    open_text(tmp_path, WORDS, pytest.fail, keep=False)
 
 
-@pytest.mark.parametrize("split", NAMES)
-def test_a_file_that_is_missing_or_not_text(split: str, corpus: Path, tmp_path: Path) -> None:
-    path, folder = corpus / NAMES[split], tmp_path / "made"
-    good = path.read_bytes()
-    path.write_bytes(good + b"caf\xe9\n")
-    assert f"{path} is not UTF-8 in line" in refusal(folder, corpus)
-    path.write_bytes(b" \n\n")
-    assert f"{path} has no words" in refusal(folder, corpus)
-    path.unlink()
-    assert f"there is no file {path}" in refusal(folder, corpus)
-    path.mkdir()
-    assert f"there is no file {path}" in refusal(folder, corpus)
-    assert not folder.exists() or os.listdir(folder) == []
+def test_files_that_are_damaged_or_missing(corpus: Path) -> None:
+    (corpus / NAMES["test"]).write_bytes(b" \n\n")
+    assert len(open_text(corpus, WORDS, lambda line: None).files["test"]) == 2
+    (corpus / NAMES["test"]).write_bytes(b"caf\xe9\n")
+    with pytest.raises(UserError, match=r"ptb\.test\.txt is not UTF-8 at byte 3"):
+        open_text(corpus, WORDS, lambda line: None)
+    (corpus / NAMES["val"]).unlink()
+    with pytest.raises(UserError, match=r"has ptb\.train\.txt but no ptb\.valid\.txt"):
+        open_text(corpus, WORDS, lambda line: None)
 
 
-def test_the_line_that_is_not_utf_8(corpus: Path, tmp_path: Path) -> None:
-    (corpus / "ptb.valid.txt").write_bytes(b"one\ntwo \xff\nthree\n")
-    assert "ptb.valid.txt is not UTF-8 in line 2:" in refusal(tmp_path / "made", corpus)
+def test_training_finds_the_files_in_the_default_folder(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    corpus.rename(tmp_path / "data" / "ptb")
+    flags = ("-gpuid", -1, "-rnn_size", 4, "-batch_size", 1, "-seq_length", 2, "-max_epochs", 1)
+    done = charrnn("train", "-data_dir", "data/ptb", "-level", "word", "-unk", "<unk>", *flags, cwd=tmp_path)
+    assert "these files differ from Mikolov's Penn Treebank" in done.stderr.decode()
 
 
-@pytest.mark.parametrize("content", [b"mine", (TEXTS["val"] + "more").encode(), TEXTS["val"][:-1].encode(), None])
-def test_another_file_stays_and_is_named(content: bytes | None, corpus: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "made"
-    folder.mkdir()
-    path = folder / "val.txt"
-    if content is None:
-        path.mkdir()
-    else:
-        path.write_bytes(content)
-    assert f"{path} is not ptb's, and it stays as it is" in refusal(folder, corpus)
-    assert os.listdir(folder) == ["val.txt"]
-    assert path.is_dir() or path.read_bytes() == content
-
-
-def test_a_folder_that_cannot_be_made(corpus: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    assert "choose another folder" in refusal(tmp_path / "file", corpus)
+def test_the_command_says_where_the_corpus_is(tmp_path: Path) -> None:
+    message = one_line(charrnn("prepare", "ptb", cwd=tmp_path, code=1))
+    assert "licensed" in message
+    assert "simple-examples.tgz (http://www.fit.vutbr.cz/~imikolov/rnnlm)" in message
+    assert "into data/ptb; charrnn train -data_dir data/ptb -level word" in message
+    assert os.listdir(tmp_path) == []

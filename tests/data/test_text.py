@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from charrnn.data.datasets import catalogue as datasets
+from charrnn.data.encode import Reading
 from charrnn.data.minibatches import Split
 from charrnn.data.text import Text, open_text, require
 from charrnn.data.vocabulary import Vocabulary
@@ -71,7 +72,7 @@ def after_the_last(split: Split, vocabulary_size: int) -> Tensor:
 
 def test_equals_the_recorded_loader(reference: Path, tinyshakespeare: Path) -> None:
     recording = Recording(reference / "loader_tinyshakespeare.npz")
-    text = open_text(tinyshakespeare, "utf-8", pytest.fail)
+    text = open_text(tinyshakespeare, Reading(), pytest.fail)
     recording.compare("vocab_bytes", text.vocabulary.codes)
     recording.compare("vocab_size", len(text.vocabulary))
     batch_size, seq_length = int(recording.given("batch_size")), int(recording.given("seq_length"))
@@ -101,7 +102,7 @@ def test_equals_the_recorded_epochs_of_the_rhn_program(reference: Path, tmp_path
     # val.txt has every number, so that each keeps its place in the vocabulary
     every = "".join(chr(0x100 + n) for n in range(stream.max() + 1))
     write(tmp_path, train="".join(chr(0x100 + n) for n in stream), val=every * batch_size * (seq_length + 1))
-    text = open_text(tmp_path, "utf-8", pytest.fail)
+    text = open_text(tmp_path, Reading(), pytest.fail)
     assert text.files["train"].tolist() == stream.tolist()
     train = text.split(batch_size, seq_length, 0.95, 0.05)["train"]
     batches = [train.batch(k) for k in range(len(train))]
@@ -119,7 +120,7 @@ def test_equals_the_recorded_readers_of_bytes(reference: Path, tmp_path: Path, r
     (tmp_path / "train.txt").write_bytes(data[: -2 * held_out])
     (tmp_path / "val.txt").write_bytes(data[-2 * held_out : -held_out])
     (tmp_path / "test.txt").write_bytes(data[-held_out:])
-    text = open_text(tmp_path, "bytes", pytest.fail)
+    text = open_text(tmp_path, Reading("bytes"), pytest.fail)
     recording.compare(f"{reader}/unique", text.vocabulary.codes)
     for ours, theirs in (("train", "train"), ("val", "valid"), ("test", "test")):
         recording.compare(f"{reader}/{theirs}", text.files[ours].astype(np.int64))
@@ -161,7 +162,7 @@ def test_minibatches_of_a_text_split_by_fractions_equal_a_plain_loop(
     counts = {"train": n_train, "val": n_val, "test": total - n_train - n_val}
 
     with TemporaryDirectory() as folder:
-        opened = open_text(write(Path(folder), input=text), "utf-8", silent)
+        opened = open_text(write(Path(folder), input=text), Reading(), silent)
     splits = opened.split(batch_size, seq_length, *fractions)
 
     alphabet = sorted(set(text))
@@ -173,7 +174,7 @@ def test_minibatches_of_a_text_split_by_fractions_equal_a_plain_loop(
         columns = range(start * seq_length, (start + count) * seq_length, seq_length)
         expected = naive_minibatches(cut, cut[1:] + cut[:1], rows, columns, seq_length, alphabet)
         assert (minibatches(splits[name]) if name in splits else []) == expected
-        assert name not in splits or splits[name].characters == count * batch_size * seq_length
+        assert name not in splits or len(splits[name]) == count
         start += count
 
 
@@ -186,7 +187,7 @@ def test_minibatches_of_split_files_equal_a_plain_loop(
     named = {name: data.draw(enough, name) for name in names}
 
     with TemporaryDirectory() as folder:
-        opened = open_text(write(Path(folder), **named), "utf-8", silent)
+        opened = open_text(write(Path(folder), **named), Reading(), silent)
     splits = opened.split(batch_size, seq_length, 0.95, 0.05)
 
     alphabet = sorted(set("".join(named.values())))
@@ -204,7 +205,7 @@ def test_minibatches_of_split_files_equal_a_plain_loop(
 
 
 def test_minibatches_are_what_a_model_takes(tmp_path: Path) -> None:
-    split = open_text(write(tmp_path, input=SONG * 10), "utf-8", silent).split(3, 5, 0.95, 0.05)["train"]
+    split = open_text(write(tmp_path, input=SONG * 10), Reading(), silent).split(3, 5, 0.95, 0.05)["train"]
     assert (split.batch_size, split.seq_length) == (3, 5)
     for tokens in split.batch(len(split) - 1):
         assert tokens.dtype == torch.int64
@@ -217,13 +218,13 @@ def test_minibatches_are_what_a_model_takes(tmp_path: Path) -> None:
 
 def test_numbers_are_mapped_and_fingerprinted(tmp_path: Path) -> None:
     write(tmp_path, train=SONG * 2, val=SONG, test=SONG)
-    text = open_text(str(tmp_path), "utf-8", pytest.fail)
+    text = open_text(str(tmp_path), Reading(), pytest.fail)
     assert all(isinstance(numbers, np.memmap) for numbers in text.files.values())
     assert text.fingerprint.keys() == {"train.txt", "val.txt", "test.txt"}
     assert text.fingerprint["val.txt"] == text.fingerprint["test.txt"] != text.fingerprint["train.txt"]
-    assert open_text(tmp_path, "bytes", pytest.fail).fingerprint == text.fingerprint
+    assert open_text(tmp_path, Reading("bytes"), pytest.fail).fingerprint == text.fingerprint
     write(tmp_path, test=SONG.upper())
-    assert open_text(tmp_path, "utf-8", pytest.fail).fingerprint["test.txt"] != text.fingerprint["test.txt"]
+    assert open_text(tmp_path, Reading(), pytest.fail).fingerprint["test.txt"] != text.fingerprint["test.txt"]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "bytes"])
@@ -231,7 +232,7 @@ def test_lines_that_end_in_crlf_are_counted_each_time(tmp_path: Path, encoding: 
     write(tmp_path, train="é\r\n\r\n\r\r\n" * 1001, val="a\rb\n", test="\r\n")
     lines: list[str] = []
     for _ in range(2):
-        text = open_text(tmp_path, encoding, lines.append)
+        text = open_text(tmp_path, Reading(encoding), lines.append)
     expected = (
         f"{tmp_path / 'train.txt'}, {tmp_path / 'test.txt'}: 3,004 lines end in CRLF; "
         "the CR is kept as a character of its own"
@@ -241,46 +242,46 @@ def test_lines_that_end_in_crlf_are_counted_each_time(tmp_path: Path, encoding: 
 
 
 def test_bom_and_nul_are_characters(tmp_path: Path) -> None:
-    text = open_text(write(tmp_path, input="\ufeffa\0b\0"), "utf-8", pytest.fail)
+    text = open_text(write(tmp_path, input="\ufeffa\0b\0"), Reading(), pytest.fail)
     assert text.vocabulary.decode(text.files["input"]) == "\ufeffa\0b\0"
     assert text.vocabulary.codes == (0, ord("a"), ord("b"), 0xFEFF)
 
 
 def test_a_given_vocabulary_gives_the_numbers(tmp_path: Path) -> None:
-    own = open_text(write(tmp_path, input="hello"), "utf-8", pytest.fail)
+    own = open_text(write(tmp_path, input="hello"), Reading(), pytest.fail)
     known = Vocabulary(tuple(map(ord, "aehloz")))
-    text = open_text(tmp_path, "utf-8", pytest.fail, vocabulary=known)
+    text = open_text(tmp_path, Reading(), pytest.fail, vocabulary=known)
     assert text.vocabulary == known
     assert text.files["input"].tolist() == known.encode("hello")
     assert text.fingerprint == own.fingerprint
-    same = open_text(tmp_path, "utf-8", pytest.fail, vocabulary=own.vocabulary)
+    same = open_text(tmp_path, Reading(), pytest.fail, vocabulary=own.vocabulary)
     assert same.files["input"].tolist() == own.files["input"].tolist()
     # the vocabulary knows its encoding
     ascii_bytes = Vocabulary(tuple(range(128)), "bytes")
-    assert open_text(tmp_path, "utf-8", pytest.fail, vocabulary=ascii_bytes).files["input"].tolist() == [*b"hello"]
+    assert open_text(tmp_path, Reading(), pytest.fail, vocabulary=ascii_bytes).files["input"].tolist() == [*b"hello"]
 
 
 def test_characters_outside_a_given_vocabulary_are_named(tmp_path: Path) -> None:
     write(tmp_path, train="hello\0", val="汉hello")
     known = Vocabulary(tuple(map(ord, "elo")))
     with pytest.raises(UserError, match=r"has '\\x00', 'h', '汉', not in the vocabulary of the model: remove them"):
-        open_text(tmp_path, "utf-8", pytest.fail, vocabulary=known)
+        open_text(tmp_path, Reading(), pytest.fail, vocabulary=known)
     write(tmp_path, train="".join(map(chr, range(200))))
     with pytest.raises(UserError, match=r"'\\x13' and 178 more, not in"):
-        open_text(tmp_path, "utf-8", pytest.fail, vocabulary=known)
+        open_text(tmp_path, Reading(), pytest.fail, vocabulary=known)
 
 
 def opened(folder: Path, **texts: str) -> Text:
-    return open_text(write(folder, **texts), "utf-8", silent)
+    return open_text(write(folder, **texts), Reading(), silent)
 
 
 def test_a_missing_folder_says_what_to_put_where(tmp_path: Path) -> None:
-    for folder, cause in ((tmp_path / "none", "there is no folder"), (tmp_path, "there is no text in")):
+    for folder, cause in ((tmp_path / "none", "no folder"), (tmp_path, "no text found in")):
         with pytest.raises(UserError) as caught:
-            open_text(folder, "utf-8", pytest.fail)
+            open_text(folder, Reading(), pytest.fail)
         assert str(caught.value) == (
             f"{cause} {folder}: put yours at {folder / 'input.txt'} (or train.txt and val.txt there), "
-            "or have charrnn prepare make one that has a name"
+            "or make a named one with charrnn prepare"
         )
 
 
@@ -351,21 +352,21 @@ def test_every_pair_of_percentages_that_fills_the_whole_leaves_no_test_split(tmp
 
 def test_few_minibatches_are_worth_a_warning(tmp_path: Path) -> None:
     lines: list[str] = []
-    warning = "the text makes only 49 of these minibatches: consider a smaller -batch_size or -seq_length"
+    warning = "the text has only 49 minibatches: consider a smaller -batch_size or -seq_length"
     for length, expected in ((50, []), (49, [warning])):
-        text = open_text(write(tmp_path, input="a" * length), "utf-8", lines.append)
+        text = open_text(write(tmp_path, input="a" * length), Reading(), lines.append)
         assert lines == []
         text.split(1, 1, 0.95, 0.05)
         assert lines == expected
-    assert open_text(write(tmp_path, input="a" * 100), "utf-8", pytest.fail).split(1, 1, 0.1, 0.1)
+    assert open_text(write(tmp_path, input="a" * 100), Reading(), pytest.fail).split(1, 1, 0.1, 0.1)
 
 
 def test_a_split_that_is_not_there_says_why(tmp_path: Path) -> None:
     by_fractions = opened(tmp_path, input=SONG).split(1, 1, 0.95, 0.05)
     assert require(by_fractions, "val") is by_fractions["val"]
-    with pytest.raises(UserError, match="there is no test split: -train_frac and -val_frac leave no minibatch for it"):
+    with pytest.raises(UserError, match="no test split: -train_frac and -val_frac leave no minibatch for it"):
         require(by_fractions, "test")
     (tmp_path / "input.txt").unlink()
     of_files = opened(tmp_path, train=SONG, val=SONG).split(1, 1, 0.95, 0.05)
-    with pytest.raises(UserError, match=r"there is no test split: add test\.txt to the folder of the text"):
+    with pytest.raises(UserError, match=r"no test split: add test\.txt to the folder of the text"):
         require(of_files, "test")

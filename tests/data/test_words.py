@@ -22,6 +22,7 @@ from charrnn import registry
 from charrnn.checkpoints import archive
 from charrnn.checkpoints.checkpoint import Checkpoint
 from charrnn.data import encode as tokens
+from charrnn.data.encode import Reading
 from charrnn.data.text import open_text
 from charrnn.data.vocabulary import LARGEST, Vocabulary, Words
 from charrnn.errors import UserError
@@ -65,7 +66,7 @@ def test_equals_the_recorded_reader_of_the_penn_treebank(reference: Path, tmp_pa
     recording = Recording(reference / "rhn_schedule.npz")
     texts = {ours: str(recording.given(f"reader_ptb/{theirs}_text")) for ours, theirs in
              (("train", "train"), ("val", "valid"), ("test", "test"))}  # fmt: skip
-    text = open_text(write(tmp_path, **texts), report=pytest.fail, level="word")
+    text = open_text(write(tmp_path, **texts), report=pytest.fail, reading=Reading(level="word"))
     recording.compare("reader_ptb/words", np.array(text.vocabulary.codes))
     for ours, theirs in (("train", "train"), ("val", "valid"), ("test", "test")):
         assert np.array_equal(text.files[ours], recording.given(f"reader_ptb/{theirs}"))
@@ -82,7 +83,9 @@ signs = st.text(st.sampled_from("ab \t\r\n\x0b\x1c\x85\xa0\u2003\u3000é汉"), m
 def test_a_text_is_what_plain_splitting_says_whatever_the_chunks(text: str, chunk: int) -> None:
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokens, "CHUNK", chunk)
-        opened = open_text(write(Path(folder), input=text), report=pytest.fail, keep=False, level="word")
+        opened = open_text(
+            write(Path(folder), input=text), report=pytest.fail, keep=False, reading=Reading(level="word")
+        )
     words = naive_vocabulary(text)
     assert list(opened.vocabulary.codes) == words
     assert opened.files["input"].tolist() == [words.index(word) for word in naive(text)]
@@ -102,7 +105,7 @@ def test_words_of_bytes_survive_the_round_trip(pieces: list[bytes], chunk: int) 
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokens, "CHUNK", chunk)
         Path(folder, "input.txt").write_bytes(data)
-        opened = open_text(folder, "bytes", pytest.fail, keep=False, level="word")
+        opened = open_text(folder, Reading("bytes", "word"), pytest.fail, keep=False)
     words = [opened.vocabulary.codes[number] for number in opened.files["input"]]
     assert [word.encode("utf-8", "surrogateescape") for word in words] == expected
     assert Vocabulary.from_dict(json.loads(json.dumps(opened.vocabulary.to_dict()))) == opened.vocabulary
@@ -119,11 +122,11 @@ def test_words_are_joined_by_single_spaces_and_lines_by_newlines(text: str) -> N
 def test_words_that_training_lacks_are_an_error_or_the_unknown_word(tmp_path: Path) -> None:
     folder = write(tmp_path, train="b a b\n", val="b c\nd a\n")
     with pytest.raises(UserError, match=r"'c', 'd', not in train.txt: .* -unk '<unk>'"):
-        open_text(folder, report=pytest.fail, level="word")
-    added = open_text(folder, report=pytest.fail, level="word", unk="<unk>")
+        open_text(folder, report=pytest.fail, reading=Reading(level="word"))
+    added = open_text(folder, report=pytest.fail, reading=Reading(level="word", unk="<unk>"))
     assert added.vocabulary.codes == ("b", "<eos>", "a", "<unk>")
     assert (added.files["train"].tolist(), added.files["val"].tolist()) == ([0, 2, 0, 1], [0, 3, 1, 3, 2, 1])
-    there = open_text(folder, report=pytest.fail, level="word", unk="a")
+    there = open_text(folder, report=pytest.fail, reading=Reading(level="word", unk="a"))
     assert there.vocabulary.codes == ("b", "<eos>", "a")
     assert there.files["val"].tolist() == [0, 2, 1, 2, 2, 1]
     with pytest.raises(UserError, match="'c', 'd'"):
@@ -134,30 +137,34 @@ def test_words_that_training_lacks_are_an_error_or_the_unknown_word(tmp_path: Pa
 
 def test_the_cache_of_words_stands_beside_that_of_characters(tmp_path: Path) -> None:
     folder = write(tmp_path, input="one two two\n" * 9)
-    first = open_text(folder, report=pytest.fail, level="word")
+    first = open_text(folder, report=pytest.fail, reading=Reading(level="word"))
     assert open_text(folder, report=pytest.fail).vocabulary.level == "char"
     kept = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    again = open_text(folder, report=pytest.fail, level="word")
+    again = open_text(folder, report=pytest.fail, reading=Reading(level="word"))
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == kept
     assert again.vocabulary == first.vocabulary
     assert np.array_equal(again.files["input"], first.files["input"])
     (folder / "input.txt").write_text("three\n" * 9)
-    assert open_text(folder, report=pytest.fail, level="word").vocabulary.codes == ("<eos>", "three")
+    assert open_text(folder, report=pytest.fail, reading=Reading(level="word")).vocabulary.codes == ("<eos>", "three")
 
 
 def test_numbers_take_as_few_bytes_as_they_need(tmp_path: Path) -> None:
     for size, dtype in ((256, np.uint8), (257, np.uint16), (65536, np.uint16), (65537, np.uint32)):
         write(tmp_path, input=" ".join(str(n) for n in range(size)))
-        text = open_text(tmp_path, report=pytest.fail, level="word", keep=False)
+        text = open_text(tmp_path, report=pytest.fail, reading=Reading(level="word"), keep=False)
         assert text.files["input"].dtype == dtype
         assert len(text.vocabulary) == size
 
 
 def test_a_text_without_words_and_one_without_white_space_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"input.txt has no words"):
-        open_text(write(tmp_path, input="  \t "), report=pytest.fail, level="word")
+        open_text(write(tmp_path, input="  \t "), report=pytest.fail, reading=Reading(level="word"))
     with pytest.raises(UserError, match=r"a word of over .* use -level char"):
-        open_text(write(tmp_path, input="x" * (tokens.LONGEST + tokens.CHUNK)), report=pytest.fail, level="word")
+        open_text(
+            write(tmp_path, input="x" * (tokens.LONGEST + tokens.CHUNK)),
+            report=pytest.fail,
+            reading=Reading(level="word"),
+        )
 
 
 @pytest.mark.parametrize(
@@ -300,11 +307,11 @@ class Uniform(nn.Module):
 
 
 def test_a_model_that_knows_nothing_has_the_vocabularys_size_as_perplexity(tmp_path: Path) -> None:
-    text = open_text(write(tmp_path, input=zipf(200, 500, 4)), report=lambda line: None, level="word")
+    text = open_text(write(tmp_path, input=zipf(200, 500, 4)), report=lambda line: None, reading=Reading(level="word"))
     split = text.split(5, 7, 0.9, 0.1)["val"]
     score = evaluate(Uniform(len(text.vocabulary)), split)
     assert score.perplexity == pytest.approx(len(set(naive((tmp_path / "input.txt").read_text()))), rel=1e-5)
-    assert score.tokens == split.characters
+    assert score.tokens == len(split) * split.batch_size * split.seq_length
 
 
 def test_blocks_are_shorter_where_the_vocabulary_is_large() -> None:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from charrnn.data.encode import Reading
 from charrnn.data.text import open_text
 from charrnn.errors import UserError
 from charrnn.reports import ngrams, novelty
@@ -178,7 +179,7 @@ def test_the_place_of_a_passage_is_its_file_line_and_offset(tmp_path: Path) -> N
 
 
 def test_bytes_are_compared_as_bytes(tmp_path: Path) -> None:
-    text = open_text(folder_with(tmp_path, train="ünïcödé " * 9, val="x" * 40), "bytes", silent)
+    text = open_text(folder_with(tmp_path, train="ünïcödé " * 9, val="x" * 40), Reading("bytes"), silent)
     found = novelty.examine("ïcödé ün", text, OPTIONS)
     assert found.passage == "ïcödé ün"
     assert found.source == novelty.Source(str(tmp_path / "train.txt"), 1, len("ün".encode()))

@@ -184,7 +184,7 @@ def test_no_room_leaves_the_checkpoint_before_whole(folder: Path) -> None:
 def test_no_room_for_vocabulary_or_tokens(folder: Path, size: int) -> None:
     assert finish(start(folder, *STEADY, prepare=partial(limit_files, size))) == 1
     log = said(folder)
-    wanted = "charrnn: cannot write the vocabulary and tokens to data: File too large"
+    wanted = "charrnn: cannot write the vocabulary and token ids to data: File too large"
     assert log.startswith(wanted[:size]), "the log is a file, too, and ends at the limit"
     assert sorted(path.name for path in (folder / "data").iterdir()) == ["input.txt"]
     assert finish(start(folder, *STEADY, "-max_epochs", 0.1)) == 0
@@ -249,8 +249,8 @@ def test_the_text_is_not_the_same_when_the_run_goes_on(folder: Path, fault: str)
     before = {path: path.read_bytes() for path in (folder / "cv").iterdir()}
     assert finish(start(folder, "train", "-resume", "cv", "-max_epochs", 2)) == 1
     message = said(folder).splitlines()[-1]
-    wanted = {"changed": "not the one", "shrunk": "not the one", "gone": "there is no text in data",
-              "folder gone": "there is no folder data", "empty": "is empty", "not UTF-8": "not UTF-8"}  # fmt: skip
+    wanted = {"changed": "not the one", "shrunk": "not the one", "gone": "no text found in data",
+              "folder gone": "no folder data", "empty": "is empty", "not UTF-8": "not UTF-8"}  # fmt: skip
     assert wanted[fault] in message
     assert {path: path.read_bytes() for path in (folder / "cv").iterdir()} == before
     if fault in ("changed", "shrunk", "empty", "not UTF-8"):
@@ -288,7 +288,7 @@ def test_a_folder_of_data_that_cannot_be_written_to(folder: Path) -> None:
     (folder / "home").mkdir()
     place = partial(cache_in, str(folder / "home"))
     assert finish(start(folder, *STEADY, "-max_epochs", 0.1, prepare=place)) == 0, output(folder)
-    assert "data cannot be written to: its vocabulary and tokens are kept in" in said(folder)
+    assert "data cannot be written to: its vocabulary and token ids are kept in" in said(folder)
     assert sorted(path.name for path in (folder / "data").iterdir()) == ["input.txt"]
 
 

@@ -59,7 +59,7 @@ def prepare(name: str, folder: str | Path, report: Report, progress: Progress | 
     dataset = DATASETS[name]
     values = {option.name: option.default for option in dataset.options}
     for other in options.keys() - values:
-        raise UserError(f"-{other} says nothing about {name}: leave it out")
+        raise UserError(f"-{other} does not apply to {name}: leave it out")
     dataset.make(Path(folder), report, progress or by_tenths(report), **(values | options))
 
 
@@ -67,6 +67,6 @@ DATASETS = {
     "tinyshakespeare": Dataset(prepare_tinyshakespeare),
     "enwik8": Dataset(partial(wikipedia.prepare, wikipedia.ENWIK8)),
     "text8": Dataset(partial(wikipedia.prepare, wikipedia.TEXT8)),
-    "ptb": Dataset(penn_treebank.prepare, (penn_treebank.FROM,)),
+    "ptb": Dataset(penn_treebank.prepare),
     "addition": Dataset(addition.prepare, addition.OPTIONS),
 }
