@@ -51,12 +51,12 @@ def block_steps(T: int, rows: int) -> int:
 # A layer as a function of torch
 
 
-def scan(forward: Callable[..., Any], backward: Callable[..., Any], *tensors: Tensor | None) -> Tensor:
+def scan(forward: Callable[..., Any], backward: Callable[..., Any], *tensors: Tensor) -> Tensor:
     """Return the states of a layer after each time step, differentiable once.
 
-    forward: takes the parts and the tensors; returns the states, and for each part a NamedTuple of arrays to keep.
-    backward: takes the parts, what was kept, the gradient of the states and the tensors; returns their gradients.
-    The second tensor is the state before the first step (B, H).
+    ``forward(rows, *tensors)`` returns the states, and for each part a NamedTuple of arrays to keep.
+    ``backward(rows, kept, dy, *tensors)`` returns the gradients of the tensors. The second tensor must be the state
+    before the first step (B, H).
     """
     y: Tensor = _Scan.apply(forward, backward, *tensors)  # type: ignore[no-untyped-call]
     return y
@@ -74,8 +74,8 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        tensors, saved = ctx.saved_tensors[: ctx.given], map(array, ctx.saved_tensors[ctx.given :])
-        kept = [ctx.kept(*arrays) for arrays in zip(*[saved] * len(ctx.kept._fields), strict=True)]
+        tensors, saved = ctx.saved_tensors[: ctx.given], iter(ctx.saved_tensors[ctx.given :])
+        kept = [ctx.kept(*(array(next(saved)) for _ in ctx.kept._fields)) for _ in ctx.rows]
         return None, None, *ctx.pass_back(ctx.rows, kept, dy, *tensors)
 
 
