@@ -14,7 +14,7 @@ import pytest
 
 import charrnn as package
 from charrnn.checkpoints.checkpoint import Checkpoint
-from tests.helpers.command import SMALL, SONG, charrnn, environment, one_line, write_text
+from tests.helpers.command import SMALL, SONG, charrnn, environment, one_line, run, write_text
 
 LINE = re.compile(
     r"(\d+)/(\d+) \(epoch (\d+\.\d{3})\), train_loss = +(\d+\.\d{8}), "
@@ -27,7 +27,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a text, and a model trained on it in cv."""
     folder = tmp_path_factory.mktemp("trained")
     write_text(folder / "data")
-    charrnn("train", "-data_dir", "data", *SMALL, "-max_epochs", 3, "-eval_val_every", 80, cwd=folder)
+    run(folder, "train", "-data_dir", "data", *SMALL, "-max_epochs", 3, "-eval_val_every", 80)
     return folder
 
 
@@ -166,9 +166,9 @@ def test_a_mistake_is_one_sentence_and_writes_nothing(tmp_path: Path, args: list
     write_text(tmp_path / "data/tinyshakespeare")
     before = sorted(tmp_path.rglob("*"))
     usage = said.startswith("-modle") or "must be" in said or "rmsprop" in said
-    done = charrnn("train", *args, cwd=tmp_path, code=2 if usage else 1)
+    done = run(tmp_path, "train", *args, code=2 if usage else 1)
     assert said in one_line(done)
-    assert done.stdout == b""
+    assert done.out == b""
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -176,15 +176,13 @@ def test_a_config_file_sets_what_flags_do_not(tmp_path: Path) -> None:
     write_text(tmp_path / "data")
     settings = 'data_dir = "data"\nmodel = "gru"\nreset_after = true\nrnn_size = 99\ngpuid = -1\nmax_epochs = 0.1\n'
     (tmp_path / "mine.toml").write_text(settings)
-    charrnn("train", "-config", "mine.toml", "-rnn_size", 8, "-batch_size", 4, "-seq_length", 16, cwd=tmp_path)
+    run(tmp_path, "train", "-config", "mine.toml", "-rnn_size", 8, "-batch_size", 4, "-seq_length", 16)
     model, _ = package.load(tmp_path / "cv")
     assert type(model).__name__ == "GRU" or "gru" in type(model).__module__
     assert sum(p.numel() for p in model.parameters()) < 5000
     assert Checkpoint.load(tmp_path / "cv").model_options == {"reset_after": True}
     (tmp_path / "mine.toml").write_text("rnn_sise = 8\n")
-    assert "rnn_sise (did you mean rnn_size?)" in one_line(
-        charrnn("train", "-config", "mine.toml", cwd=tmp_path, code=1)
-    )
+    assert "rnn_sise (did you mean rnn_size?)" in one_line(run(tmp_path, "train", "-config", "mine.toml", code=1))
 
 
 def test_init_from_takes_over_weights_and_sizes(trained: Path, tmp_path: Path) -> None:

@@ -35,8 +35,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     write_text(folder / "data")
     flags = ("-data_dir", "data", *SMALL, "-max_epochs", 1, "-sample_length", 0, "-dropout", 0.1)
-    charrnn("train", *flags, cwd=folder)
-    charrnn("train", *flags, "-model", "rhn", "-checkpoint_dir", "other", cwd=folder)
+    run(folder, "train", *flags)
+    run(folder, "train", *flags, "-model", "rhn", "-checkpoint_dir", "other")
     (folder / "text.txt").write_text(TEXT)
     return folder
 

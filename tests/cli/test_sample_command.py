@@ -27,7 +27,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a text in data and a model trained on it in cv."""
     folder = tmp_path_factory.mktemp("trained")
     write_text(folder / "data")
-    charrnn("train", "-data_dir", "data", *SMALL, "-max_epochs", 2, "-sample_length", 0, cwd=folder)
+    run(folder, "train", "-data_dir", "data", *SMALL, "-max_epochs", 2, "-sample_length", 0)
     return folder
 
 

@@ -136,9 +136,9 @@ def complete(line: str, cwd: Path) -> list[str]:
     return items
 
 
-def one_line(done: subprocess.CompletedProcess[bytes]) -> str:
+def one_line(done: subprocess.CompletedProcess[bytes] | Done) -> str:
     """The single line on stderr that a user's mistake leads to."""
-    lines = done.stderr.decode().splitlines()
+    lines = (done.err if isinstance(done, Done) else done.stderr).decode().splitlines()
     assert len(lines) == 1, lines
     return lines[0]
 
