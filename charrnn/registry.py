@@ -155,12 +155,12 @@ class ModelFile:
                 raise UserError(f"-rnn_size {rnn_size}: a model {self.name} of this size fits no memory") from None
             return None
 
-    def check(self, rnn_size: int, n_layers: int, dropout: float, **own: Any) -> None:
-        """Raise UserError for options that are impossible with any vocabulary. Takes no memory and no time.
+    def check(self, rnn_size: int, n_layers: int, dropout: float, **own: Any) -> nn.Module | None:
+        """Return the smallest skeleton, for a vocabulary of one token; None if the model has none.
 
-        Does nothing for a model without a skeleton; its ``create`` will check.
+        Raises UserError for impossible options, before the vocabulary is known, in no time and no memory.
         """
-        self.skeleton(rnn_size + 1, rnn_size, n_layers, dropout, **own)
+        return self.skeleton(1, rnn_size, n_layers, dropout, **own)
 
 
 def built_in_folder() -> Path:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import click
 from click.shell_completion import get_completion_class
 
-from charrnn.cli.flags import SHELLS, VARIABLE, Command
+from charrnn.cli.flags import Command
+
+SHELLS = ("bash", "zsh", "fish")
 
 HELP = """Print a script that completes commands, flags, models and files in your shell.
 
@@ -17,19 +19,10 @@ fish:  charrnn completion fish > ~/.config/fish/completions/charrnn.fish
 
 
 def completion(shell: str) -> None:
-    print(script(shell, click.get_current_context().find_root().command))
-
-
-command = Command(
-    "completion",
-    [click.Argument(["shell"], type=click.Choice(SHELLS))],
-    callback=completion,
-    help=HELP,
-)
-
-
-def script(shell: str, command: click.Command) -> str:
-    """Return the script that one of SHELLS must run to complete ``charrnn``."""
     found = get_completion_class(shell)
     assert found is not None
-    return found(command, {}, "charrnn", VARIABLE).source()
+    # the variable, which click derives from the name, is how the script asks charrnn for completions
+    print(found(click.get_current_context().find_root().command, {}, "charrnn", "_CHARRNN_COMPLETE").source())
+
+
+command = Command("completion", [click.Argument(["shell"], type=click.Choice(SHELLS))], callback=completion, help=HELP)

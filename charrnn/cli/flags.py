@@ -154,13 +154,6 @@ def with_defaults(options: Sequence[Option], values: dict[str, Any]) -> dict[str
     return {o.name: o.default if values[o.name] is None else values[o.name] for o in options}
 
 
-SHELLS = ("bash", "zsh", "fish")
-
-
-# click's name for the variable in which a shell asks for completions
-VARIABLE = "_CHARRNN_COMPLETE"
-
-
 def values(option: Option, incomplete: str) -> list[CompletionItem]:
     """Return completions of a flag's value. The shell itself completes files and folders."""
     if option.names == "model":

@@ -128,11 +128,11 @@ def check_model(configuration: Configuration, device: torch.device) -> None:
     """Check what can be known before the text is read. Raises UserError."""
     options, own = configuration.options, configuration.model_options
     sizes = (options.rnn_size, options.num_layers, options.dropout)
-    configuration.model.check(*sizes, **own)
+    skeleton = configuration.model.check(*sizes, **own)
     for saved in (configuration.start, configuration.resume):
         if saved:
             saved.check(configuration.model, **own)
-    memory.check(configuration.model.skeleton(1, *sizes, **own), options, device)
+    memory.check(skeleton, options, device)
 
 
 def open_run_text(options: TrainingOptions, report: Report, keep: bool, before: Checkpoint | None) -> Text:
