@@ -1,0 +1,112 @@
+"""Settings are settled from plain data: no file, no checkpoint and no model is needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from charrnn.errors import UserError
+from charrnn.settings.option import Option
+from charrnn.settings.resolve import Sources, resolve
+from charrnn.settings.training import TrainingOptions, training_options
+
+
+@dataclass
+class Model:
+    name: str = "mine"
+    options: dict[str, Option] = field(default_factory=lambda: {"depth": Option("depth", int, 3)})
+
+
+@dataclass
+class Saved:
+    options: TrainingOptions
+    model_options: dict[str, Any]
+
+
+def sources(**given: Any) -> Sources:
+    return Sources(given.pop("file", {}), "mine.toml", Model(), **given)
+
+
+def test_a_flag_wins_over_the_file_and_the_file_over_the_defaults() -> None:
+    found = resolve({"rnn_size": "20"}, sources(file={"rnn_size": 10, "num_layers": 1}))
+    assert (found.options.rnn_size, found.options.num_layers, found.options.dropout) == (20, 1, 0.0)
+    assert found.model_options == {"depth": 3}
+    wanted = {"rnn_size": "flag", "num_layers": "mine.toml", "dropout": "default", "depth": "default"}
+    assert {name: found.sources[name] for name in wanted} == wanted
+    assert list(found.sources) == [*training_options(), "depth"] and found.notes == ()
+
+
+def test_a_text_on_the_command_line_replaces_that_of_the_file() -> None:
+    found = resolve({"input": "a.txt"}, sources(file={"data_dir": "there"}))
+    assert (found.options.input, found.options.data_dir) == (("a.txt",), TrainingOptions.data_dir)
+
+
+def test_a_checkpoint_to_start_from_fixes_the_architecture_and_gives_the_models_options() -> None:
+    start = Saved(TrainingOptions(model="mine", rnn_size=7, dropout=0.5), {"depth": 5, "gone": 1})
+    found = resolve({"init_from": "one.pt", "rnn_size": 9}, sources(start=start))
+    assert (found.options.rnn_size, found.options.dropout, found.model_options) == (7, 0.0, {"depth": 5})
+    assert found.notes == ("rnn_size is 7, as in one.pt",)
+    assert found.sources["rnn_size"] == found.sources["depth"] == "checkpoint one.pt"
+    assert resolve({"init_from": "one.pt", "depth": 2}, sources(start=start)).model_options == {"depth": 2}
+
+
+@pytest.mark.parametrize("name", [name for name, option in training_options().items() if option.type in (int, float)])
+def test_a_resumed_run_changes_free_settings_only(name: str) -> None:
+    option = training_options()[name]
+    resumed = sources(resume=Saved(TrainingOptions(model="mine"), {"depth": 3}), resume_name="cv")
+    changed = option.default + 1 if option.type is int else option.default / 2 or 0.5
+    if option.on_resume == "free":
+        found = resolve({name: changed}, resumed)
+        assert getattr(found.options, name) == changed and found.sources[name] == "flag"
+        assert found.sources["rnn_size"] == "checkpoint cv"
+    else:
+        with pytest.raises(UserError, match=rf"-{name} \S+ \(was"):
+            resolve({name: changed}, resumed)
+
+
+@pytest.mark.parametrize(
+    ("where", "message"), [("flag", "the model mine has"), ("file", "mine.toml: the model mine has")]
+)
+def test_an_unknown_setting_is_named_with_its_neighbour(where: str, message: str) -> None:
+    given = {"dept": 3}
+    with pytest.raises(UserError, match=rf"^{message} no setting dept \(did you mean depth\?\)"):
+        resolve(given if where == "flag" else {}, sources(file=given if where == "file" else {}))
+
+
+@pytest.mark.parametrize(
+    ("option", "given", "wanted"),
+    [
+        (Option("a", bool, False), [True, 1, 1.0, "1", "True"], True),
+        (Option("a", bool, True), [False, 0, 0.0, "0", "false"], False),
+        (Option("a", int, 0), [3, 3.0, "3", " 3 "], 3),
+        (Option("a", float, 0.0), [0.5, "0.5", "5e-1"], 0.5),
+        (Option("a", int, 1, zero="auto"), ["auto", 0, "0"], 0),
+        (Option("a", float, 1.0, optional=True), [None, "none", "None"], None),
+        (Option("a", str, "", repeatable=True), [("x",), ["x"], "x"], ("x",)),
+    ],
+)
+def test_words_and_plain_values_become_a_settings_own_type(option: Option, given: list[Any], wanted: Any) -> None:
+    for value in given:
+        converted = option.convert(value)
+        assert converted == wanted and type(converted) is type(wanted)
+
+
+@pytest.mark.parametrize(
+    ("option", "given", "must_be"),
+    [
+        (Option("a", bool, False), ["yes", 2, None, [1], "1.0"], "0 or 1|needs a value"),
+        (Option("a", int, 0), ["x", 1.5, "1.0", True, float("inf"), float("nan"), [1], ""], "a whole number"),
+        (Option("a", int, 0), [2**63, "-" + "9" * 30], "a number of 64 bits"),
+        (Option("a", float, 0.0), ["x", "inf", "nan", False, {}, ""], "a number"),
+        (Option("a", float, 0.0), [1e39], "a number that fits into single precision"),
+        (Option("a", str, ""), [1, True, "a\0b", "\ud800"], "text"),
+        (Option("a", str, "x", choices=("x", "y")), ["z", ""], "one of x, y"),
+        (Option("a", int, 1, zero="auto"), ["many"], "a whole number or auto"),
+    ],
+)
+def test_anything_else_is_refused(option: Option, given: list[Any], must_be: str) -> None:
+    for value in given:
+        with pytest.raises(UserError, match=rf"^-a .*({must_be})$"):
+            option.convert(value)
