@@ -1,4 +1,4 @@
-"""What a run came to: its best checkpoint, and what its losses say about the settings, as char-rnn's README teaches."""
+"""The end of a run: its best checkpoint, and what its losses suggest, by the rules of char-rnn's README."""
 
 from __future__ import annotations
 
@@ -14,33 +14,29 @@ import numpy as np
 
 from charrnn.data.vocabulary import Vocabulary
 
-RISE = 0.01  # of a loss: less is noise
-
-
-GAP = 0.05
-
-
+RISE = 0.01  # share of a loss; smaller changes are noise
+GAP = 0.05  # share of the validation loss within which the training loss is close to it
 WATCHED = 3  # validations in a row that must agree
 
 
 @dataclass(frozen=True)
 class Summary:
-    """The end of a run.
+    """The end of a run."""
 
-    ended: why, in words. best: the best checkpoint, None where there is none. val_loss: its validation loss in
-    nats per character, or per word, None where nothing was validated. iterations and seconds: of this process.
-    """
-
+    # why it ended, in words
     ended: str
+    # of this process
     iterations: int
     seconds: float
+    # the best checkpoint, or the last one if none was validated; None if nothing was saved
     best: Path | None
+    # its validation loss in nats per token; None if it was not validated
     val_loss: float | None
     advice: str
     vocabulary: type[Vocabulary] = Vocabulary
 
     def lines(self) -> list[str]:
-        """In words, with the command that samples from the best checkpoint last."""
+        """Return the summary in words; the last line is the command that samples from the best checkpoint."""
         lines = [f"{self.ended}: {self.iterations:,} iterations in {timedelta(seconds=round(self.seconds))}"]
         if self.advice:
             lines.append(self.advice)
@@ -48,19 +44,19 @@ class Summary:
             figure = self.vocabulary.figure(self.val_loss)
             lines.append(f"best: {self.best}, validation loss {self.val_loss:.4f} ({figure.text})")
         elif self.best:
-            lines.append(f"saved to {self.best}; without a validation part there is no best")
+            lines.append(f"saved to {self.best}; without a validation split there is no best checkpoint")
         if self.best:
             lines.append(f"to sample from it: charrnn sample {quote(str(self.best))}")
         return lines
 
 
 def advice(losses: Sequence[float], val_losses: Mapping[int, float], dropout: float = 0.0) -> str:
-    """What to try next, or '' where the losses show neither of the two classic faults.
+    """Return what to try next, or '' if the losses show neither of the two classic faults.
 
-    losses: training loss of each iteration; val_losses: by iteration. Between two validations the training
-    loss is the mean of all iterations. Overfitting: over three validations or more since the best one, the
-    validation loss is up by 1 % at each and the training loss is down. Underfitting: over the last third of
-    the validations, three at least, both have improved by less than 1 %, and the two differ by less than 5 %.
+    The training losses are those of all iterations; between two validations their mean counts. Overfitting: at each of
+    the last three validations or more, the validation loss is more than 1 % above the best one, while the training loss
+    has fallen since. Underfitting: over the last third of the validations, at least three, both losses have improved by
+    less than 1 %, and they differ by less than 5 %.
     """
     val = {i: loss for i, loss in sorted(val_losses.items()) if 0 < i <= len(losses) and isfinite(loss)}
     if len(val) <= WATCHED:

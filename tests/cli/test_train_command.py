@@ -166,7 +166,7 @@ def test_the_summary_names_the_best_checkpoint_and_a_command_that_works(tmp_path
 def test_a_run_without_validation_keeps_its_end(tmp_path: Path) -> None:
     write_text(tmp_path / "data")
     lines = train(tmp_path, "-max_epochs", 0.5, "-train_frac", 1, "-val_frac", 0)
-    assert "without a validation part" in lines[-2]
+    assert "without a validation split" in lines[-2]
     assert lines[-1].endswith("charrnn sample cv/lm_lstm_last.pt")
     assert Checkpoint.load(tmp_path / "cv/lm_lstm_last.pt").epoch == pytest.approx(0.5, abs=0.02)
     assert "nothing left to train" in "".join(run(tmp_path, "train", "-resume", "cv").lines)
