@@ -26,18 +26,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    folder = config.cache.mkdir("charrnn")  # in .pytest_cache, where nothing has to be cleaned up
+    folder = config.cache.mkdir("charrnn")  # in .pytest_cache
     set_hypothesis_home_dir(folder / "hypothesis")
-    # the first optimizer or the first compiled kernel of a process takes seconds, whichever example meets it
+    # the first optimizer or compiled kernel of a process takes seconds, so no example has a deadline
     settings.register_profile("charrnn", deadline=None)
     settings.load_profile("charrnn")
-    # what one test compiles or draws with, the others find, in whatever home they run
+    # compiled kernels and fonts are shared by all tests and kept for the next run
     os.environ.setdefault("NUMBA_CACHE_DIR", str(folder / "kernels"))
     os.environ.setdefault("MPLCONFIGDIR", str(folder / "matplotlib"))
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
-    # small tests gain nothing from a second thread, and workers side by side lose by it
+    # small tests gain nothing from a second thread, and parallel workers are slowed by it
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    # a script's background jobs and nohup ignore these, and so would every process that a test sends one to
+    # nohup and background jobs of a script ignore these signals, and the processes of tests would inherit that
     for number in (signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
@@ -53,7 +53,7 @@ def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def environment_unchanged(cache_home: None) -> Iterator[None]:
-    """A test leaves the environment and the working folder as it found them."""
+    """Check that each test leaves the environment and the working folder as it found them."""
     before, folder = dict(os.environ), Path.cwd()
     yield
     changed = {name for name, _ in before.items() ^ os.environ.items()} - {"PYTEST_CURRENT_TEST"}

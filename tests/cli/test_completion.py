@@ -1,4 +1,4 @@
-"""Completion as the shells ask for it, in a real bash where it is there, and without torch."""
+"""Completion as the shells request it, in a real bash if there is one, and without torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every flag of every command with values that make no sense: refused in one line before anything is written."""
+"""Invalid values for every flag of every command: refused in one line before anything is written."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CONFLICTS = [
 
 
 def flags() -> Iterator[tuple[str, list[str], Option]]:
-    """Command, what to give it besides, and the flag: of every command that takes any, models' own included."""
+    """Yield each command with its other arguments and one of its flags, the models' own included."""
     for name in cli.COMMANDS:
         command = cli.cli.get_command(click.Context(cli.cli), name)
         assert command is not None
@@ -58,7 +58,7 @@ def cases() -> Iterator[object]:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with a text, and a checkpoint. The user's cache is in it too."""
+    """A folder with a text, a checkpoint and the user's cache."""
     folder = tmp_path_factory.mktemp("flags")
     write_text(folder / "data", SONG * 20)
     with pytest.MonkeyPatch.context() as patch:
@@ -108,7 +108,7 @@ SENSELESS = [value for value in NUMBERS if value not in ("-1", "0", "1.5", "1" *
 
 @pytest.mark.parametrize("value", SENSELESS)
 def test_what_is_not_a_number_is_refused_by_every_flag_that_takes_one(value: str) -> None:
-    """The test of every value must not pass because everything is let through."""
+    """Make sure that the test of every value does not pass by accepting everything."""
     from charrnn.errors import UserError
 
     for _, _, option in flags():

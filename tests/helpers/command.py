@@ -25,7 +25,7 @@ SONG = "The quick brown fox jumps over the lazy dog, and the dog sleeps on.\n"
 
 
 def environment(**more: str) -> dict[str, str]:
-    """The environment with one thread, no colour and a plain terminal width."""
+    """Return the environment with one thread, no colour and 100 columns."""
     return os.environ | {"OMP_NUM_THREADS": "1", "NO_COLOR": "1", "COLUMNS": "100"} | more
 
 
@@ -41,7 +41,7 @@ def charrnn(
 
 @dataclass(frozen=True)
 class Done:
-    """How a command that ran in this process ended."""
+    """The exit code and output of a command that ran in this process."""
 
     code: int
     out: bytes
@@ -66,7 +66,7 @@ class Terminal(io.TextIOWrapper):
 
 
 def run(folder: Path, *args: object, code: int | None = 0, stdin: bytes = b"", terminal: bool = False) -> Done:
-    """Run ``charrnn ARGS`` in ``folder`` and in this process, far sooner than in a new one, and check its exit code.
+    """Run ``charrnn ARGS`` in ``folder`` and in this process, which is much faster, and check its exit code.
 
     A code of None allows any; with ``terminal`` stdout calls itself one. The folder, the streams, the environment,
     the signal handlers and the number of threads are put back.
@@ -105,7 +105,7 @@ def on_a_terminal(folder: Path, *args: object, columns: int = 80, **env: str) ->
         while select.select([leader], [], [], 120)[0]:
             try:
                 chunk = os.read(leader, 65536)
-            except OSError:  # Linux's way of saying that the other end is closed
+            except OSError:  # how Linux reports that the other end is closed
                 break
             if not chunk:
                 break
@@ -126,7 +126,7 @@ print("torch" in sys.modules)
 
 
 def complete(line: str, cwd: Path) -> list[str]:
-    """What completes the last word of a command line, '' after a space; checks that torch was not needed."""
+    """Return the completions of the last word of a command line. Fail if torch was loaded."""
     words = line.split(" ")
     env = environment(COMP_WORDS=line, COMP_CWORD=str(len(words) - 1), _CHARRNN_COMPLETE="bash_complete")
     done = subprocess.run([sys.executable, "-c", ASK], cwd=cwd, env=env, capture_output=True, timeout=60)
@@ -137,20 +137,20 @@ def complete(line: str, cwd: Path) -> list[str]:
 
 
 def one_line(done: subprocess.CompletedProcess[bytes] | Done) -> str:
-    """The single line on stderr that a user's mistake leads to."""
+    """Return the only line on stderr. Fail if there are more, or none."""
     lines = (done.err if isinstance(done, Done) else done.stderr).decode().splitlines()
     assert len(lines) == 1, lines
     return lines[0]
 
 
 def write_text(folder: Path, text: str = SONG * 80) -> Path:
-    """A data folder with that input.txt."""
+    """Write a text to input.txt in a data folder. Return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "input.txt").write_text(text, encoding="utf-8", newline="")
     return folder
 
 
-# a model small enough to train in moments
+# flags of a model that trains in moments
 SMALL: tuple[object, ...] = (
     "-gpuid",
     -1,
@@ -165,5 +165,5 @@ SMALL: tuple[object, ...] = (
     "-learning_rate",
     0.01,
 )
-SMALL += ("-kernels", "torch")  # or the faster, which changes from run to run
-QUICK = (*SMALL, "-print_every", 10**6, "-sample_length", 0)  # and that says little
+SMALL += ("-kernels", "torch")  # auto would take the faster, which varies from run to run
+QUICK = (*SMALL, "-print_every", 10**6, "-sample_length", 0)  # and prints little

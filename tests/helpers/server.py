@@ -1,4 +1,4 @@
-"""A web server for one file, as good or as bad as a test wants it."""
+"""A web server for one file, with the faults that a test asks for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Site:
-    """What is served, and how; ``asked`` has the headers of each request."""
+    """The file, the faults, and in ``asked`` the headers of each request."""
 
     def __init__(self, body: bytes) -> None:
         self.body = body
@@ -75,7 +75,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(body: bytes) -> Iterator[Site]:
-    """A site on a port of its own as long as the block lasts."""
+    """Serve a site on a port of its own for the duration of the block."""
     site = Site(body)
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("OwnHandler", (Handler,), {"site": site}))
     site.port = server.server_port

@@ -1,4 +1,4 @@
-"""Crashes, signals, full disks and vanished files, with real processes: nothing that was learned is lost."""
+"""Crashes, signals, full disks and vanished files, in real processes: no finished training is lost."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint at the end of a run that nothing disturbed."""
+    """The final checkpoint of an undisturbed run."""
     folder = tmp_path_factory.mktemp("whole")
     write_text(folder / "data", SONG * 60)
     assert finish(start(folder, *RUN)) == 0, output(folder)
@@ -45,19 +45,19 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def said(folder: Path) -> str:
-    """What the process said, which must not be a traceback."""
+    """Return the output of the process. Fail if it is a traceback."""
     text = output(folder)
     assert "Traceback" not in text, text
     return text
 
 
-def test_ten_kills(tmp_path: Path) -> None:
+def test_a_run_killed_ten_times_ends_as_if_undisturbed(tmp_path: Path) -> None:
     kills = inside = 0
     while kills < 10:
         result = survive(tmp_path / str(kills), 10 - kills, seed=kills)
         kills, inside = kills + result.kills, inside + result.inside
-        assert result.iterations == sorted(result.iterations), "no kill throws the run back behind what was saved"
-    assert inside >= 2, "a good part of them meets a save"
+        assert result.iterations == sorted(result.iterations), "no kill takes the run back before its last save"
+    assert inside >= 2, "some of the kills hit a save"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -97,15 +97,15 @@ def last_of_all(folder: Path) -> Path:
 
 
 def ignore_hangups() -> None:
-    """What nohup does."""
+    """Ignore SIGHUP, as nohup does."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
-def test_nohup_is_heeded(folder: Path) -> None:
+def test_nohup_is_respected(folder: Path) -> None:
     process = start(folder, *LONG, prepare=ignore_hangups)
     assert wait_for_iteration(process, folder)
     os.kill(process.pid or 0, signal.SIGHUP)
-    assert wait_for_iteration(process, folder, output(folder).count("train_loss") + 50), "it goes on"
+    assert wait_for_iteration(process, folder, output(folder).count("train_loss") + 50), "it continues"
     os.kill(process.pid or 0, signal.SIGTERM)
     assert finish(process) == 128 + signal.SIGTERM
 
@@ -134,7 +134,7 @@ def test_a_closed_pipe_saves(folder: Path) -> None:
 
 
 def catches(pid: int, number: signal.Signals) -> bool:
-    """Whether a process has a handler for a signal."""
+    """Return whether a process has a handler for a signal."""
     status = Path(f"/proc/{pid}/status").read_text()
     return bool(int(re.findall(r"SigCgt:\s*(\w+)", status)[0], 16) >> (number - 1) & 1)
 
@@ -143,9 +143,9 @@ def test_an_interrupt_while_it_starts_says_nothing(folder: Path) -> None:
     words = [sys.executable, "-m", "charrnn", *map(str, LONG)]
     for seconds in (0, 0.3, 1, 2):
         with subprocess.Popen(words, cwd=folder, env=environment(), stdout=-1, stderr=-1) as process:
-            while not catches(process.pid, signal.SIGINT):  # until Python itself has begun
+            while not catches(process.pid, signal.SIGINT):  # until Python has started
                 time.sleep(0.001)
-            while catches(process.pid, signal.SIGINT):  # and then charrnn
+            while catches(process.pid, signal.SIGINT):  # and charrnn has taken over
                 time.sleep(0.001)
             time.sleep(seconds)
             process.send_signal(signal.SIGINT)
@@ -155,7 +155,7 @@ def test_an_interrupt_while_it_starts_says_nothing(folder: Path) -> None:
 
 
 def limit_files(size: int) -> None:
-    """No file may grow larger: what a full disk is like. Python ignores the signal that comes with it."""
+    """Limit the size of every file, which looks like a full disk. Python ignores the signal that comes with it."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
@@ -177,7 +177,7 @@ def test_no_room_leaves_the_checkpoint_before_whole(folder: Path) -> None:
     assert finish(start(folder, *longer, prepare=partial(limit_files, 30_000))) == 1
     assert "training goes on" in said(folder)
     assert last_of_all(folder).read_bytes() == before
-    assert finish(start(folder, *longer)) == 0, "with room again, the run goes on"
+    assert finish(start(folder, *longer)) == 0, "with room again, the run continues"
 
 
 @pytest.mark.parametrize("size", [0, 100, 3000])
@@ -185,7 +185,7 @@ def test_no_room_for_vocabulary_or_tokens(folder: Path, size: int) -> None:
     assert finish(start(folder, *STEADY, prepare=partial(limit_files, size))) == 1
     log = said(folder)
     wanted = "charrnn: cannot write the vocabulary and token ids to data: File too large"
-    assert log.startswith(wanted[:size]), "the log is a file, too, and ends at the limit"
+    assert log.startswith(wanted[:size]), "the log is a file too, so the limit cuts it"
     assert sorted(path.name for path in (folder / "data").iterdir()) == ["input.txt"]
     assert finish(start(folder, *STEADY, "-max_epochs", 0.1)) == 0
 
@@ -220,7 +220,7 @@ def test_what_a_killed_process_left_is_swept_away_and_nothing_else(tmp_path: Pat
     dead.write_text("left behind")
     with replacing(tmp_path / "two.pt") as under_way, replacing(tmp_path / "one.pt") as file:
         assert not dead.exists()
-        assert len(unfinished(tmp_path)) == 2, "the file of a writer that lives stays"
+        assert len(unfinished(tmp_path)) == 2, "the file of a live writer stays"
         under_way.write(b"two")
         file.write(b"one")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
@@ -255,7 +255,9 @@ def test_the_text_is_not_the_same_when_the_run_goes_on(folder: Path, fault: str)
     assert {path: path.read_bytes() for path in (folder / "cv").iterdir()} == before
     if fault in ("changed", "shrunk", "empty", "not UTF-8"):
         text.write_bytes(content)
-        assert finish(start(folder, "train", "-resume", "cv", "-max_epochs", 1.1)) == 0, "put back, it goes on"
+        assert finish(start(folder, "train", "-resume", "cv", "-max_epochs", 1.1)) == 0, (
+            "with the text restored, it resumes"
+        )
 
 
 @pytest.mark.parametrize("file", ["input.npy", "vocab.json"])
@@ -280,7 +282,7 @@ def test_a_folder_for_checkpoints_that_cannot_be_written_to(folder: Path) -> Non
     (folder / "cv").chmod(0o555)
     assert finish(start(folder, *STEADY, prepare=give_up_rights)) == 1
     assert "cannot save to cv: Permission denied; name another -checkpoint_dir" in said(folder)
-    assert "train_loss" not in output(folder), "it is found out at once, not after the first epoch"
+    assert "train_loss" not in output(folder), "it is noticed at once, not after the first epoch"
 
 
 def test_a_folder_of_data_that_cannot_be_written_to(folder: Path) -> None:
@@ -328,7 +330,9 @@ def test_two_trainings_of_one_name_keep_apart(folder: Path) -> None:
     elsewhere = ("-data_dir", "../data", "-checkpoint_dir", "../cv")
     assert finish(start(second, *RUN, *elsewhere)) == 1
     assert "another training is saving lm_lstm_... to ../cv" in said(second)
-    assert finish(start(second, *RUN, *elsewhere, "-max_epochs", 0.1, "-savefile", "mine")) == 0, "another name is free"
+    assert finish(start(second, *RUN, *elsewhere, "-max_epochs", 0.1, "-savefile", "mine")) == 0, (
+        "another name may be used"
+    )
     os.kill(first.pid or 0, signal.SIGKILL)
     finish(first)
     going = start(second, "train", "-resume", "../cv/lm_lstm_last.pt", *elsewhere)
@@ -358,7 +362,7 @@ def test_rollback_at_most_three_times(folder: Path) -> None:
 
 
 def limit_memory(size: int) -> None:
-    """No more than so many bytes of address space beyond what is taken now."""
+    """Limit the address space to ``size`` bytes more than it is now."""
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     resource.setrlimit(resource.RLIMIT_AS, (taken + size, taken + size))
 

@@ -1,4 +1,4 @@
-"""Checkpoints from strangers: one sentence, exit code 1, no code of theirs, little memory."""
+"""Hostile checkpoints: refused in one sentence with exit code 1. None runs code or takes much memory."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ HUGE = 10**12
 
 
 def honest(name: str = "lstm", **options: Any) -> Checkpoint:
-    """A checkpoint that loads, of a model small enough to build in no time."""
+    """Return a valid checkpoint of a tiny model."""
     torch.manual_seed(1)
     model = registry.find(name).create(len(ALPHABET), 8, 1, 0.0)
     settings = TrainingOptions(model=name, rnn_size=8, num_layers=1, gpuid=-1, **options)
@@ -50,7 +50,7 @@ def plain() -> dict[str, Any]:
 
 
 def content(**changes: Any) -> dict[str, Any]:
-    """What a checkpoint file holds, with some of it replaced; a change of a dict is merged into it."""
+    """Return the content of a checkpoint with some of it replaced. A dict is merged into the one that is there."""
     found = dict(plain())
     for key, value in changes.items():
         merge = isinstance(value, dict) and key in ("options", "weights", "training")
@@ -64,7 +64,7 @@ def honest_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Reduced:
-    """Unpickles as a call of ``function``."""
+    """An object whose unpickling calls ``function``."""
 
     def __init__(self, function: Any, *arguments: Any) -> None:
         self.call = function, arguments
@@ -74,7 +74,7 @@ class Reduced:
 
 
 class Stored:
-    """A storage that the pickle claims to have: key, number of elements, kind."""
+    """A storage as the pickle declares it: key, number of elements, kind."""
 
     def __init__(self, key: str, length: int, kind: Any = torch.FloatStorage) -> None:
         self.pid = ("storage", kind, key, "cpu", length)
@@ -92,7 +92,7 @@ def claim(size: tuple[Any, ...], stride: tuple[Any, ...], length: int = 1, offse
 
 
 def forge(path: Path, value: Any, storages: dict[str, bytes] | None = None) -> None:
-    """Write what torch.save would, had it been told lies. value: anything, or the bytes of the pickle itself."""
+    """Write a file as torch.save does, but with a false pickle: of any value, or given as bytes."""
     pickled = io.BytesIO()
     Pickler(pickled, protocol=2).dump(value)
     members = {"data.pkl": value if isinstance(value, bytes) else pickled.getvalue(), "byteorder": b"little"}
@@ -103,7 +103,7 @@ def forge(path: Path, value: Any, storages: dict[str, bytes] | None = None) -> N
 
 
 def tensor(size: tuple[Any, ...], stride: tuple[Any, ...], **more: Any) -> Callable[[Path], None]:
-    """A checkpoint whose decoder bias is that tensor, all else being right."""
+    """Return a writer of a checkpoint that is valid except for its decoder bias."""
 
     def write(path: Path) -> None:
         whole = content()
@@ -138,7 +138,7 @@ def zip_bomb(path: Path) -> None:
 
 
 def overlapping(path: Path) -> None:
-    """A thousand directory entries for the same megabyte."""
+    """Write a file with a thousand directory entries for the same megabyte."""
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", pickle.dumps({}, 2))
         archive.writestr("archive/byteorder", b"little")
@@ -160,7 +160,7 @@ def twice(path: Path) -> None:
 
 
 def wrong_size(path: Path) -> None:
-    """The directory says that a small member is of 10^12 bytes."""
+    """Write a file whose directory declares 10^12 bytes for a small member."""
     forge(path, {})
     data = bytearray(path.read_bytes())
     entry = data.rindex(b"PK\1\2")
@@ -181,7 +181,7 @@ def legacy_format(path: Path) -> None:
 
 
 def one_for_all(path: Path) -> None:
-    """Two hundred layers whose weights are all the same few bytes."""
+    """Write a checkpoint of two hundred layers that share the same few bytes of weights."""
     whole = content(options={"num_layers": 200, "rnn_size": 64})
     shapes = {
         name: t.shape for name, t in registry.find("lstm").skeleton(len(ALPHABET), 64, 200, 0.0).state_dict().items()
@@ -309,7 +309,7 @@ def test_a_forged_one_without_a_lie_loads(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_one_sentence(folder: Path, name: str) -> None:
+def test_every_command_refuses_it_in_one_sentence(folder: Path, name: str) -> None:
     write, said = HOSTILE[name]
     write(folder / "one.pt")
     for command in (("sample",), ("eval",), ("train", "-data_dir", "data", "-resume"), ("train", "-init_from")):
@@ -348,7 +348,7 @@ def test_no_code_of_the_file_is_run(folder: Path, name: str, zipped: bool) -> No
         [sys.executable, "-W", "ignore", "-c", "import sys, pickle; pickle.loads(sys.stdin.buffer.read())"],
         input=pickle.dumps(bomb), check=True, capture_output=True,
     )  # fmt: skip
-    assert mark.exists(), "it would have worked elsewhere"
+    assert mark.exists(), "the bomb works with plain pickle"
 
 
 def test_a_model_name_runs_no_file_outside_the_folders_of_models(folder: Path) -> None:
@@ -363,7 +363,7 @@ def test_a_model_name_runs_no_file_outside_the_folders_of_models(folder: Path) -
     found = Checkpoint.load("one.pt").model_file()
     with pytest.raises(UserError):
         Checkpoint.load("one.pt").build(found)
-    assert (folder / "mark").exists(), "it would have worked as the user's own model"
+    assert (folder / "mark").exists(), "the file runs as a model of the user's own"
 
 
 def test_what_is_cut_off_is_refused(folder: Path, honest_file: Path) -> None:
@@ -436,7 +436,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def first(saved: dict[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
-    """The optimizer's memory with that of the first parameter changed."""
+    """Return the optimizer's state with that of the first parameter changed."""
     memory = saved["optimizer"]["state"]
     return {"optimizer": saved["optimizer"] | {"state": memory | {0: change(memory[0])}}}
 
@@ -503,7 +503,7 @@ def test_escape_sequences_do_not_reach_a_terminal(folder: Path) -> None:
     train = ("train", "-data_dir", "escapes", *map(str, SMALL), "-max_epochs", "0.2", "-checkpoint_dir", "escaped")
     shown = shown_by(folder, *train)
     bar, sample = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]"), ("sample", "escaped", "-gpuid", "-1", "-length", "300")
-    assert b"\x1b" not in bar.sub(b"", shown), "only the display's own colours and movements"
+    assert b"\x1b" not in bar.sub(b"", shown), "only the display's own escape sequences"
     assert rb"\x1b" in shown and b"\x07" not in shown and b"\x1b[2J" not in shown
     shown = shown_by(folder, *sample)
     assert rb"\x1b" in shown and b"\x1b" not in shown and b"\xc2\x9b" not in shown and "\u202e".encode() not in shown
