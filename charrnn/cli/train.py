@@ -162,7 +162,7 @@ def follow(setup: Setup, display: TrainingDisplay) -> int:
             display.ended(run.finish().lines())
             return 0
         saved = run.save_last()
-        display.note(f"stopped; saved to {saved}. To go on: charrnn train -resume {saved}")
+        display.note(f"stopped; saved to {saved}. To continue: charrnn train -resume {saved}")
     except OSError:  # the terminal or pipe that we write to is gone; files raise UserError
         run.save_last()
         if not signals:
@@ -183,7 +183,7 @@ def save_if_due(run: Run, record: Record, display: TrainingDisplay) -> None:
         try:
             run.save_last()
         except UserError as error:  # a full disk may have room again at the next save
-            display.note(f"{error}; training goes on")
+            display.note(f"{error}; training continues")
 
 
 def stop_on_signals(run: Run, display: TrainingDisplay) -> list[int]:

@@ -105,7 +105,7 @@ class MetricsFile:
     def _complain(self, error: OSError) -> None:
         if not self.complained:
             self.complained = True
-            self.report(f"cannot write {self.path}: {error.strerror}; training goes on without those lines")
+            self.report(f"cannot write {self.path}: {error.strerror}; training continues without those lines")
 
 
 class Events:

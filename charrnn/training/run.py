@@ -58,7 +58,7 @@ class Run:
                     if self.last_good is None or self.training.rollbacks == ROLLBACKS:
                         raise
                     self._roll_back(self.last_good)
-                    self.report(f"{error}. Back to iteration {self.training.iteration}, at half the rate")
+                    self.report(f"{error}. Back to iteration {self.training.iteration}, at half the learning rate")
         finally:
             for sink in self.sinks:
                 sink.close()

@@ -107,7 +107,7 @@ def test_a_full_disk_costs_lines_but_not_the_run(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_bytes() == before, "half a line would spoil the next one"
-    assert len(said) == 1 and "training goes on" in said[0]
+    assert len(said) == 1 and "training continues" in said[0]
     file.add(Record(5, 9, 0.1, 0.002, 1.0))
     file.close()
     assert [line["iteration"] for line in read(path)] == [1, 2, 5]

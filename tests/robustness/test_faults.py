@@ -163,7 +163,7 @@ def test_no_room_for_the_rolling_checkpoint_is_a_warning(folder: Path) -> None:
     process = start(folder, *STEADY, "-save_every", 100, prepare=partial(limit_files, 30_000))
     assert finish(process) == 1, "at the end the validated checkpoint cannot be saved either"
     text = said(folder)
-    warnings = re.findall(r"cannot save cv/lm_lstm_last\.pt: (.*); .*untouched; training goes on", text)
+    warnings = re.findall(r"cannot save cv/lm_lstm_last\.pt: (.*); .*untouched; training continues", text)
     assert len(warnings) == 2
     assert "File too large" in warnings[0]
     assert re.search(r"^charrnn: cannot save cv/lm_lstm_epoch4\.00_\S+: File too large", text, re.MULTILINE)
@@ -175,7 +175,7 @@ def test_no_room_leaves_the_checkpoint_before_whole(folder: Path) -> None:
     before = last_of_all(folder).read_bytes()
     longer = ("train", "-resume", "cv/lm_lstm_last.pt", "-max_epochs", 6)
     assert finish(start(folder, *longer, prepare=partial(limit_files, 30_000))) == 1
-    assert "training goes on" in said(folder)
+    assert "training continues" in said(folder)
     assert last_of_all(folder).read_bytes() == before
     assert finish(start(folder, *longer)) == 0, "with room again, the run continues"
 
@@ -356,7 +356,7 @@ def test_a_broken_loss_stops_the_run_and_keeps_what_was_saved(folder: Path) -> N
 def test_rollback_at_most_three_times(folder: Path) -> None:
     assert finish(start(folder, *STEADY, *WILD, "-on_nan", "rollback")) == 1
     text = said(folder)
-    assert len(re.findall("Back to iteration 0, at half the rate", text)) == 3
+    assert len(re.findall("Back to iteration 0, at half the learning rate", text)) == 3
     rates = re.findall(r"\(now (\S+)\)", text)
     assert [float(rate) for rate in rates] == [1e6, 5e5, 2.5e5, 1.25e5]
 
