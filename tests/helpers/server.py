@@ -14,14 +14,11 @@ class Site:
 
     def __init__(self, body: bytes) -> None:
         self.body = body
-        self.version: dict[str, str] = {"ETag": '"one"'}
         self.type = "application/zip"
         self.status = 200
-        self.ranges = True
         self.cut: int | None = None  # bytes after which the connection breaks
         self.stall: int | None = None  # bytes after which nothing more comes
         self.announced: int | None = None  # what Content-Length says; -1: nothing
-        self.content_range: str | None = None
         self.asked: list[Message] = []
         self.sent: list[int] = []
         self.stalling = threading.Event()
@@ -42,27 +39,13 @@ class Handler(BaseHTTPRequestHandler):
         if site.stall == -1:
             site.released.wait(20)
             return
-        begin, status = 0, site.status
-        wanted = self.headers.get("Range", "")
-        same = self.headers.get("If-Range") in (None, *site.version.values())
-        if wanted and site.ranges and same:
-            begin, status = int(wanted.removeprefix("bytes=").removesuffix("-")), 206
-            if begin >= len(site.body):
-                self.send_response(416)
-                self.end_headers()
-                return
-        self.send_response(status)
-        if status == 206:
-            whole = f"bytes {begin}-{len(site.body) - 1}/{len(site.body)}"
-            self.send_header("Content-Range", site.content_range or whole)
-        body = memoryview(site.body)[begin:]
+        self.send_response(site.status)
+        body = memoryview(site.body)
         if site.announced != -1:
-            self.send_header("Content-Length", str(len(body) if site.announced is None else site.announced - begin))
+            self.send_header("Content-Length", str(len(body) if site.announced is None else site.announced))
         self.send_header("Content-Type", site.type)
-        for name, value in site.version.items():
-            self.send_header(name, value)
         self.end_headers()
-        stop = min(end for end in (site.cut, site.stall, len(site.body)) if end is not None) - begin
+        stop = min(end for end in (site.cut, site.stall, len(site.body)) if end is not None)
         site.sent.append(self.wfile.write(body[: max(0, stop)]))
         self.wfile.flush()
         if site.stall is not None:

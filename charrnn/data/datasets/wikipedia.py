@@ -1,7 +1,7 @@
 """enwik8 and text8: a hundred million bytes of Wikipedia each, from Matt Mahoney's page.
 
-http://mattmahoney.net/dc/textdata.html tells how they were made. Each is one member of a zip file, and is split as
-the papers do that give figures for them: 90, 5 and 5 million bytes for training, validation and test.
+http://mattmahoney.net/dc/textdata.html describes how they were made. Each is one member of a zip file, and is split as
+in the papers that publish figures for them: 90, 5 and 5 million bytes for training, validation and test.
 """
 
 from __future__ import annotations
@@ -10,34 +10,34 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import TypeVar
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
-from charrnn.data.datasets.download import Progress, Report, Unavailable, discard, download
+from charrnn.data.datasets.download import Progress, Report, Unavailable, download
 from charrnn.data.datasets.splits import in_the_way, split_path, write_splits
 from charrnn.errors import UserError
 from charrnn.files import interruptible, locked
 
 CHUNK = 1 << 18  # bytes
 
-
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A text in a zip file on the web.
+    """A text in a zip file on the web."""
 
-    name: of the text and of its member in the zip file, NAME.zip. urls: where it is, tried in turn. sha256: of the
-    text. hint: how to read it. splits: the bytes of each, in their order.
-    """
-
+    # of the text and of its member in NAME.zip
     name: str
+    # addresses of the zip file, tried in turn
     urls: tuple[str, ...]
+    # of the text
     sha256: str
+    # how to read the text
     hint: str
+    # bytes of each split, in their order
     splits: Mapping[str, int] = field(
         default_factory=lambda: {"train": 90_000_000, "val": 5_000_000, "test": 5_000_000}
     )
@@ -48,13 +48,13 @@ class Archive:
 
 
 def _urls(name: str) -> tuple[str, str]:
-    # the text is checked, so the second way is as safe as the first
+    # the text is checked, so http is as safe as https
     return f"https://mattmahoney.net/dc/{name}.zip", f"http://mattmahoney.net/dc/{name}.zip"
 
 
 # The page publishes MD5 and SHA-1 of enwik8, a1fa5ffddb56f4953e226637dabbb36a and
-# 57b8363b814821dc9d47aa4d41f58733519076b2. The SHA-256 sums are those that many independent programs agree on: for
-# enwik8 some of them give these sums of one file, for text8 the MD5 is 3bea1919949baf155f99411df5fada7e.
+# 57b8363b814821dc9d47aa4d41f58733519076b2. The SHA-256 sums are those that many independent programs agree on. For
+# enwik8 some of them list both kinds of sums for one file; for text8 the MD5 is 3bea1919949baf155f99411df5fada7e.
 ENWIK8 = Archive(
     "enwik8",
     _urls("enwik8"),
@@ -74,13 +74,12 @@ TEXT8 = Archive(
 def prepare(archive: Archive, folder: Path, report: Report, progress: Progress) -> None:
     """Make the splits of an archive's text in a folder, from NAME.zip there or else from the web.
 
-    What a download has fetched until it breaks off, or Ctrl-C ends it, stays in the folder for the next call; once the
-    splits are there, it is removed. A zip file that the user has put there stays. Raises UserError.
+    A zip file that the user has put there stays. Raises UserError; nothing is left then.
     """
     found = folder / f"{archive.name}.zip"
     try:
         if _is_here(archive, folder):
-            report(f"{folder} holds {archive.name} already: nothing to do")
+            report(f"{folder} already has {archive.name}: nothing to do")
             return
         folder.mkdir(parents=True, exist_ok=True)
         if os.path.lexists(found):
@@ -96,23 +95,22 @@ def prepare(archive: Archive, folder: Path, report: Report, progress: Progress) 
 
 
 def _is_here(archive: Archive, folder: Path) -> bool:
-    """Whether the splits are there already. Raises UserError where other files have their names."""
+    """Return whether the splits are there already. Raises UserError if different files have their names."""
     paths = {split_path(folder, split): size for split, size in archive.splits.items()}
     there = [path for path in paths if os.path.lexists(path)]
     for path in there:
         if not path.is_file() or path.stat().st_size != paths[path]:
             raise in_the_way(path, archive.name)
     if len(there) < len(paths):
-        return False  # what is there of a killed run is compared with the text as it comes
+        return False  # the splits that a killed run has left are compared with the text while it is unpacked
     digest = sha256()
     for path in paths:
         with path.open("rb") as file:
-            while piece := file.read(CHUNK):
-                digest.update(piece)
+            file_digest(file, lambda: digest)
     if digest.hexdigest() != archive.sha256:
         raise UserError(
-            f"the texts in {folder} are as long as {archive.name}'s but others, and they stay as they are: "
-            "move them away or choose another folder"
+            f"the texts in {folder} have the sizes of {archive.name}'s but different contents, and they stay as they "
+            "are: move them away or choose another folder"
         )
     return True
 
@@ -123,75 +121,61 @@ def _unpack_found(archive: Archive, path: Path, report: Report, progress: Progre
         _unpack(archive, path, path.parent, report, progress)
     except Unavailable as error:
         raise UserError(
-            f"{path} does not hold {archive.name} ({error}), and it stays as it is: move it away to have it fetched"
+            f"{path} does not contain {archive.name} ({error}), and it stays as it is: move it away to download it"
         ) from None
 
 
 def _fetch(archive: Archive, folder: Path, report: Report, progress: Progress) -> None:
+    """Download the zip file to NAME.zip.part, unpack it, and remove it in any case."""
     path = folder / f"{archive.name}.zip.part"
     with interruptible(), locked(path) as alone:
         if not alone:
-            raise UserError(f"another charrnn is fetching {archive.name} to {folder}: wait until it is done")
+            raise UserError(f"another charrnn is downloading {archive.name} to {folder}: wait until it is done")
         try:
             url = _download(archive, path, report, progress)
-            try:
-                _unpack(archive, path, folder, report, progress)
-            except Unavailable as error:
-                discard(path)
-                raise UserError(
-                    f"what {url} sends is not {archive.name} ({error}), and was removed: try again later, "
-                    f"or put {archive.name}.zip into {folder} yourself"
-                ) from None
-            discard(path)
-        except KeyboardInterrupt:
-            if there := _size(path):
-                report(
-                    f"{archive.name}: interrupted; the {there / 1e6:,.1f} MB fetched so far are kept in {path.parent}, "
-                    "and the same command goes on from there"
-                )
-            raise
+            _unpack(archive, path, folder, report, progress)
+        except Unavailable as error:
+            raise UserError(
+                f"what {url} sends is not {archive.name} ({error}): try again later, "
+                f"or put {archive.name}.zip into {folder} yourself"
+            ) from None
         finally:
-            if not _size(path):
-                discard(path)
+            path.unlink(missing_ok=True)
 
 
 def _download(archive: Archive, path: Path, report: Report, progress: Progress) -> str:
-    """Fetch the zip file from the first address that has it, and return the address."""
+    """Download the zip file from the first address that has it, and return the address. Raises UserError."""
     causes = []
     for url in archive.urls:
-        report(f"{archive.name}: {'going on with' if _size(path) else 'trying'} {url}")
+        report(f"{archive.name}: trying {url}")
         try:
-            # packed, it is smaller than the text
-            download(url, path, archive.size, progress)
+            with path.open("wb") as file:
+                # the zip file is smaller than the text
+                download(url, file, archive.size, progress)
             return url
         except Unavailable as error:
             causes.append(f"{url}: {error}")
-    again = "run the same command again, which goes on from there" if _size(path) else "try again later"
     raise UserError(
-        f"{archive.name} could not be had ({'; '.join(causes)}): {again}, or put {archive.name}.zip into "
+        f"cannot download {archive.name} ({'; '.join(causes)}): try again later, or put {archive.name}.zip into "
         f"{path.parent} yourself"
     )
 
 
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
 def _unpack(archive: Archive, path: Path, folder: Path, report: Report, progress: Progress) -> None:
-    """Write the splits from a zip file. Raises Unavailable, with no split written, where it is not the right one."""
+    """Write the splits from a zip file. Raises Unavailable, with no split written, if it is not the right one."""
     for written in write_splits(folder, archive.name, _pieces(archive, path, progress)):
         report(f"wrote {written}: {written.stat().st_size:,} bytes")
 
 
 def _pieces(archive: Archive, path: Path, progress: Progress) -> Iterator[tuple[str, bytes]]:
-    """The text, unpacked piece by piece, each with the name of its split. Only the one member is ever read.
+    """Unpack the text and yield it piece by piece, each with the name of its split. No other member is read.
 
-    Raises Unavailable, at the latest after the last piece, where it is not the text that it should be.
+    Raises Unavailable, at the latest after the last piece, if it is not the right text.
     """
     digest, done = sha256(), 0
     with _guarded(partial(ZipFile, path)) as packed:
         member = _guarded(partial(packed.getinfo, archive.name))
-        # other methods can unpack a few bytes to gigabytes at once
+        # other methods can expand a few bytes to gigabytes at once
         if member.compress_type not in (ZIP_STORED, ZIP_DEFLATED) or member.file_size != archive.size:
             raise Unavailable(f"its {archive.name} has {member.file_size:,} bytes or is packed in an unknown way")
         with _guarded(partial(packed.open, member)) as stream:
@@ -200,17 +184,17 @@ def _pieces(archive: Archive, path: Path, progress: Progress) -> Iterator[tuple[
                 while done < end:
                     piece = _guarded(partial(stream.read, min(CHUNK, end - done)))
                     if not piece:
-                        raise Unavailable("it is cut off")
+                        raise Unavailable("it is truncated")
                     digest.update(piece)
                     done += len(piece)
                     progress("unpacking", done, archive.size)
                     yield split, piece
     if digest.hexdigest() != archive.sha256:
-        raise Unavailable("its SHA-256 is another")
+        raise Unavailable("its SHA-256 does not match")
 
 
 def _guarded(action: Callable[[], T]) -> T:
-    """The action's result; the zip reader raises almost anything for a damaged file, and all of it is Unavailable."""
+    """Return the action's result. Raises Unavailable for any error: the zip reader raises many for a damaged file."""
     try:
         return action()
     except Exception as error:
