@@ -1,4 +1,4 @@
-"""Reading the recordings of the original programs, and keeping count of what was compared."""
+"""Read recordings of the original programs, and remember which arrays were compared."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Arrays = Mapping[str, np.ndarray]
 
 
 class Recording:
-    """The arrays of one file. ``given`` reads an input, ``compare`` checks a result; both are remembered."""
+    """The arrays of one file: ``given`` reads an input, ``compare`` checks a result, ``seen`` has the names of both."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -34,7 +34,7 @@ class Recording:
         return torch.from_numpy(self.given(key))
 
     def compare(self, key: str, actual: object) -> None:
-        """Equal in shape, and to 1e-10 of the array's largest entry."""
+        """Check that the shapes are equal, and the values to 1e-10 of the array's largest entry."""
         self.seen.add(key)
         expected = self.arrays[key]
         got = actual.detach().numpy() if isinstance(actual, Tensor) else np.asarray(actual)
@@ -43,12 +43,12 @@ class Recording:
             assert np.array_equal(got, expected), key
             return
         worst = float(np.abs(got - expected).max())
-        # not <=, so that a nan is no match
+        # not <=, so that NaN never matches
         assert not worst > TOLERANCE * np.abs(expected).max() and np.isfinite(worst), f"{key}: off by {worst:.3g}"
 
 
 class RecordedMinibatches:
-    """Recorded minibatches x, y (K, B, T) as the training loop and the evaluation read them."""
+    """Recorded minibatches x, y (K, B, T) in the form that training and evaluation read."""
 
     carries = True
 
@@ -71,11 +71,11 @@ class RecordedMinibatches:
 
 
 def pairs(tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """One row of text, int64 (N,), as the characters and those that follow them, each (N - 1, 1)."""
+    """Return a row of token ids, int64 (N,), as inputs and targets, each (N - 1, 1)."""
     return tokens[:-1, None], tokens[1:, None]
 
 
 def stream_score(model: nn.Module, tokens: Tensor, **block: int) -> Score:
-    """The score of a stream of token ids, int64 (N,): each but the first is predicted from all before it."""
+    """Score a stream of token ids, int64 (N,): each one but the first is predicted from all before it."""
     with evaluating(model):
         return Score.of(losses(model, *pairs(tokens), **block))
