@@ -188,26 +188,24 @@ def test_a_config_file_sets_what_flags_do_not(tmp_path: Path) -> None:
 def test_init_from_takes_over_weights_and_sizes(trained: Path, tmp_path: Path) -> None:
     write_text(tmp_path / "data")
     start = ("-init_from", checkpoints(trained)[-1], "-data_dir", "data", "-gpuid", -1, "-batch_size", 4)
-    done = charrnn("train", *start, "-seq_length", 16, "-max_epochs", 0.1, "-print_every", 1, cwd=tmp_path)
-    first = LINE.search(done.stdout.decode())
+    done = run(tmp_path, "train", *start, "-seq_length", 16, "-max_epochs", 0.1, "-print_every", 1)
+    first = LINE.search(done.out.decode())
     assert first and float(first[4]) < 2
     write_text(tmp_path / "other", (SONG * 80).replace("dog", "d0g"))
-    done = charrnn("train", *start, "-data_dir", "other", cwd=tmp_path, code=1)
-    assert "only the text in other has '0'" in done.stderr.decode().splitlines()[-1]
+    done = run(tmp_path, "train", *start, "-data_dir", "other", code=1)
+    assert "only the text in other has '0'" in done.errors[-1]
 
 
-def test_another_alphabet_trains_samples_and_evaluates(tmp_path: Path) -> None:
+def test_other_scripts_can_be_trained_on_sampled_and_evaluated(tmp_path: Path) -> None:
     write_text(tmp_path / "data", "山重水复疑无路，柳暗花明又一村。🌸👩\u200d🚀\n" * 120)
-    charrnn("train", "-data_dir", "data", *SMALL, "-max_epochs", 1, cwd=tmp_path)
-    text = charrnn("sample", "cv", "-gpuid", -1, "-primetext", "山重", "-length", 80, cwd=tmp_path).stdout.decode(
-        "utf-8"
-    )
+    run(tmp_path, "train", "-data_dir", "data", *SMALL, "-max_epochs", 1)
+    text = run(tmp_path, "sample", "cv", "-gpuid", -1, "-primetext", "山重", "-length", 80).out.decode()
     assert len(text) == 83
-    figures = json.loads(charrnn("eval", "cv", "-gpuid", -1, "-json", cwd=tmp_path).stdout)
+    figures = json.loads(run(tmp_path, "eval", "cv", "-gpuid", -1, "-json").out)
     assert figures["loss"] > 0
 
 
-def test_bytes_that_are_no_utf8_train_and_come_out_again(tmp_path: Path) -> None:
+def test_bytes_that_are_not_utf8_can_be_trained_on_and_sampled(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data/input.txt").write_bytes("Über den Wölken, Straße für Straße.\n".encode("latin-1") * 120)
     message = one_line(charrnn("train", "-data_dir", "data", *SMALL, cwd=tmp_path, code=1))
@@ -221,7 +219,7 @@ def test_bytes_that_are_no_utf8_train_and_come_out_again(tmp_path: Path) -> None
     assert json.loads(figures.stdout)["characters"] == 36 * 120 - 1
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
+def test_ctrl_c_saves_and_says_how_to_resume(tmp_path: Path) -> None:
     write_text(tmp_path / "data")
     words = [sys.executable, "-m", "charrnn", "train", "-data_dir", "data", *map(str, SMALL), "-max_epochs", "10000"]
     with subprocess.Popen(
@@ -269,12 +267,12 @@ def test_help_shows_each_flag_once_with_the_models_own(tmp_path: Path, spelling:
     assert "-reset_after" not in charrnn("train", spelling, cwd=tmp_path).stdout.decode()
 
 
-def test_double_dashes_work_too(trained: Path) -> None:
+def test_flags_may_have_two_dashes(trained: Path) -> None:
     done = charrnn("sample", "cv", "--gpuid", "-1", "--length=7", "--primetext", "The", cwd=trained)
     assert len(done.stdout) == 3 + 7 + 1
 
 
-def test_the_version(tmp_path: Path) -> None:
+def test_version_prints_the_version(tmp_path: Path) -> None:
     assert package.__version__.encode() in charrnn("--version", cwd=tmp_path).stdout
 
 

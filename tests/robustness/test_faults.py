@@ -170,7 +170,7 @@ def test_no_room_for_the_rolling_checkpoint_is_a_warning(folder: Path) -> None:
     assert not list((folder / "cv").glob("*.pt")) and not unfinished(folder / "cv")
 
 
-def test_no_room_leaves_the_checkpoint_before_whole(folder: Path) -> None:
+def test_no_room_leaves_the_previous_checkpoint_whole(folder: Path) -> None:
     assert finish(start(folder, *STEADY, "-save_every", 100)) == 0
     before = last_of_all(folder).read_bytes()
     longer = ("train", "-resume", "cv/lm_lstm_last.pt", "-max_epochs", 6)
@@ -181,7 +181,7 @@ def test_no_room_leaves_the_checkpoint_before_whole(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 100, 3000])
-def test_no_room_for_vocabulary_or_tokens(folder: Path, size: int) -> None:
+def test_no_room_for_the_cache_is_an_error_that_leaves_nothing(folder: Path, size: int) -> None:
     assert finish(start(folder, *STEADY, prepare=partial(limit_files, size))) == 1
     log = said(folder)
     wanted = "charrnn: cannot write the vocabulary and token ids to data: File too large"
@@ -202,7 +202,7 @@ def small_disk(tmp_path: Path) -> Path:
     subprocess.run(["umount", place], check=True)
 
 
-def test_a_full_disk(folder: Path, small_disk: Path) -> None:
+def test_a_full_disk_leaves_every_saved_checkpoint_whole(folder: Path, small_disk: Path) -> None:
     process = start(folder, *STEADY, "-checkpoint_dir", "disk", "-save_every", 50, "-eval_val_every", 60)
     assert finish(process) == 1
     text = said(folder)
@@ -213,7 +213,7 @@ def test_a_full_disk(folder: Path, small_disk: Path) -> None:
         Checkpoint.load(path)
 
 
-def test_what_a_killed_process_left_is_swept_away_and_nothing_else(tmp_path: Path) -> None:
+def test_only_the_leftovers_of_killed_processes_are_removed(tmp_path: Path) -> None:
     other = tmp_path / ".notes.tmp"
     other.write_text("mine")
     dead = tmp_path / f".one.pt.abcdefgh{UNFINISHED}"
@@ -233,7 +233,7 @@ def stopped_run(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("fault", ["changed", "shrunk", "gone", "folder gone", "empty", "not UTF-8"])
-def test_the_text_is_not_the_same_when_the_run_goes_on(folder: Path, fault: str) -> None:
+def test_a_run_does_not_resume_with_a_changed_or_missing_text(folder: Path, fault: str) -> None:
     stopped_run(folder)
     text, data = folder / "data/input.txt", folder / "data"
     content = text.read_bytes()
@@ -277,7 +277,7 @@ def test_a_damaged_cache_is_made_again(folder: Path, whole: Path, file: str, fau
     same_run(whole, last_of(folder / "cv"))
 
 
-def test_a_folder_for_checkpoints_that_cannot_be_written_to(folder: Path) -> None:
+def test_an_unwritable_checkpoint_folder_is_refused_at_once(folder: Path) -> None:
     (folder / "cv").mkdir()
     (folder / "cv").chmod(0o555)
     assert finish(start(folder, *STEADY, prepare=give_up_rights)) == 1
@@ -285,7 +285,7 @@ def test_a_folder_for_checkpoints_that_cannot_be_written_to(folder: Path) -> Non
     assert "train_loss" not in output(folder), "it is noticed at once, not after the first epoch"
 
 
-def test_a_folder_of_data_that_cannot_be_written_to(folder: Path) -> None:
+def test_an_unwritable_data_folder_has_its_cache_elsewhere(folder: Path) -> None:
     (folder / "data").chmod(0o555)
     (folder / "home").mkdir()
     place = partial(cache_in, str(folder / "home"))
@@ -299,7 +299,7 @@ def cache_in(home: str) -> None:
     os.environ["XDG_CACHE_HOME"] = home
 
 
-def test_a_file_in_the_place_of_the_folder(folder: Path) -> None:
+def test_a_file_in_place_of_the_folder_is_refused_and_kept(folder: Path) -> None:
     (folder / "cv").write_text("mine")
     for place in ("cv", "cv/deeper"):
         assert finish(start(folder, *STEADY, "-checkpoint_dir", place)) == 1
@@ -312,7 +312,7 @@ def test_a_missing_folder_is_made(folder: Path) -> None:
     assert list((folder / "a/b/c").glob("*.pt"))
 
 
-def test_the_folder_vanishes_under_way_and_is_made_again(folder: Path) -> None:
+def test_a_checkpoint_folder_that_vanishes_is_made_again(folder: Path) -> None:
     process = start(folder, *LONG)
     assert wait(lambda: last_of_all(folder).exists(), process)
     shutil.rmtree(folder / "cv", ignore_errors=True)
@@ -322,7 +322,7 @@ def test_the_folder_vanishes_under_way_and_is_made_again(folder: Path) -> None:
     newest(folder / "cv")
 
 
-def test_two_trainings_of_one_name_keep_apart(folder: Path) -> None:
+def test_two_runs_of_one_name_cannot_share_a_folder(folder: Path) -> None:
     first = start(folder, *LONG)
     assert wait_for_iteration(first, folder, 10)
     second = folder / "second"
@@ -368,7 +368,7 @@ def limit_memory(size: int) -> None:
 
 
 @pytest.mark.parametrize("rnn_size", [3000, 6000])
-def test_out_of_memory_tells_what_is_needed(folder: Path, rnn_size: int) -> None:
+def test_out_of_memory_says_how_much_is_needed(folder: Path, rnn_size: int) -> None:
     process = start(folder, *STEADY, "-rnn_size", rnn_size, prepare=partial(limit_memory, 400_000_000))
     assert finish(process) == 1
     message = said(folder).splitlines()[-1]

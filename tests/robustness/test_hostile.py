@@ -296,11 +296,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_honest_one_loads(honest_file: Path) -> None:
+def test_the_valid_checkpoint_loads(honest_file: Path) -> None:
     assert len(run(Path(), "sample", honest_file, "-gpuid", -1, "-length", 3).out) == 4
 
 
-def test_a_forged_one_without_a_lie_loads(folder: Path) -> None:
+def test_a_forged_checkpoint_without_a_fault_loads(folder: Path) -> None:
     fits = tensor((len(ALPHABET),), (1,), length=len(ALPHABET), key="w5")
     fits(folder / "one.pt")
     again = Checkpoint.load("one.pt")
@@ -366,7 +366,7 @@ def test_a_model_name_runs_no_file_outside_the_folders_of_models(folder: Path) -
     assert (folder / "mark").exists(), "the file runs as a model of the user's own"
 
 
-def test_what_is_cut_off_is_refused(folder: Path, honest_file: Path) -> None:
+def test_a_truncated_checkpoint_is_refused(folder: Path, honest_file: Path) -> None:
     data = honest_file.read_bytes()
     for end in [*range(0, len(data), 997), *range(len(data) - 60, len(data))]:
         (folder / "one.pt").write_bytes(data[:end])
@@ -415,7 +415,7 @@ print("in all", peak() - before)
 """
 
 
-def test_little_memory_is_taken(folder: Path, honest_file: Path) -> None:
+def test_hostile_files_take_little_memory(folder: Path, honest_file: Path) -> None:
     for number, (write, _) in enumerate(HOSTILE.values()):
         write(folder / f"{number}.pt")
     words = [sys.executable, "-c", MEMORY, str(honest_file), str(folder)]
@@ -477,7 +477,7 @@ TRAINING: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", TRAINING)
-def test_a_run_that_cannot_be_resumed(stopped: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_training_state_is_refused(stopped: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(stopped)
     found = torch.load("cv/lm_lstm_last.pt", weights_only=True)
     torch.save(found | {"training": found["training"] | TRAINING[name](found["training"])}, "one.pt")
@@ -487,7 +487,7 @@ def test_a_run_that_cannot_be_resumed(stopped: Path, name: str, monkeypatch: pyt
     assert {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()} == before
 
 
-def test_the_run_could_be_resumed(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_undamaged_run_resumes(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(stopped)
     run(stopped, "train", "-resume", "cv/lm_lstm_last.pt", "-gpuid", -1, "-checkpoint_dir", "other")
 
