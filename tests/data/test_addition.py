@@ -397,21 +397,21 @@ def test_a_checkpoint_from_before_the_task_was_there_is_a_texts() -> None:
     assert Checkpoint._from_content(content).options.task == "text"
 
 
-# lines that are no problems
+# lines that are not problems
 
 BAD = {
     "-12-34-47--": "12 + 34 is 46, not 47",
     "-12-34-460-": "12 + 34 is 46, not 460",
     "-12-34-----": "12 + 34 is 46, not nothing",
-    "-12-34-46-": "no problem of 2 digits",
-    "-12-34-46---": "no problem of 2 digits",
-    "-02-34-36--": "no problem of 2 digits",
-    "-12-034-46-": "no problem of 2 digits",
-    "-12-34-46-0": "no problem of 2 digits",
-    "112-34-46--": "no problem of 2 digits",
-    "-12334-46--": "no problem of 2 digits",
-    "-123-234-357--": "no problem of 2 digits",
-    "": "no problem of 2 digits",
+    "-12-34-46-": "not a problem of 2 digits",
+    "-12-34-46---": "not a problem of 2 digits",
+    "-02-34-36--": "not a problem of 2 digits",
+    "-12-034-46-": "not a problem of 2 digits",
+    "-12-34-46-0": "not a problem of 2 digits",
+    "112-34-46--": "not a problem of 2 digits",
+    "-12334-46--": "not a problem of 2 digits",
+    "-123-234-357--": "not a problem of 2 digits",
+    "": "not a problem of 2 digits",
 }
 
 
@@ -428,7 +428,7 @@ def test_a_bad_line_is_named(bad: str, place: int) -> None:
 
 def test_the_first_line_says_how_wide_the_others_are() -> None:
     lines, _ = addition.problems(2, 5, 1, seed=1)
-    with pytest.raises(UserError, match=r"line 2: '-.*-' is no problem of 3 digits, as -123-999-1122- is"):
+    with pytest.raises(UserError, match=r"line 2: '-.*-' is not a problem of 3 digits like -123-999-1122-"):
         read(["-123-234-357--", *lines])
     with pytest.raises(UserError, match=r"line 1: .* is not a problem of addition"):
         read(["12-34", *lines])
@@ -456,5 +456,5 @@ def test_train_names_file_and_line_of_a_bad_sum_and_writes_nothing(tmp_path: Pat
     text = (tmp_path / "data/val.txt").read_text()
     (tmp_path / "data/val.txt").write_text(text.replace("\n", "\nx", 7).replace("\nx", "\n", 6))
     done = charrnn("train", *TRAIN, cwd=tmp_path, code=1)
-    assert re.search(r"data/val\.txt, line 8: 'x-.* is no problem of 2 digits", one_line(done))
+    assert re.search(r"data/val\.txt, line 8: 'x-.* is not a problem of 2 digits", one_line(done))
     assert not (tmp_path / "cv").exists()

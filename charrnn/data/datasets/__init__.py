@@ -1,1 +1,1 @@
-"""Texts with a name, made on first use."""
+"""Named texts, made on first use."""

@@ -1,8 +1,8 @@
 """The addition task of the Grid LSTM paper (Kalchbrenner et al. 2015, arXiv 1507.01526, section 4.2) as a text.
 
-A line is a problem: two numbers of N digits, their sum, and - before, between and after them, as ``-123-899-1022-``. A
-sum of N digits is followed by one more -, so that all lines have one width. The most significant digit comes first, no
-number begins with 0, and each of the others is as likely as any.
+A line is a problem: two numbers of N digits, their sum, and - before, between and after them, as in
+``-123-899-1022-``. A sum of N digits is followed by another -, so that all lines have the same width. The most
+significant digit comes first. No number begins with 0; all other numbers are equally likely.
 """
 
 from __future__ import annotations
@@ -30,49 +30,49 @@ OPTIONS = (
 
 
 def problem(a: int, b: int, digits: int) -> str:
-    """The line of a + b, two numbers of that many digits, without its newline."""
+    """Return the line of a + b, two numbers of that many digits, without its newline."""
     return f"-{a}-{b}-{a + b}-".ljust(width(digits), "-")
 
 
 def width(digits: int) -> int:
-    """Characters of a problem."""
+    """Return the number of characters of a problem."""
     return question(digits) + answer(digits)
 
 
 def question(digits: int) -> int:
-    """Characters up to the sum."""
+    """Return the number of characters before the sum."""
     return 2 * digits + 3
 
 
 def answer(digits: int) -> int:
-    """Characters from the sum on: one digit more than the numbers have, and the - that ends it."""
+    """Return the number of characters from the sum on: one digit more than the numbers have, and the final -."""
     return digits + 2
 
 
 def digits_of(line: str) -> int:
-    """How many digits the numbers of a problem so long have. Raises ValueError where no problem is."""
+    """Return the number of digits in a problem of this length. Raises ValueError if no problem has this length."""
     digits, rest = divmod(len(line) - 5, 3)
     if rest or digits < 1:
-        raise ValueError(f"{len(line)} characters are no problem")
+        raise ValueError(f"no problem has {len(line)} characters")
     return digits
 
 
 def fault(line: str, digits: int) -> str:
-    """What is wrong with a line that should be a problem of that many digits, or ''."""
+    """Return what is wrong with a line that should be a problem of that many digits, or ''."""
     number = f"([1-9][0-9]{{{digits - 1}}})"
     match = re.fullmatch(f"-{number}-{number}-([0-9]*)-+", line)
     if not match or len(line) != width(digits):
         example = problem(int("12345678910"[:digits].ljust(digits, "1")), int("9" * digits), digits)
-        return f"{line[:60]!r} is no problem of {digits} digit{'s' * (digits > 1)}, as {example} is"
+        return f"{line[:60]!r} is not a problem of {digits} digit{'s' * (digits > 1)} like {example}"
     a, b = int(match[1]), int(match[2])
     return "" if line == problem(a, b, digits) else f"{a} + {b} is {a + b}, not {match[3] or 'nothing'}"
 
 
 def problems(digits: int, examples: int, val_examples: int, seed: int) -> tuple[list[str], list[str]]:
-    """Lines for training and for validation, drawn from the seed alone; no line comes twice.
+    """Return distinct lines for training and for validation, which depend on the seed alone.
 
-    No two numbers of a validation problem meet in training, in either order. Raises UserError where there are not that
-    many problems.
+    The two numbers of a validation problem are never added in training, in either order. Raises UserError if there are
+    not that many problems.
     """
     numbers = 9 * 10 ** (digits - 1)
     pairs = numbers * (numbers + 1) // 2
@@ -89,7 +89,7 @@ def problems(digits: int, examples: int, val_examples: int, seed: int) -> tuple[
     there = numbers**2 - len(held_out)
     if examples > there:
         raise UserError(
-            f"-examples {examples}: {digits}-digit numbers make only {there:,} problems that have no part in the "
+            f"-examples {examples}: {digits}-digit numbers make only {there:,} problems besides those for "
             "validation: ask for fewer, or for more digits"
         )
     train: dict[tuple[int, int], None] = {}
@@ -101,8 +101,8 @@ def problems(digits: int, examples: int, val_examples: int, seed: int) -> tuple[
 
 
 def drawn(digits: int, seed: int) -> Iterator[tuple[int, int]]:
-    """Pairs of numbers without end, the same for a seed on every machine."""
-    random = Random(seed).random  # of all that Random has, Python promises to keep this alone as it is
+    """Yield pairs of numbers endlessly, the same for a seed on every machine."""
+    random = Random(seed).random  # the only method of Random whose sequence Python guarantees
     while True:
         a, b = (
             int("".join([str(int(1 + 9 * random())), *(str(int(10 * random())) for _ in range(digits - 1))]))
@@ -114,9 +114,9 @@ def drawn(digits: int, seed: int) -> Iterator[tuple[int, int]]:
 def prepare(
     folder: Path, report: Report, progress: object, *, digit_length: int, examples: int, val_examples: int, seed: int
 ) -> None:
-    """Write ``train.txt`` and ``val.txt``, which no progress need be shown of; files that are right already stay.
+    """Write ``train.txt`` and ``val.txt``. Shows no progress. Leaves files that are already correct.
 
-    Raises UserError where other texts are in the way, where the folder cannot be written, and as ``problems`` does.
+    Raises UserError if different texts have these names, if the folder cannot be written, and as ``problems`` does.
     """
     lines = problems(digit_length, examples, val_examples, seed)
     train, val = ("".join(f"{line}\n" for line in part).encode() for part in lines)
@@ -131,4 +131,4 @@ def prepare(
     if written:
         report(f"wrote {what} to {folder / 'train.txt'}, {val_examples:,} to val.txt")
     else:
-        report(f"{folder} has these {what} already: nothing to do")
+        report(f"{folder} already has these {what}: nothing to do")

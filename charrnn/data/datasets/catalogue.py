@@ -1,7 +1,7 @@
-"""Texts with a name, made on first use.
+"""Named texts, made on first use.
 
-Each name stands for one function that makes the text's files in a folder. What is fetched is checked by its
-SHA-256, so it does not matter where it came from, and a file that is there already is never replaced.
+Each name stands for a function that makes the text's files in a folder. Downloads are checked by SHA-256, so their
+source need not be trusted. Existing files are never replaced.
 """
 
 from __future__ import annotations
@@ -21,41 +21,39 @@ from charrnn.settings.option import Option
 
 @dataclass(frozen=True)
 class Dataset:
-    """A text that can be made.
+    """A text that can be made."""
 
-    make: called as ``make(folder, report, progress, **options)``; it writes the files or raises UserError.
-    options: its own, flags of ``charrnn prepare``. They are grouped in the help under the data set's name.
-    """
-
+    # called as ``make(folder, report, progress, **options)``; writes the files or raises UserError
     make: Callable[..., None]
+    # flags of ``charrnn prepare`` for this data set, grouped in the help under its name
     options: tuple[Option, ...] = ()
 
 
 def names() -> list[str]:
-    """The texts that ``prepare`` can make."""
+    """Return the names of the texts that ``prepare`` can make."""
     return sorted(DATASETS)
 
 
 def default_folder(name: str) -> Path:
-    """Where a named text goes unless the user says otherwise, relative to the working directory."""
+    """Return the folder of a named text, relative to the working directory, unless the user gives another."""
     return Path("data", name)
 
 
 def for_folder(folder: str | Path) -> str | None:
-    """The text whose default folder this is, as given; None for any other folder."""
+    """Return the name of the text whose default folder this is; None for any other folder."""
     return next((name for name in names() if default_folder(name) == Path(folder)), None)
 
 
 def prepare(name: str, folder: str | Path, report: Report, progress: Progress | None = None, **options: Any) -> None:
-    """Make a named text's files in a folder, which is made too; files that are right already stay.
+    """Make a named text's files in a folder, which is created if necessary. Correct files that exist stay.
 
-    ``report`` is called with one line of text at each step, ``progress`` as in ``download``; without it,
-    report gets a line at each tenth. ``options`` are the data set's own, those not given at their defaults.
-    Raises UserError for an unknown name, for an option of another data set, where another file is in the
-    way, where no source gives the text, and where the folder cannot be written.
+    ``report`` is called with one line of text at each step, and ``progress`` as in ``download``; without ``progress``,
+    ``report`` gets a line at each tenth. ``options`` are those of the data set; missing ones have their defaults.
+    Raises UserError for an unknown name or option, if a different file has the name of one to be made, if no source has
+    the text, and if the folder cannot be written.
     """
     if name not in DATASETS:
-        raise UserError(f"no text is called {name!r}{nearest(name, names())}: choose from {', '.join(names())}")
+        raise UserError(f"no text is named {name!r}{nearest(name, names())}: choose from {', '.join(names())}")
     dataset = DATASETS[name]
     values = {option.name: option.default for option in dataset.options}
     for other in options.keys() - values:

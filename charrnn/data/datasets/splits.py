@@ -1,4 +1,4 @@
-"""Folders of a text that is split already: ``train.txt``, ``val.txt`` and ``test.txt``."""
+"""Folders of a text that is already split: ``train.txt``, ``val.txt`` and ``test.txt``."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def in_the_way(path: Path, text: str) -> UserError:
 def write_splits(folder: Path, text: str, pieces: Iterable[tuple[str, bytes]]) -> list[Path]:
     """Write the pieces of a text, each with the name of its split, and return the files written.
 
-    The files appear once all pieces have come, the first split's last, so an error on the way leaves none. A file that
-    is there already must hold just the same bytes: it stays untouched. Raises UserError, calling the text
-    ``text``, where it does not, and OSError.
+    The files get their names after the last piece, that of the first split last, so an error leaves none. An existing
+    file must have exactly the same bytes, and is not touched. Raises UserError if it has not, and OSError. ``text`` is
+    the name of the text in messages.
     """
     new: dict[str, IO[bytes]] = {}
     old: dict[str, IO[bytes]] = {}
