@@ -138,7 +138,7 @@ def test_other_names_of_texts_make_it_again(folder: Path) -> None:
     for names, vocabulary in ((["train", "val"], "ab"), (["train", "val", "test"], "abc"), (["train", "val"], "ab")):
         prepared = encode(folder, names, "utf-8")
         assert prepared.vocabulary.codes == tuple(map(ord, vocabulary))
-        assert {name: prepared.vocabulary.decode(numbers) for name, numbers in prepared.ids.items()} == {
+        assert {name: prepared.vocabulary.decode(ids) for name, ids in prepared.ids.items()} == {
             name: (folder / f"{name}.txt").read_text() for name in names
         }
 
@@ -163,12 +163,12 @@ def test_a_damaged_file_is_noticed(folder: Path, name: str) -> None:
     identities(folder)
 
 
-def test_numbers_in_use_survive_their_replacement(folder: Path) -> None:
+def test_token_ids_in_use_survive_their_replacement(folder: Path) -> None:
     first = open_input(folder)
-    numbers = first.ids["input"].tolist()
+    ids = first.ids["input"].tolist()
     (folder / "input.txt").write_text("another", encoding="utf-8")
     open_input(folder)
-    assert first.ids["input"].tolist() == numbers
+    assert first.ids["input"].tolist() == ids
 
 
 TOGETHER = """

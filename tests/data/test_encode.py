@@ -114,7 +114,7 @@ def test_a_file_with_another_checksum_type_or_length_is_not_read(tmp_path: Path)
 
 
 @pytest.mark.parametrize(("size", "dtype"), [(1, "u1"), (256, "u1"), (257, "u2"), (65536, "u2"), (65537, "u4")])
-def test_numbers_take_the_smallest_type_that_fits(tmp_path: Path, size: int, dtype: str) -> None:
+def test_ids_take_the_smallest_type_that_fits(tmp_path: Path, size: int, dtype: str) -> None:
     vocabulary = Vocabulary(tuple(range(0x10000, 0x10000 + size)))
     assert id_type(vocabulary) == np.dtype(dtype)
     path, npy = tmp_path / "input.txt", tmp_path / "input.npy"
@@ -177,7 +177,7 @@ def test_a_change_that_leaves_no_mark_on_the_file_is_seen_too(tmp_path: Path, mo
             write_ids(source, found, encoder, encoder.vocabulary()[0], file)
 
 
-def test_renumbering_gives_the_other_vocabularys_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_translated_ids_are_those_of_the_other_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encode, "CHUNK", 3)
     own, other = Vocabulary(tuple(map(ord, "ace"))), Vocabulary(tuple(map(ord, "abcde")))
     ids = np.array([0, 1, 2, 2, 0, 1, 1], np.uint8)

@@ -216,10 +216,10 @@ def test_minibatches_are_what_a_model_takes(tmp_path: Path) -> None:
             split.batch(k)
 
 
-def test_numbers_are_mapped_and_fingerprinted(tmp_path: Path) -> None:
+def test_ids_are_mapped_and_fingerprinted(tmp_path: Path) -> None:
     write(tmp_path, train=SONG * 2, val=SONG, test=SONG)
     text = open_text(str(tmp_path), Reading(), pytest.fail)
-    assert all(isinstance(numbers, np.memmap) for numbers in text.files.values())
+    assert all(isinstance(ids, np.memmap) for ids in text.files.values())
     assert text.fingerprint.keys() == {"train.txt", "val.txt", "test.txt"}
     assert text.fingerprint["val.txt"] == text.fingerprint["test.txt"] != text.fingerprint["train.txt"]
     assert open_text(tmp_path, Reading("bytes"), pytest.fail).fingerprint == text.fingerprint
@@ -247,7 +247,7 @@ def test_bom_and_nul_are_characters(tmp_path: Path) -> None:
     assert text.vocabulary.codes == (0, ord("a"), ord("b"), 0xFEFF)
 
 
-def test_a_given_vocabulary_gives_the_numbers(tmp_path: Path) -> None:
+def test_a_given_vocabulary_gives_the_ids(tmp_path: Path) -> None:
     own = open_text(write(tmp_path, input="hello"), Reading(), pytest.fail)
     known = Vocabulary(tuple(map(ord, "aehloz")))
     text = open_text(tmp_path, Reading(), pytest.fail, vocabulary=known)

@@ -293,7 +293,7 @@ def test_a_split_that_cuts_a_character_says_how_to_read_it(site: Site, tmp_path:
         open_chosen(options, lambda line: None)
     text = open_chosen(replace(options, encoding="bytes"), lambda line: None)
     assert text.vocabulary.codes == tuple(sorted(set(TEXT)))
-    assert {name: bytes(text.vocabulary.codes[n] for n in numbers) for name, numbers in text.files.items()} == {
+    assert {name: bytes(text.vocabulary.codes[n] for n in ids) for name, ids in text.files.items()} == {
         name.removesuffix(".txt"): content for name, content in PARTS.items()
     }
 

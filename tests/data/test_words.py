@@ -148,7 +148,7 @@ def test_the_cache_of_words_stands_beside_that_of_characters(tmp_path: Path) -> 
     assert open_text(folder, report=pytest.fail, reading=Reading(level="word")).vocabulary.codes == ("<eos>", "three")
 
 
-def test_numbers_take_as_few_bytes_as_they_need(tmp_path: Path) -> None:
+def test_ids_take_as_few_bytes_as_they_need(tmp_path: Path) -> None:
     for size, dtype in ((256, np.uint8), (257, np.uint16), (65536, np.uint16), (65537, np.uint32)):
         write(tmp_path, input=" ".join(str(n) for n in range(size)))
         text = open_text(tmp_path, report=pytest.fail, reading=Reading(level="word"), keep=False)
