@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from charrnn.errors import UserError
@@ -15,9 +15,57 @@ if TYPE_CHECKING:
     from charrnn.checkpoints.checkpoint import Checkpoint
     from charrnn.data.vocabulary import Vocabulary
     from charrnn.evaluation.scoring import Evaluation
+    from charrnn.training.loop import Record
+    from charrnn.training.train import Trained
 
 __version__ = "0.1.0"
-__all__ = ["UserError", "__version__", "evaluate", "load", "sample"]
+__all__ = ["UserError", "__version__", "evaluate", "load", "sample", "train"]
+
+
+def train(
+    text_or_folder: str | Path | Sequence[str | Path] | None = None,
+    model: str | None = None,
+    *,
+    config: str | Path | None = None,
+    resume: str | Path | None = None,
+    on_record: Callable[[Record], object] | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> Trained:
+    """Train a model on a text, as ``charrnn train`` does, and save checkpoints.
+
+    Every flag of the command is a setting here, without its dash and with the same default: ``rnn_size=256``,
+    ``checkpoint_dir="verse"``. So are the model's own flags. ::
+
+        trained = charrnn.train("verse.txt", "gru", max_epochs=5)
+        print("".join(charrnn.sample(trained.best, length=200)))
+
+    Returns a ``Trained`` with ``best`` and ``newest`` (paths of checkpoints), ``val_loss`` (of the best, in nats per
+    token), ``records`` (one per iteration of this call, with ``iteration``, ``loss``, ``val_loss`` and more) and
+    ``interrupted``. Ctrl-C, or a notebook's "interrupt", finishes the iteration, saves and returns; a second one raises
+    KeyboardInterrupt at once. The numbers of threads, the kernels and torch's random numbers are put back at the end.
+
+    Args:
+        text_or_folder: a folder, as for ``data_dir``; a text file or a list of them, as for ``input``; None = as
+            ``config`` or ``resume`` say, or data/tinyshakespeare
+        model: a built-in model, or a file models/NAME.py; None = as ``config``, ``resume`` or ``init_from`` say, or
+            lstm
+        config: TOML file with any of these settings, or the name of a recipe; arguments override it
+        resume: continue the run of this checkpoint, or of the newest one in this folder, exactly
+        on_record: called with the record of each iteration, after any checkpoint of it was saved; an exception in it
+            ends the run without saving
+        progress: show the run: in a notebook, on a terminal, or as plain lines elsewhere
+        settings: any other setting
+
+    Raises UserError if a setting is unknown or impossible, a text or a checkpoint cannot be used, or the loss breaks.
+    """
+    from charrnn.training.train import train
+
+    if not progress:
+        return train(text_or_folder, {"model": model, **settings}, config, resume, on_record)
+    from charrnn.cli.display import report, shown
+
+    return train(text_or_folder, {"model": model, **settings}, config, resume, on_record, shown, report)
 
 
 def load(path: str | Path, **options: Any) -> tuple[nn.Module, Vocabulary]:

@@ -9,8 +9,8 @@ import ctypes
 import os
 import platform
 import sys
-from collections.abc import Callable, MutableMapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from charrnn.errors import UserError
@@ -131,6 +131,31 @@ def one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+# All of these
+
+
+@contextmanager
+def unchanged(gpuid: int) -> Iterator[None]:
+    """Put back, at the end, what a run changes in this process: threads, kernels, precision and random numbers.
+
+    The random numbers are those of the CPU and of GPU number ``gpuid``, if it exists.
+    """
+    import torch
+
+    from charrnn.kernels import backend
+
+    threads, compiled = torch.get_num_threads(), backend.threads()
+    precision, tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    with torch.random.fork_rng([gpuid] if 0 <= gpuid < torch.cuda.device_count() else []):
+        try:
+            yield
+        finally:
+            backend.use("compiled" if compiled else "torch", compiled or threads)
+            torch.set_num_threads(threads)
+            torch.set_float32_matmul_precision(precision)
+            torch.backends.cudnn.allow_tf32 = tf32
 
 
 # Memory

@@ -6,11 +6,12 @@ import sys
 from codecs import getincrementaldecoder
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from html import escape
 from math import inf, log
 from time import monotonic
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any
 
 from rich.columns import Columns
 from rich.console import Console
@@ -34,29 +35,27 @@ from charrnn.errors import printable
 if TYPE_CHECKING:
     from charrnn.data.datasets import download
     from charrnn.training.loop import Record
+    from charrnn.training.run import Viewer
+    from charrnn.training.setup import Setup
 
 
-class TrainingDisplay(Protocol):
-    """Follows a training run."""
-
-    def note(self, line: str) -> None: ...
-    def show(self, record: Record) -> None: ...
-    def validated(self, record: Record, saved: str, sample: str) -> None: ...
-    def ended(self, lines: Sequence[str]) -> None: ...
-    def close(self) -> None: ...
-
-
-def training_display(
-    print_every: int, tokens: int, val_losses: Sequence[float] = (), vocabulary: type[Vocabulary] = Vocabulary
-) -> TrainingDisplay:
-    """Return the live display if stdout is a terminal that can draw it, otherwise the plain one.
-
-    tokens: per iteration. val_losses: earlier ones of a resumed run.
-    """
+@contextmanager
+def shown(setup: Setup) -> Iterator[Viewer]:
+    """Provide the display of a run: in a notebook, on a terminal that can draw it, or plain lines elsewhere."""
+    options, vocabulary = setup.options, type(setup.vocabulary)
+    tokens, val_losses = options.batch_size * options.seq_length, list(setup.training.val_losses.values())
     console = Console(highlight=False)
-    if console.is_terminal and not console.is_dumb_terminal:
-        return LiveDisplay(console, tokens, val_losses, vocabulary)
-    return PlainDisplay(print_every, vocabulary)
+    if console.is_jupyter:
+        yield NotebookDisplay(tokens, val_losses, vocabulary)
+    elif console.is_terminal and not console.is_dumb_terminal:
+        display = LiveDisplay(console, tokens, val_losses, vocabulary)
+        try:
+            yield display
+        finally:
+            with suppress(OSError):  # the terminal is gone
+                display.close()
+    else:
+        yield PlainDisplay(options.print_every, vocabulary)
 
 
 class PlainDisplay:
@@ -92,34 +91,21 @@ class PlainDisplay:
     def ended(self, lines: Sequence[str]) -> None:
         print(*lines, sep="\n", flush=True)
 
-    def close(self) -> None:
-        """Do nothing: plain lines leave nothing open."""
 
-
-class LiveDisplay:
-    """Redraws a progress bar and the main figures in place, below the validations and samples.
-
-    The figures take one or two lines on a wide terminal and more on a narrow one; no figure is broken across lines.
-    """
+class Redrawn:
+    """The figures of a run, which a display redraws in place a few times a second."""
 
     REDRAWS_PER_SECOND = 8
 
-    def __init__(
-        self, console: Console, tokens: int, val_losses: Sequence[float], vocabulary: type[Vocabulary]
-    ) -> None:
-        self.console = console
-        # no refresh thread, so that drawing does not compete with training for a core
-        self.live = Live(console=console, auto_refresh=False, transient=False)
-        self.live.start()
-        self.tokens = tokens  # per iteration
+    def __init__(self, tokens: int, val_losses: Sequence[float], vocabulary: type[Vocabulary]) -> None:
+        # per iteration
+        self.tokens = tokens
         self.vocabulary = vocabulary
         self.units = vocabulary.units
         self.recent: deque[Record] = deque(maxlen=100)
         self.validations = list(val_losses)
-        self.drawn = -inf  # time of the last redraw
-
-    def note(self, line: str) -> None:
-        self.console.print(Text(line, style="yellow"))
+        # time of the last redraw
+        self.drawn = -inf
 
     def show(self, record: Record) -> None:
         self.recent.append(record)
@@ -127,6 +113,45 @@ class LiveDisplay:
         if now - self.drawn < 1 / self.REDRAWS_PER_SECOND and record.iteration != record.iterations:
             return
         self.drawn = now
+        self.redraw(record)
+
+    def redraw(self, record: Record) -> None:
+        raise NotImplementedError
+
+    def figures(self, record: Record) -> dict[str, str]:
+        seconds = sum(r.seconds for r in self.recent) / len(self.recent)
+        losses = [r.loss for r in self.recent]
+        return {
+            "iteration": f"{record.iteration}/{record.iterations}",
+            "epoch": f"{record.epoch:.2f}",
+            "train loss": f"{sum(losses) / len(losses):.4f}",
+            "validation": f"{self.validations[-1]:.4f}" if self.validations else "-",
+            "best": f"{min(self.validations):.4f}" if self.validations else "-",
+            "grad/param norm": f"{record.grad_norm / record.param_norm:.1e}" if record.param_norm else "-",
+            f"{self.units}/s": f"{self.tokens / seconds:,.0f}" if seconds else "-",
+            "left": str(timedelta(seconds=round(seconds * (record.iterations - record.iteration)))),
+        }
+
+
+class LiveDisplay(Redrawn):
+    """Redraws a progress bar and the main figures in place, below the validations and samples.
+
+    The figures take one or two lines on a wide terminal and more on a narrow one; no figure is broken across lines.
+    """
+
+    def __init__(
+        self, console: Console, tokens: int, val_losses: Sequence[float], vocabulary: type[Vocabulary]
+    ) -> None:
+        super().__init__(tokens, val_losses, vocabulary)
+        self.console = console
+        # no refresh thread, so that drawing does not compete with training for a core
+        self.live = Live(console=console, auto_refresh=False, transient=False)
+        self.live.start()
+
+    def note(self, line: str) -> None:
+        self.console.print(Text(line, style="yellow"))
+
+    def redraw(self, record: Record) -> None:
         self.live.update(self._draw(record), refresh=True)
 
     def validated(self, record: Record, saved: str, sample: str) -> None:
@@ -143,7 +168,7 @@ class LiveDisplay:
         if sample:
             self.console.print(Text(sample, style="cyan"))
             self.console.rule(style="dim")
-        self.live.update(self._draw(record), refresh=True)
+        self.redraw(record)
 
     def ended(self, lines: Sequence[str]) -> None:
         self.live.stop()
@@ -155,23 +180,71 @@ class LiveDisplay:
         self.live.stop()
 
     def _draw(self, record: Record) -> Table:
-        seconds = sum(r.seconds for r in self.recent) / len(self.recent)
-        losses = [r.loss for r in self.recent]
-        figures = {
-            "iteration": f"{record.iteration}/{record.iterations}",
-            "epoch": f"{record.epoch:.2f}",
-            "train loss": f"{sum(losses) / len(losses):.4f}",
-            "validation": f"{self.validations[-1]:.4f}" if self.validations else "-",
-            "best": f"{min(self.validations):.4f}" if self.validations else "-",
-            "grad/param norm": f"{record.grad_norm / record.param_norm:.1e}" if record.param_norm else "-",
-            f"{self.units}/s": f"{self.tokens / seconds:,.0f}" if seconds else "-",
-            "left": str(timedelta(seconds=round(seconds * (record.iterations - record.iteration)))),
-        }
+        figures = self.figures(record)
         cells = [Text.assemble((f"{name} ", "dim"), value, no_wrap=True) for name, value in figures.items()]
         drawn = Table.grid(expand=True)  # unlike a Group, it ends the bar's line
         drawn.add_row(ProgressBar(total=record.iterations, completed=record.iteration))
         drawn.add_row(Columns(cells, padding=(0, 2)))
         return drawn
+
+
+class NotebookDisplay(Redrawn):
+    """Redraws one output of a Jupyter notebook: progress, the main figures, the latest validations, the latest sample.
+
+    It needs no widgets, and a saved notebook keeps what it showed last.
+    """
+
+    REDRAWS_PER_SECOND = 4
+    VALIDATIONS = 10
+
+    def __init__(self, tokens: int, val_losses: Sequence[float], vocabulary: type[Vocabulary]) -> None:
+        super().__init__(tokens, val_losses, vocabulary)
+        self.latest: deque[str] = deque(maxlen=self.VALIDATIONS)
+        self.sample = ""
+        self.output: Any = None
+
+    def note(self, line: str) -> None:
+        print(line)
+
+    def redraw(self, record: Record) -> None:
+        figures = self.figures(record)
+        # for a front end without HTML, such as a text console
+        words = ", ".join(f"{name} {value}" for name, value in figures.items())
+        cells = "&ensp; ".join(f"{escape(name)}&nbsp;<b>{value}</b>" for name, value in figures.items())
+        html = f"<progress value='{record.iteration}' max='{record.iterations}' style='width: 100%'></progress>"
+        html += f"<div>{cells}</div>"
+        html += "".join(f"<div>{escape(line)}</div>" for line in self.latest)
+        if self.sample:
+            html += f"<pre>{escape(self.sample)}</pre>"
+        self._show({"text/plain": "\n".join([words, *self.latest, self.sample]).rstrip(), "text/html": html})
+
+    def _show(self, drawn: dict[str, str]) -> None:
+        from IPython.display import display
+
+        if self.output is None:
+            self.output = display(drawn, raw=True, display_id=True)
+        else:
+            self.output.update(drawn, raw=True)
+
+    def validated(self, record: Record, saved: str, sample: str) -> None:
+        assert record.val_loss is not None
+        self.validations.append(record.val_loss)
+        figure = self.vocabulary.figure(record.val_loss).text
+        more = f", {shares(record.measures)}" if record.measures else ""
+        self.latest.append(
+            f"iteration {record.iteration}, epoch {record.epoch:.2f}: validation loss {record.val_loss:.4f} "
+            f"({figure}){more}, saved to {saved}"
+        )
+        self.sample = sample
+        self.redraw(record)
+
+    def ended(self, lines: Sequence[str]) -> None:
+        print(*lines, sep="\n")
+
+
+def report(line: str) -> None:
+    """Print a line on stderr, or in a notebook, where that looks like an error, on stdout."""
+    print(line, file=sys.stdout if Console().is_jupyter else sys.stderr, flush=True)
 
 
 def shares(measures: Mapping[str, float]) -> str:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +17,7 @@ from charrnn.settings.resolve import Configuration, Sources, resolve
 from charrnn.settings.training import training_options
 
 if TYPE_CHECKING:
-    from charrnn.cli.display import TrainingDisplay
-    from charrnn.training.loop import Record
-    from charrnn.training.run import Run
+    from charrnn.training.run import Viewer
     from charrnn.training.setup import Setup
 
 CONFIG = Option(
@@ -100,16 +96,14 @@ def train(sources: Sources, /, dry_run: bool, print_config: bool, **flags: Any) 
         return show_settings(settings)
 
     from charrnn.checkpoints.folder import RunFolder
+    from charrnn.cli.display import shown
     from charrnn.cli.streams import note
     from charrnn.training.setup import prepare
 
     setup = prepare(settings, note, keep=not dry_run)
     if dry_run:
         return try_out(setup)
-    note(
-        f"{setup.options.model} with {setup.parameters:,} parameters on {setup.training.device}; "
-        f"{len(setup.vocabulary):,} {setup.vocabulary.units}, {len(setup.splits['train'])} minibatches an epoch"
-    )
+    note(setup.summary())
     with RunFolder.of(setup.options).alone(), setup.enough_memory(), shown(setup) as display:
         return follow(setup, display)
 
@@ -133,79 +127,27 @@ def try_out(setup: Setup) -> int:
     return 0
 
 
-@contextmanager
-def shown(setup: Setup) -> Iterator[TrainingDisplay]:
-    """Provide the display of a run."""
-    from charrnn.cli.display import training_display
-
-    options, val_losses = setup.options, list(setup.training.val_losses.values())
-    tokens = options.batch_size * options.seq_length
-    display = training_display(options.print_every, tokens, val_losses, type(setup.vocabulary))
-    try:
-        yield display
-    finally:
-        with suppress(OSError):  # the terminal is gone
-            display.close()
-
-
-def follow(setup: Setup, display: TrainingDisplay) -> int:
+def follow(setup: Setup, display: Viewer) -> int:
     """Train to the end or to a signal, showing and saving the results. Return the exit code."""
-    from charrnn.training.run import Run
+    from charrnn.training.run import Run, stopping
 
     run = Run(setup, display.note)
-    signals = stop_on_signals(run, display)
-    try:
-        for record in run.records():
-            display.show(record)
-            save_if_due(run, record, display)
-        if not signals:
-            display.ended(run.finish().lines())
-            return 0
-        saved = run.save_last()
-        display.note(f"stopped; saved to {saved}. To continue: charrnn train -resume {saved}")
-    except OSError:  # the terminal or pipe that we write to is gone; files raise UserError
-        run.save_last()
-        if not signals:
-            raise
-    return 128 + signals[0]
-
-
-def save_if_due(run: Run, record: Record, display: TrainingDisplay) -> None:
-    """Save after a validation, and between validations as the settings say."""
-    from charrnn.errors import UserError, printable
-
-    if record.val_loss is not None:
-        saved = run.save()
-        display.validated(record, str(saved), printable(run.sample()) if run.options.sample_length else "")
-        if advice := run.new_advice():
-            display.note(advice)
-    elif run.save_is_due():
+    # nohup ignores SIGHUP
+    heeded = [n for n in SIGNALS if n == signal.SIGINT or signal.getsignal(n) is not signal.SIG_IGN]
+    with stopping(run, heeded, display) as signals:
         try:
+            for _ in run.follow(display):
+                pass
+            if not signals:
+                display.ended(run.finish().lines())
+                return 0
+            saved = run.save_last()
+            display.note(f"stopped; saved to {saved}. To continue: charrnn train -resume {saved}")
+        except OSError:  # the terminal or pipe that we write to is gone; files raise UserError
             run.save_last()
-        except UserError as error:  # a full disk may have room again at the next save
-            display.note(f"{error}; training continues")
-
-
-def stop_on_signals(run: Run, display: TrainingDisplay) -> list[int]:
-    """Let a first Ctrl-C or signal to end stop the run after the current iteration, and a second one at once.
-
-    Return the list that will contain the signal.
-    """
-    received: list[int] = []
-
-    def stop(number: int, _: object) -> None:
-        received.append(number)
-        run.stop()
-        for signum in SIGNALS:
-            if signal.getsignal(signum) is stop:
-                signal.signal(signum, signal.SIG_DFL if signum != signal.SIGINT else signal.default_int_handler)
-        with suppress(OSError, RuntimeError):  # the terminal is gone, or was being written to just now
-            display.note("stopping after this iteration (Ctrl-C again: at once)")
-
-    for signum in SIGNALS:
-        if signum == signal.SIGINT or signal.getsignal(signum) is not signal.SIG_IGN:  # nohup ignores SIGHUP
-            signal.signal(signum, stop)
-    return received
+            if not signals:
+                raise
+    return 128 + signals[0]
 
 
 command = TrainCommand(

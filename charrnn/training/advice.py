@@ -35,8 +35,8 @@ class Summary:
     advice: str
     vocabulary: type[Vocabulary] = Vocabulary
 
-    def lines(self) -> list[str]:
-        """Return the summary in words; the last line is the command that samples from the best checkpoint."""
+    def lines(self, command: bool = True) -> list[str]:
+        """Return the summary in words; if wanted, with the command that samples from the best checkpoint."""
         lines = [f"{self.ended}: {self.iterations:,} iterations in {timedelta(seconds=round(self.seconds))}"]
         if self.advice:
             lines.append(self.advice)
@@ -45,7 +45,7 @@ class Summary:
             lines.append(f"best: {self.best}, validation loss {self.val_loss:.4f} ({figure.text})")
         elif self.best:
             lines.append(f"saved to {self.best}; without a validation split there is no best checkpoint")
-        if self.best:
+        if self.best and command:
             lines.append(f"to sample from it: charrnn sample {quote(str(self.best))}")
         return lines
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from math import nan
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -13,6 +16,7 @@ from charrnn.checkpoints.checkpoint import Checkpoint
 from charrnn.checkpoints.folder import RunFolder
 from charrnn.compute import Report
 from charrnn.data.addition import Problems
+from charrnn.errors import UserError, printable
 from charrnn.sampling.sampler import sample
 from charrnn.training.advice import Summary, advice
 from charrnn.training.loop import Diverged, Record
@@ -22,8 +26,17 @@ from charrnn.training.setup import Setup
 ROLLBACKS = 3  # with -on_nan rollback: a run that breaks more often needs other settings
 
 
+class Viewer(Protocol):
+    """Follows a run."""
+
+    def note(self, line: str) -> None: ...
+    def show(self, record: Record) -> None: ...
+    def validated(self, record: Record, saved: str, sample: str) -> None: ...
+    def ended(self, lines: Sequence[str]) -> None: ...
+
+
 class Run:
-    """Trains a set-up: ``for record in run.records()``. What to save, and when, is up to the caller."""
+    """Trains a set-up: ``for record in run.follow(viewer)``, and then ``run.finish()``."""
 
     def __init__(self, setup: Setup, report: Report) -> None:
         self.setup = setup
@@ -39,6 +52,8 @@ class Run:
         self.first = self.training.iteration
         self.began = self.saved_at = time.monotonic()
         self.advised = ""
+        # the checkpoint saved last by this process
+        self.newest: Path | None = None
         # where a broken loss leads back to
         self.last_good = self.checkpoint() if self.options.on_nan == "rollback" else None
 
@@ -62,6 +77,25 @@ class Run:
         finally:
             for sink in self.sinks:
                 sink.close()
+
+    def follow(self, viewer: Viewer) -> Iterator[Record]:
+        """Train to the end or until ``stop``, saving and showing what the settings say. Yield each record after that.
+
+        Saves after each validation, and between validations by -save_every and -save_minutes.
+        """
+        for record in self.records():
+            viewer.show(record)
+            if record.val_loss is not None:
+                saved = self.save()
+                viewer.validated(record, str(saved), printable(self.sample()) if self.options.sample_length else "")
+                if advice := self.new_advice():
+                    viewer.note(advice)
+            elif self.save_is_due():
+                try:
+                    self.save_last()
+                except UserError as error:  # a full disk may have room again at the next save
+                    viewer.note(f"{error}; training continues")
+            yield record
 
     def _roll_back(self, checkpoint: Checkpoint) -> None:
         self.model.load_state_dict(checkpoint.weights)
@@ -114,6 +148,7 @@ class Run:
         for sink in self.sinks:
             sink.flush()
         checkpoint.save(path)
+        self.newest = path
         if self.options.on_nan == "rollback":
             self.last_good = checkpoint
         return path
@@ -150,3 +185,30 @@ class Run:
         best, advice = self.folder.best(), self.advice()
         saved = self.folder.path / best.name if best else last
         return Summary(ended, trained, seconds, saved, best.loss if best else None, advice, type(self.setup.vocabulary))
+
+
+@contextmanager
+def stopping(run: Run, signals: Iterable[signal.Signals], viewer: Viewer) -> Iterator[list[int]]:
+    """Let the first of these signals stop the run after the current iteration, and a second one act at once.
+
+    Yield the list that will contain the signal. The handlers are put back at the end.
+    """
+    received: list[int] = []
+
+    def stop(number: int, _: object) -> None:
+        received.append(number)
+        run.stop()
+        for signum in before:
+            if signal.getsignal(signum) is stop:
+                signal.signal(signum, signal.SIG_DFL if signum != signal.SIGINT else signal.default_int_handler)
+        with suppress(OSError, RuntimeError):  # the terminal is gone, or was being written to just now
+            viewer.note("stopping after this iteration (Ctrl-C again: at once)")
+
+    before = {signum: signal.getsignal(signum) for signum in signals}
+    try:
+        for signum in before:
+            signal.signal(signum, stop)
+        yield received
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler or signal.SIG_DFL)  # None: not set from Python

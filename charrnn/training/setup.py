@@ -80,6 +80,13 @@ class Setup:
         """Number of values that the model learns."""
         return sum(p.numel() for p in self.model.parameters())
 
+    def summary(self) -> str:
+        """Return the model, its size, the device and the size of the text, in one line."""
+        return (
+            f"{self.options.model} with {self.parameters:,} parameters on {self.training.device}; "
+            f"{len(self.vocabulary):,} {self.vocabulary.units}, {len(self.splits['train'])} minibatches an epoch"
+        )
+
     def enough_memory(self) -> AbstractContextManager[None]:
         """Inside this context, running out of memory is a UserError that says what the run needs."""
         return memory.explained(self.skeleton, len(self.vocabulary), self.options)
