@@ -125,7 +125,7 @@ class Case:
 def split_of(stream: np.ndarray, batch_size: int, seq_length: int) -> Split:
     """Lay out a stream as the product lays out a train.txt."""
     vocabulary = Vocabulary(tuple(range(int(stream.max()) + 1)), "bytes")
-    text = Text({}, vocabulary, {}, {"train": stream}, {}, report=lambda line: None)
+    text = Text(vocabulary, {}, {"train": stream}, called={}, fingerprint={}, report=lambda line: None)
     return text.split(batch_size, seq_length, 1.0, 0.0)["train"]
 
 
