@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
-from contextlib import chdir
+from collections.abc import Iterator
+from contextlib import chdir, contextmanager
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from rich.console import Console
 
 from charrnn.cli import display
 from charrnn.cli.main import run
+from charrnn.training.setup import Setup
 
 PICTURE = Path(__file__).parent / "pictures" / "live_display.svg"
 TEXT = Path(__file__).parent.parent / "data" / "tinyshakespeare"
@@ -58,11 +60,13 @@ def picture(command: list[str], stop_at: int, *unseen: str) -> str:
     """
     shown: list[Recorded] = []
 
-    def recorded(print_every: int, *args: Any, **named: Any) -> Recorded:
-        shown.append(Recorded(command, stop_at, *args, **named))
-        return shown[-1]
+    @contextmanager
+    def recorded(setup: Setup) -> Iterator[Recorded]:
+        tokens = setup.options.batch_size * setup.options.seq_length
+        shown.append(Recorded(command, stop_at, tokens, [], type(setup.vocabulary)))
+        yield shown[-1]
 
-    with tempfile.TemporaryDirectory() as folder, chdir(folder), patch.object(display, "training_display", recorded):
+    with tempfile.TemporaryDirectory() as folder, chdir(folder), patch.object(display, "shown", recorded):
         run([*command, *unseen])
     return shown[-1].picture
 
