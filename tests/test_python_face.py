@@ -311,6 +311,12 @@ def test_a_training_can_be_resumed(folder: Path, tmp_path: Path) -> None:
     assert again.newest == rest.newest and again.records == () and again.val_loss == rest.val_loss
 
 
+def test_without_a_validation_split_the_best_checkpoint_is_the_newest(folder: Path, tmp_path: Path) -> None:
+    trained = short(tmp_path, "cv", folder / "data", val_frac=0, max_epochs=0.1)
+    assert trained.best == trained.newest == tmp_path / "cv" / "lm_lstm_last.pt" and trained.val_loss is None
+    assert Checkpoint.load(trained.best).training["iteration"] == len(trained.records)
+
+
 def test_settings_come_from_a_file_too(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text('model = "rnn"\nmax_epochs = 1\n')
     given = {name: value for name, value in SHORT.items() if name != "max_epochs"}

@@ -26,6 +26,7 @@ class Kernel:
         self.manager.start_kernel(cwd=str(home))
         self.client: Any = self.manager.client()
         self.client.start_channels()
+        self.client.wait_for_ready(timeout=120)  # an output before that could be lost
 
     def close(self) -> None:
         self.client.stop_channels()
