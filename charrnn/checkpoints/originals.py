@@ -5,7 +5,7 @@ Both programs compute the gates of an LSTM in the order i, f, o, g; torch has i,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from charrnn import registry
 from charrnn.checkpoints import t7
 from charrnn.checkpoints.checkpoint import Checkpoint
+from charrnn.compute import Report
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import UserError
 from charrnn.settings.option import Encoding, Option
@@ -24,12 +25,7 @@ from charrnn.settings.training import TrainingOptions, training_options
 
 Array = NDArray[Any]
 
-
-Report = Callable[[str], None]
-
-
 INDISPENSABLE = ("model", "rnn_size", "num_layers", "dropout")
-
 
 IGNORED = {"task"}  # grid-lstm has an option of this name with another meaning
 
@@ -46,14 +42,6 @@ class Source:
         return ifog_to_ifgo(joined) if self.reorder else joined
 
 
-def concatenated(*names: str) -> Source:
-    return Source(names)
-
-
-def reordered(name: str) -> Source:
-    return Source((name,), reorder=True)
-
-
 def ifog_to_ifgo(rows: Array) -> Array:
     """Reorder gates along the first axis from i, f, o, g to i, f, g, o. The function is its own inverse."""
     i, f, o, g = np.split(rows, 4)
@@ -67,50 +55,31 @@ def layout(model: str, n_layers: int, tied: bool) -> dict[str, Source]:
     layer2.time.t2h.weight, layer2.depth.d2h.weight (depth.d2h.weight if shared by the layers), embedding.weight,
     decoder.bias.
     """
-    sources = {"embedding.weight": concatenated("embedding.weight")} if model == "grid_lstm" else {}
+    sources = {"embedding.weight": Source(("embedding.weight",))} if model == "grid_lstm" else {}
     for kind in ("weight", "bias"):
-        sources[f"decoder.{kind}"] = concatenated(f"decoder.{kind}")
+        sources[f"decoder.{kind}"] = Source((f"decoder.{kind}",))
         for k in range(n_layers):
-            sources |= LAYERS[model](kind, k, tied)
+            for name, names in layer(model, kind, k, tied).items():
+                sources[name] = Source(names, reorder=GATES[model] == 4)
     return sources
 
 
-def _lstm(kind: str, k: int, tied: bool) -> dict[str, Source]:
+def layer(model: str, kind: str, k: int, tied: bool) -> dict[str, tuple[str, ...]]:
+    """Return the names of the original weights or biases that make up each of ours in layer k."""
     old = f"layer{k + 1}"
+    if model == "grid_lstm":
+        depth, new = ("depth", "depth.0") if tied else (f"{old}.depth", f"depth.{k}")
+        return {
+            f"time.{k}.{kind}_ih_l0": (f"{old}.time.d2h.{kind}",),
+            f"time.{k}.{kind}_hh_l0": (f"{old}.time.t2h.{kind}",),
+            f"{new}.{kind}_ih": (f"{depth}.d2h.{kind}",),
+            f"{new}.{kind}_hh": (f"{depth}.t2h.{kind}",),
+        }
+    parts = [f"{old}.{gate}" for gate in ("reset", "update", "candidate")] if model == "gru" else [old]
     return {
-        f"lstm.{kind}_ih_l{k}": reordered(f"{old}.i2h.{kind}"),
-        f"lstm.{kind}_hh_l{k}": reordered(f"{old}.h2h.{kind}"),
+        f"{model}.{kind}_ih_l{k}": tuple(f"{part}.i2h.{kind}" for part in parts),
+        f"{model}.{kind}_hh_l{k}": tuple(f"{part}.h2h.{kind}" for part in parts),
     }
-
-
-def _gru(kind: str, k: int, tied: bool) -> dict[str, Source]:
-    names = [f"layer{k + 1}.{gate}.%s.{kind}" for gate in ("reset", "update", "candidate")]
-    return {
-        f"gru.{kind}_ih_l{k}": concatenated(*(name % "i2h" for name in names)),
-        f"gru.{kind}_hh_l{k}": concatenated(*(name % "h2h" for name in names)),
-    }
-
-
-def _rnn(kind: str, k: int, tied: bool) -> dict[str, Source]:
-    old = f"layer{k + 1}"
-    return {
-        f"rnn.{kind}_ih_l{k}": concatenated(f"{old}.i2h.{kind}"),
-        f"rnn.{kind}_hh_l{k}": concatenated(f"{old}.h2h.{kind}"),
-    }
-
-
-def _grid_lstm(kind: str, k: int, tied: bool) -> dict[str, Source]:
-    old = f"layer{k + 1}"
-    depth, new = ("depth", "depth.0") if tied else (f"{old}.depth", f"depth.{k}")
-    return {
-        f"time.{k}.{kind}_ih_l0": reordered(f"{old}.time.d2h.{kind}"),
-        f"time.{k}.{kind}_hh_l0": reordered(f"{old}.time.t2h.{kind}"),
-        f"{new}.{kind}_ih": reordered(f"{depth}.d2h.{kind}"),
-        f"{new}.{kind}_hh": reordered(f"{depth}.t2h.{kind}"),
-    }
-
-
-LAYERS = {"lstm": _lstm, "gru": _gru, "rnn": _rnn, "grid_lstm": _grid_lstm}
 
 
 GATES = {"lstm": 4, "gru": 1, "rnn": 1, "grid_lstm": 4}  # per module
@@ -187,8 +156,8 @@ def _get(table: Any, key: str, kind: type) -> Any:
 def _settings(opt: t7.Table, report: Report) -> dict[str, Any]:
     """Return the values of our settings. The programs' options have the same names and, but for one, meanings."""
     model = _get(opt, "model", bytes).decode("utf-8", "replace")
-    if model not in LAYERS:
-        raise t7.Unreadable(f"has a model {model}; only {', '.join(LAYERS)} can be imported")
+    if model not in GATES:
+        raise t7.Unreadable(f"has a model {model}; only {', '.join(GATES)} can be imported")
     for name in ("rnn_size", "num_layers"):
         _get(opt, name, float)
     wanted = {name: option for name, option in training_options().items() if name not in IGNORED}

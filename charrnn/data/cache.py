@@ -31,6 +31,7 @@ from charrnn.data.encode import (
     hash_text,
     open_source,
     read_ids,
+    room_for_temporary_files,
     write_ids,
 )
 from charrnn.data.vocabulary import Vocabulary
@@ -62,7 +63,7 @@ def load_or_build(
     because the folder is read-only, ``report`` gets a line that says so. Without ``keep`` no cache is written. Raises
     UserError if a text cannot be read or a cache cannot be written.
     """
-    homes = cache_folders(texts, folder)
+    homes = [folder, user_cache(folder)] if folder else [user_cache(*texts.values())]
     if not keep:
         found = (load(home, texts, reading) for home in homes)
         return next(filter(None, found), None) or build_in_passing(texts, reading)
@@ -81,18 +82,10 @@ def load_or_build(
     raise AssertionError("the last folder has returned or raised")
 
 
-def cache_folders(texts: Mapping[str, Path], folder: Path | None) -> list[Path]:
-    """Return the folders that may hold the cache of texts, in order: their own, then one of the user's cache folder."""
-    return [folder, user_cache(folder)] if folder else [user_cache(*texts.values())]
-
-
 def build_in_passing(texts: Mapping[str, Path], reading: Reading) -> EncodedTexts:
     """Encode texts without keeping a cache."""
-    try:
-        with TemporaryDirectory(prefix="charrnn-", ignore_cleanup_errors=True) as home:
-            return build(Path(home), texts, reading)
-    except OSError as error:
-        raise UserError(f"no room for temporary files: {error.strerror}; free some, or set TMPDIR") from None
+    with room_for_temporary_files(), TemporaryDirectory(prefix="charrnn-", ignore_cleanup_errors=True) as home:
+        return build(Path(home), texts, reading)
 
 
 def record_file(home: Path, reading: Reading) -> Path:

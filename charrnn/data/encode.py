@@ -10,7 +10,7 @@ import codecs
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import file_digest, sha256
@@ -314,7 +314,6 @@ def write_ids(
         digest.update(ids.data)
         file.write(ids.data)
     source.check_unchanged(surveyed.sha256, text_digest.hexdigest())
-    file.flush()
     return map_ids(file, dtype, len(header), surveyed.length), digest.hexdigest()
 
 
@@ -335,27 +334,33 @@ def read_ids(path: Path, checksum: str, vocabulary: Vocabulary, length: int) -> 
 
 
 def join(parts: Sequence[TokenIds]) -> TokenIds:
-    """Join several texts, mapped from an unnamed temporary file. Raises OSError if there is no room for it."""
-    if len(parts) == 1:
-        return parts[0]
-    with TemporaryFile() as file:
-        for part in parts:
-            file.write(part.data)
-        file.flush()
-        return map_ids(file, parts[0].dtype, 0, sum(map(len, parts)))
+    """Join several texts in a temporary file. Raises UserError if there is no room for it."""
+    return parts[0] if len(parts) == 1 else in_temporary_file(parts, parts[0].dtype)
 
 
 def translate(ids: TokenIds, own: Vocabulary, other: Vocabulary) -> TokenIds:
-    """Return the ids that the same tokens have in another vocabulary, mapped from an unnamed temporary file.
+    """Return the ids that the same tokens have in another vocabulary, from a temporary file.
 
-    ``other`` must know every token of ``own``. Raises OSError if there is no room for the file.
+    ``other`` must know every token of ``own``. Raises UserError if there is no room for the file.
     """
     table = np.array([other.id_of(code) for code in own.codes], id_type(other))
-    with TemporaryFile() as file:
-        for start in range(0, len(ids), CHUNK):
-            file.write(table[ids[start : start + CHUNK]].data)
-        file.flush()
-        return map_ids(file, table.dtype, 0, len(ids))
+    return in_temporary_file((table[ids[start : start + CHUNK]] for start in range(0, len(ids), CHUNK)), table.dtype)
+
+
+def in_temporary_file(parts: Iterable[TokenIds], dtype: np.dtype[Any]) -> TokenIds:
+    """Write token ids to an unnamed temporary file, and return them mapped from it."""
+    with room_for_temporary_files(), TemporaryFile() as file:
+        for part in parts:
+            file.write(part.data)
+        return map_ids(file, dtype, 0, file.tell() // dtype.itemsize)
+
+
+@contextmanager
+def room_for_temporary_files() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"no room for temporary files: {error.strerror}; free some, or set TMPDIR") from None
 
 
 def id_type(vocabulary: Vocabulary) -> np.dtype[Any]:
@@ -371,4 +376,5 @@ def npy_header(dtype: np.dtype[Any], length: int) -> bytes:
 
 
 def map_ids(file: IO[bytes], dtype: np.dtype[Any], offset: int, length: int) -> TokenIds:
+    file.flush()
     return np.memmap(file, dtype, "r", offset, (length,))

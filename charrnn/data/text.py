@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from glob import glob
 from pathlib import Path
 from typing import Any
 
+from charrnn.compute import Report
 from charrnn.data import addition
 from charrnn.data.cache import EncodedTexts, load_or_build
 from charrnn.data.datasets import penn_treebank
@@ -20,8 +20,6 @@ from charrnn.settings.training import TrainingOptions, check_fractions
 
 FEW = 50  # minibatches: char-rnn warns if there are fewer
 SPLITS = ("train", "val", "test")
-
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,8 +98,7 @@ def open_text(
         paths = {str(index): path for index, path in enumerate(source, 1)}
         encoded = load_or_build(paths, reading, None, report, keep)
         name = str(source[0]) if len(source) == 1 else f"the text of {len(source)} files"
-        with room_for_temporary_files():
-            called, files = {"input": name}, {"input": join(list(encoded.ids.values()))}
+        called, files = {"input": name}, {"input": join(list(encoded.ids.values()))}
         fingerprint = {index: found.sha256 for index, found in encoded.surveys.items()}
     report_crlf(paths, encoded.surveys, report)
     penn_treebank.check(paths, {split: len(ids) for split, ids in files.items()}, reading.level, report)
@@ -110,8 +107,7 @@ def open_text(
     if unknown := vocabulary.unknown_codes(own.codes):
         raise vocabulary.unknown_error(name, map(own.name, unknown))
     if vocabulary.codes[: len(own)] != own.codes:
-        with room_for_temporary_files():
-            files = {split: translate(ids, own, vocabulary) for split, ids in files.items()}
+        files = {split: translate(ids, own, vocabulary) for split, ids in files.items()}
     return Text(vocabulary, counts, files, called, fingerprint, report)
 
 
@@ -190,14 +186,6 @@ def words_to_train_on(encoded: EncodedTexts, name: str, unk: str) -> Words:
             "as in -unk '<unk>', or add them to train.txt"
         )
     return Words(words, own.encoding)
-
-
-@contextmanager
-def room_for_temporary_files() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"no room for temporary files: {error.strerror}; free some, or set TMPDIR") from None
 
 
 def require(splits: Mapping[str, Minibatches], name: str) -> Minibatches:
