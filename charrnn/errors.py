@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable, Sequence
+from unicodedata import category
+
+# Unicode's categories of characters that are escaped in messages
+CONTROL = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 
 class UserError(Exception):
@@ -42,9 +45,4 @@ def printable(text: str, keep: str = "\n\t") -> str:
 
     Line and paragraph separators, formatting characters and lone surrogates are escaped too.
     """
-    return "".join(c if c in keep or not is_control(c) else ascii(c)[1:-1] for c in text)
-
-
-def is_control(character: str) -> bool:
-    category = unicodedata.category(character)
-    return category[0] == "C" or category in ("Zl", "Zp")
+    return "".join(ascii(c)[1:-1] if category(c) in CONTROL and c not in keep else c for c in text)

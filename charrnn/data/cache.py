@@ -11,7 +11,7 @@ import errno
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from charrnn.compute import Report
 from charrnn.data.encode import (
     ENCODERS,
     Counts,
@@ -55,7 +56,7 @@ class EncodedTexts:
 
 
 def load_or_build(
-    texts: Mapping[str, Path], reading: Reading, folder: Path | None, report: Callable[[str], None], keep: bool = True
+    texts: Mapping[str, Path], reading: Reading, folder: Path | None, report: Report, keep: bool = True
 ) -> EncodedTexts:
     """Return the texts as token ids, from their cache if it is up to date.
 

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
+from charrnn.compute import Report
+from charrnn.data.datasets.download import Progress
 from charrnn.data.datasets.splits import in_the_way, write_splits
 from charrnn.errors import UserError
 from charrnn.settings.option import FROM_ONE, Interval, Option
-
-Report = Callable[[str], None]
-
 
 OPTIONS = (
     Option("digit_length", int, 2, "digits of the numbers to add", "addition", within=Interval(1, 1000)),
@@ -112,7 +111,7 @@ def drawn(digits: int, seed: int) -> Iterator[tuple[int, int]]:
 
 
 def prepare(
-    folder: Path, report: Report, progress: object, *, digit_length: int, examples: int, val_examples: int, seed: int
+    folder: Path, report: Report, progress: Progress, *, digit_length: int, examples: int, val_examples: int, seed: int
 ) -> None:
     """Write ``train.txt`` and ``val.txt``. Shows no progress. Leaves files that are already correct.
 

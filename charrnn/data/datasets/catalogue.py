@@ -12,8 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from charrnn.compute import Report
 from charrnn.data.datasets import addition, penn_treebank, wikipedia
-from charrnn.data.datasets.download import Progress, Report, by_tenths
+from charrnn.data.datasets.download import Progress, by_tenths
 from charrnn.data.datasets.tinyshakespeare import prepare_tinyshakespeare
 from charrnn.errors import UserError, nearest
 from charrnn.settings.option import Option

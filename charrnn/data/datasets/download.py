@@ -12,11 +12,10 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import charrnn
+from charrnn.compute import Report
 
 SILENCE = 30.0  # seconds
 CHUNK = 1 << 18  # bytes
-
-Report = Callable[[str], None]
 
 # called with a word for the step, the bytes done so far, and the bytes in all if they are known
 Progress = Callable[[str, int, int | None], None]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-from charrnn.data.datasets.download import Progress, Report
+from charrnn.compute import Report
+from charrnn.data.datasets.download import Progress
 from charrnn.errors import UserError
 from charrnn.settings.option import Level
 
@@ -20,7 +21,7 @@ def find(folder: Path) -> dict[str, Path]:
     return {split: folder / name for split, name in FILES.items() if (folder / name).is_file()}
 
 
-def check(paths: Mapping[str, Path], lengths: Mapping[str, int], level: Level, report: Callable[[str], None]) -> None:
+def check(paths: Mapping[str, Path], lengths: Mapping[str, int], level: Level, report: Report) -> None:
     """Report files that have the names of Mikolov's but do not have as many words."""
     if level == "word" and [path.name for path in paths.values()] == list(FILES.values()) and lengths != TOKENS:
         report(

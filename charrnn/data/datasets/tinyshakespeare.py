@@ -43,7 +43,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from zipfile import ZipFile
 
-from charrnn.data.datasets.download import Progress, Report, Unavailable, download
+from charrnn.compute import Report
+from charrnn.data.datasets.download import Progress, Unavailable, download
 from charrnn.errors import UserError
 from charrnn.files import replacing
 

@@ -7,22 +7,19 @@ in the papers that publish figures for them: 90, 5 and 5 million bytes for train
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from hashlib import file_digest, sha256
 from pathlib import Path
-from typing import TypeVar
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
-from charrnn.data.datasets.download import Progress, Report, Unavailable, download
+from charrnn.compute import Report
+from charrnn.data.datasets.download import Progress, Unavailable, download
 from charrnn.data.datasets.splits import in_the_way, split_path, write_splits
 from charrnn.errors import UserError
 from charrnn.files import interruptible, locked
 
 CHUNK = 1 << 18  # bytes
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -163,39 +160,41 @@ def _download(archive: Archive, path: Path, report: Report, progress: Progress) 
 
 def _unpack(archive: Archive, path: Path, folder: Path, report: Report, progress: Progress) -> None:
     """Write the splits from a zip file. Raises Unavailable, with no split written, if it is not the right one."""
-    for written in write_splits(folder, archive.name, _pieces(archive, path, progress)):
+
+    def shown() -> Iterator[tuple[str, bytes]]:
+        done = 0
+        for split, piece in _pieces(archive, path):
+            done += len(piece)
+            progress("unpacking", done, archive.size)
+            yield split, piece
+
+    for written in write_splits(folder, archive.name, shown()):
         report(f"wrote {written}: {written.stat().st_size:,} bytes")
 
 
-def _pieces(archive: Archive, path: Path, progress: Progress) -> Iterator[tuple[str, bytes]]:
+def _pieces(archive: Archive, path: Path) -> Iterator[tuple[str, bytes]]:
     """Unpack the text and yield it piece by piece, each with the name of its split. No other member is read.
 
     Raises Unavailable, at the latest after the last piece, if it is not the right text.
     """
-    digest, done = sha256(), 0
-    with _guarded(partial(ZipFile, path)) as packed:
-        member = _guarded(partial(packed.getinfo, archive.name))
-        # other methods can expand a few bytes to gigabytes at once
-        if member.compress_type not in (ZIP_STORED, ZIP_DEFLATED) or member.file_size != archive.size:
-            raise Unavailable(f"its {archive.name} has {member.file_size:,} bytes or is packed in an unknown way")
-        with _guarded(partial(packed.open, member)) as stream:
-            for split, size in archive.splits.items():
-                end = done + size
-                while done < end:
-                    piece = _guarded(partial(stream.read, min(CHUNK, end - done)))
-                    if not piece:
-                        raise Unavailable("it is truncated")
-                    digest.update(piece)
-                    done += len(piece)
-                    progress("unpacking", done, archive.size)
-                    yield split, piece
+    digest = sha256()
+    try:
+        with ZipFile(path) as packed:
+            member = packed.getinfo(archive.name)
+            # other methods can expand a few bytes to gigabytes at once
+            if member.compress_type not in (ZIP_STORED, ZIP_DEFLATED) or member.file_size != archive.size:
+                raise Unavailable(f"its {archive.name} has {member.file_size:,} bytes or is packed in an unknown way")
+            with packed.open(member) as stream:
+                for split, size in archive.splits.items():
+                    left = size
+                    while left:
+                        piece = stream.read(min(CHUNK, left))
+                        if not piece:
+                            raise Unavailable("it is truncated")
+                        digest.update(piece)
+                        left -= len(piece)
+                        yield split, piece
+    except Exception as error:  # the zip reader raises almost anything for a damaged file
+        raise Unavailable(str(error)[:200] or type(error).__name__) from None
     if digest.hexdigest() != archive.sha256:
         raise Unavailable("its SHA-256 does not match")
-
-
-def _guarded(action: Callable[[], T]) -> T:
-    """Return the action's result. Raises Unavailable for any error: the zip reader raises many for a damaged file."""
-    try:
-        return action()
-    except Exception as error:
-        raise Unavailable(str(error)[:200] or type(error).__name__) from None
