@@ -122,7 +122,7 @@ def mistake(error: Exception) -> str:
         case OSError(errno=number, filename=None) if number in UNWRITABLE:  # files with a name report a UserError
             give_up(sys.stdout)
             return f"cannot write the output: {error.strerror}; send it elsewhere"
-        case UnicodeEncodeError():
+        case UnicodeEncodeError() if is_of_stdout(error):
             character = error.object[error.start]
             remedy = "set PYTHONIOENCODING=utf-8:surrogateescape in the environment"
             return f"the output is {sys.stdout.encoding}, which has no {character!a}: {remedy}"
@@ -132,6 +132,15 @@ def mistake(error: Exception) -> str:
             if ran_out(error):
                 return "out of memory: try a smaller text or -batch_size, or -gpuid -1 for the CPU"
     return ""
+
+
+def is_of_stdout(error: UnicodeEncodeError) -> bool:
+    """Whether writing the text to stdout raises this error."""
+    try:
+        error.object.encode(sys.stdout.encoding, sys.stdout.errors or "strict")
+    except UnicodeEncodeError as again:
+        return again.encoding == error.encoding
+    return False
 
 
 def give_up(stream: TextIO) -> None:

@@ -291,3 +291,15 @@ def test_a_dropped_in_model_trains_with_its_own_flag_and_samples(tmp_path: Path)
     (tmp_path / "models/mine.py").write_text(source)
     charrnn("train", "-model", "mine", "-leak", 0.3, "-data_dir", "data", *SMALL, "-max_epochs", 1, cwd=tmp_path)
     assert len(charrnn("sample", "cv", "-gpuid", -1, "-length", 5, cwd=tmp_path).stdout) == 6
+
+
+@pytest.mark.parametrize("output", ["utf-8:surrogateescape", "ascii"])
+def test_a_text_that_cannot_be_encoded_elsewhere_is_a_defect(output: str) -> None:
+    code = (
+        "from charrnn.cli import main as cli\n"
+        "cli.COMMANDS['defect'] = ''\n"
+        "cli.Commands.get_command = lambda *_: cli.click.Command('defect', callback=lambda: '\\udcff'.encode())\n"
+        "cli.run(['defect'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment(PYTHONIOENCODING=output))
+    assert b"Traceback" in done.stderr and b"surrogates not allowed" in done.stderr
