@@ -23,9 +23,9 @@ from charrnn.checkpoints.checkpoint import Checkpoint
 from charrnn.checkpoints.folder import find_best
 from charrnn.errors import UserError
 from charrnn.kernels import backend
-from charrnn.settings.evaluation import evaluation_options
-from charrnn.settings.option import Option
-from charrnn.settings.sampling import sampling_options
+from charrnn.settings.evaluation import EvaluationOptions
+from charrnn.settings.option import Option, options_of
+from charrnn.settings.sampling import SamplingOptions
 from charrnn.training.loop import Diverged, Training
 from tests.helpers.command import SMALL, run, write_text
 
@@ -57,8 +57,8 @@ def test_import_charrnn_loads_neither_torch_nor_numpy() -> None:
 @pytest.mark.parametrize(
     ("function", "options", "left_out", "own"),
     [
-        (charrnn.sample, sampling_options(), {"num_samples"}, {"checkpoint", "primetext"}),
-        (charrnn.evaluate, evaluation_options(), set(), {"checkpoint", "text", "ensemble"}),
+        (charrnn.sample, options_of(SamplingOptions), {"num_samples"}, {"checkpoint", "primetext"}),
+        (charrnn.evaluate, options_of(EvaluationOptions), set(), {"checkpoint", "text", "ensemble"}),
     ],
 )
 def test_settings_and_defaults_are_those_of_the_command(

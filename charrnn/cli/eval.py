@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from charrnn.cli.flags import Command, Flag, exclude, with_defaults
+from charrnn.cli.flags import Command, Flag, exclude, switch, with_defaults
 from charrnn.cli.streams import note, read
-from charrnn.settings.evaluation import EXCLUSIVE, EvaluationOptions, evaluation_options
-from charrnn.settings.option import Option
+from charrnn.settings.evaluation import EXCLUSIVE, EvaluationOptions
+from charrnn.settings.option import Option, options_of
 
 if TYPE_CHECKING:
     from charrnn.data.vocabulary import Vocabulary
@@ -21,17 +21,16 @@ if TYPE_CHECKING:
 
 OPTIONS = [
     Option("text", str, "", "score this file instead; - = stdin", "data", names="file"),
-    *evaluation_options().values(),
+    *options_of(EvaluationOptions).values(),
     Option("ensemble", str, (), "average the probabilities with those of this checkpoint; may be repeated", "model",
            repeatable=True, names="file"),
 ]  # fmt: skip
 
 SWITCHES = [
-    click.Option(["-per_line", "--per_line"], is_flag=True, help="list the lines with their losses, worst first"),
-    click.Option(["-per_char", "--per_char"], is_flag=True,
-                 help="the loss of each token: as JSON lines, or on a terminal as text coloured by surprise"),
-    click.Option(["-json", "--json", "as_json"], is_flag=True, help="print one JSON object"),
-]  # fmt: skip
+    switch("per_line", "list the lines with their losses, worst first"),
+    switch("per_char", "the loss of each token: as JSON lines, or on a terminal as text coloured by surprise"),
+    switch("json", "print one JSON object", "as_json"),
+]
 
 HELP = """Score a text with a trained model.
 
@@ -47,7 +46,7 @@ def evaluate(checkpoint: str, per_line: bool, per_char: bool, as_json: bool, **v
 
     from charrnn.evaluation.scoring import Scorer
 
-    options = EvaluationOptions(**{name: values[name] for name in evaluation_options()})
+    options = EvaluationOptions(**{name: values[name] for name in options_of(EvaluationOptions)})
     scorer = Scorer([checkpoint, *values["ensemble"]], options, note, each=per_line or per_char)
     if values["text"]:
         called = "stdin" if values["text"] == "-" else values["text"]

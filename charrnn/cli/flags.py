@@ -12,7 +12,7 @@ from click.shell_completion import CompletionItem
 
 from charrnn import registry
 from charrnn.errors import UserError, nearest
-from charrnn.settings import recipes
+from charrnn.settings import option, recipes
 from charrnn.settings.option import Option
 from charrnn.settings.training import GROUPS
 
@@ -67,6 +67,11 @@ class Flag(click.Option):
         shown = f"{default:g}" if isinstance(default, float) else str(default or option.zero or default)
         note = f"  [{shown}]" if shown not in ("", "None", "()") else ""
         return f"-{option.name} {self.metavar}", option.help + note
+
+
+def switch(name: str, help: str, variable: str | None = None) -> click.Option:
+    """Return a flag without a value."""
+    return click.Option([f"-{name}", f"--{name}", variable or name], is_flag=True, help=help)
 
 
 class Command(click.Command):
@@ -142,11 +147,12 @@ def one_by_one(args: Sequence[str], name: str) -> list[str]:
 def exclude(*pairs: tuple[str, str]) -> None:
     """Raise click.UsageError if both parameters of a pair, given by name, are on the command line."""
     ctx = click.get_current_context()
-    spelled = {p.name: p.opts[0] for p in ctx.command.get_params(ctx)}
-    there = {name for name in spelled if ctx.get_parameter_source(name or "") is ParameterSource.COMMANDLINE}
-    for one, other in pairs:
-        if {one, other} <= there:
-            raise click.UsageError(f"{spelled[one]} and {spelled[other]} exclude each other: give one of them", ctx)
+    spelled = {p.name or "": p.opts[0] for p in ctx.command.get_params(ctx)}
+    there = {n: flag for n, flag in spelled.items() if ctx.get_parameter_source(n) is ParameterSource.COMMANDLINE}
+    try:
+        option.exclude(pairs, there)
+    except UserError as error:
+        raise click.UsageError(str(error), ctx) from None
 
 
 def with_defaults(options: Sequence[Option], values: dict[str, Any]) -> dict[str, Any]:

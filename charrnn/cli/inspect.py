@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from charrnn.cli import display
-from charrnn.cli.flags import Command
+from charrnn.cli.flags import Command, switch
 from charrnn.errors import size
 from charrnn.reports import curve
 from charrnn.settings.training import training_options
@@ -96,7 +96,7 @@ command = Command(
     "inspect",
     [
         click.Argument(["checkpoint"], type=click.Path()),
-        click.Option(["-json", "--json", "as_json"], is_flag=True, help="print one JSON object"),
+        switch("json", "print one JSON object", "as_json"),
     ],
     callback=inspect,
     help=HELP,

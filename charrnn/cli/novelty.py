@@ -10,20 +10,23 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from charrnn.cli.flags import Command, Flag, with_defaults
+from charrnn.cli.flags import Command, Flag, switch, with_defaults
 from charrnn.cli.streams import note, read
-from charrnn.compute import choose_device, one_thread
-from charrnn.settings.option import FROM_ONE, POSITIVE, Interval, Option
+from charrnn.compute import one_thread
+from charrnn.settings.option import FROM_ONE, POSITIVE, options_of
+from charrnn.settings.sampling import SamplingOptions
 from charrnn.settings.training import TrainingOptions, training_options
 
 if TYPE_CHECKING:
     from charrnn.reports.novelty import Novelty
 
+SAMPLING = options_of(SamplingOptions)
+
 SAMPLED = [
-    Option("length", int, 20_000, "characters or words to sample", "Sampling", within=FROM_ONE),
-    Option("temperature", float, 1.0, "below 1: more conservative; above 1: more varied", "Sampling", within=POSITIVE),
-    Option("seed", int, 123, "seed of the draws", "Sampling", within=Interval(0, 2**63 - 1)),
-    Option("gpuid", int, 0, "number of the GPU; -1 = CPU", "device", within=Interval(low=-1)),
+    replace(SAMPLING["length"], default=20_000, within=FROM_ONE),
+    replace(SAMPLING["temperature"], group="Sampling", within=POSITIVE),
+    SAMPLING["seed"],
+    SAMPLING["gpuid"],
 ]
 
 
@@ -81,14 +84,13 @@ def sampled(source: str, values: dict[str, Any]) -> tuple[TrainingOptions, str]:
     """Return the settings of a checkpoint's run, and a sample of its model."""
     one_thread()
     from charrnn.checkpoints.checkpoint import Checkpoint
-    from charrnn.sampling.sampler import sample
+    from charrnn.sampling.generate import generate, make_sampler
 
     saved = Checkpoint.load(source)
-    device = choose_device(values["gpuid"], note, saved.options.precision)
-    model = saved.build(saved.model_file()).to(device)
+    options = SamplingOptions(**{option.name: values[option.name] for option in SAMPLED})
     prime = "" if saved.vocabulary.unknown_tokens("\n") else "\n"
-    characters = sample(model, saved.vocabulary, prime, values["length"], values["temperature"], seed=values["seed"])
-    return saved.options, "".join(characters)
+    written = generate(make_sampler(saved, options, note), prime, options)
+    return saved.options, "".join(token.text for token in written)
 
 
 def show(found: Novelty, unit: str) -> None:
@@ -125,7 +127,7 @@ command = Command(
     [
         click.Argument(["source"], metavar="CHECKPOINT|TEXT"),
         *map(Flag, OPTIONS),
-        click.Option(["-json", "--json", "as_json"], is_flag=True, help="print one JSON object"),
+        switch("json", "print one JSON object", "as_json"),
     ],
     callback=novelty,
     help=HELP,

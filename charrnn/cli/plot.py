@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from charrnn.cli.flags import Command, Flag, exclude, with_defaults
+from charrnn.cli.flags import Command, Flag, exclude, switch, with_defaults
 from charrnn.cli.streams import note
 from charrnn.settings.option import FROM_ZERO, Option
 
@@ -57,7 +57,7 @@ command = Command(
     [
         click.Argument(["runs"], nargs=-1, required=True, type=click.Path(), metavar="RUN..."),
         *map(Flag, OPTIONS),
-        click.Option(["-text", "--text"], is_flag=True, help="draw in the terminal instead"),
+        switch("text", "draw in the terminal instead"),
     ],
     callback=plot,
     help=HELP,

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from charrnn.cli.flags import Command, Flag, exclude, given, with_defaults
+from charrnn.cli.flags import Command, Flag, exclude, given, switch, with_defaults
 from charrnn.cli.streams import lines, note, read, read_stdin
 from charrnn.compute import one_thread, silent
 from charrnn.errors import UserError, printable
-from charrnn.settings.option import Option
-from charrnn.settings.sampling import EXCLUSIVE, SamplingOptions, sampling_options
+from charrnn.settings.option import Option, options_of
+from charrnn.settings.sampling import EXCLUSIVE, SamplingOptions
 
 if TYPE_CHECKING:
     from charrnn.checkpoints.checkpoint import Checkpoint
@@ -24,19 +24,17 @@ OPTIONS = [
     Option("primetext", str, "", "text to start from; give -primetext last, without a value, to read it from stdin",
            "Sampling"),
     Option("primefile", str, "", "file with the text to start from; - = stdin", "Sampling", names="file"),
-    *sampling_options().values(),
+    *options_of(SamplingOptions).values(),
     Option("output", str, "", "file to write to, instead of stdout", "Output", names="file"),
     Option("verbose", bool, True, "0 = print only the text", "Output"),
 ]  # fmt: skip
 
 SWITCHES = [
     click.Option([FROM_STDIN], is_flag=True, hidden=True),
-    click.Option(["-until_newline", "--until_newline"], is_flag=True, help="end a text after its first line"),
-    click.Option(["-json", "--json", "as_json"], is_flag=True,
-                 help="print a JSON object for each text, with the log probability of each token"),
-    click.Option(["-interactive", "--interactive"], is_flag=True,
-                 help="type texts, see them continued, change settings on the way"),
-]  # fmt: skip
+    switch("until_newline", "end a text after its first line"),
+    switch("json", "print a JSON object for each text, with the log probability of each token", "as_json"),
+    switch("interactive", "type texts, see them continued, change settings on the way"),
+]
 
 NOT_INTERACTIVE = (
     "beam", "primetext", "primetext_from_stdin", "primefile", "unknown", "num_samples", "as_json", "output"
@@ -78,7 +76,7 @@ def sample(checkpoint: str, as_json: bool, interactive: bool, **values: Any) -> 
     from charrnn.sampling.output import destination, write_json, write_plain
 
     report = note if values["verbose"] else silent
-    options = SamplingOptions(**{name: values[name] for name in sampling_options()})
+    options = SamplingOptions(**{name: values[name] for name in options_of(SamplingOptions)})
     saved = Checkpoint.load(checkpoint)
     vocabulary = saved.vocabulary
     options = replace(options, stop=vocabulary.normalize("\n" if values["until_newline"] else options.stop))

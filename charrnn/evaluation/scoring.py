@@ -226,7 +226,7 @@ def evaluation(sources: Sequence[str | Path | Checkpoint], text: str | None, set
     ``settings`` are those of EvaluationOptions, by name. Raises UserError.
     """
     options = checked(EvaluationOptions, settings)
-    exclude(EXCLUSIVE, changed(options) | ({"text"} if text is not None else set()))
+    exclude(EXCLUSIVE, changed(options) | ({} if text is None else {"text": "-text"}))
     scorer = Scorer(sources, options, silent)
     scored = scorer.split() if text is None else scorer.text(text)
     return Evaluation.of(scored.static, scored.vocabulary, scored.dynamic)

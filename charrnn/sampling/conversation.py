@@ -10,7 +10,8 @@ from charrnn.sampling.choice import Choice
 from charrnn.sampling.generate import generate
 from charrnn.sampling.output import Stream, write_plain
 from charrnn.sampling.sampler import Sampler
-from charrnn.settings.sampling import SamplingOptions, sampling_options
+from charrnn.settings.option import options_of
+from charrnn.settings.sampling import SamplingOptions
 
 CHANGEABLE = ("temperature", "length", "top_k", "top_p", "sample", "seed")
 
@@ -52,7 +53,7 @@ class Conversation:
         if name not in CHANGEABLE:
             raise UserError(f"no command /{name}{nearest(name, ['help', *CHANGEABLE])}; /help lists the commands")
         if value:
-            changed = replace(self.options, **{name: sampling_options()[name].convert(value.strip())})
+            changed = replace(self.options, **{name: options_of(SamplingOptions)[name].convert(value.strip())})
             Choice.of(changed)  # raises UserError for a temperature of 0
             self.options = changed
         shown = getattr(self.options, name)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import codecs
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import listed
 from charrnn.sampling.beam import beam_search
 from charrnn.sampling.choice import Choice
+from charrnn.sampling.output import whole_characters
 from charrnn.sampling.sampler import Sampler, Written
 from charrnn.settings.option import changed, checked, exclude
 from charrnn.settings.sampling import EXCLUSIVE, SamplingOptions
@@ -32,16 +32,6 @@ def continuation(checkpoint: str | Path | Checkpoint, primetext: str, settings: 
     sampler = make_sampler(checkpoint, options, silent)
     prime = prime_text(primetext, checkpoint.vocabulary, options, silent)
     return whole_characters(token.text for token in generate(sampler, prime, options))
-
-
-def whole_characters(pieces: Iterable[str]) -> Iterator[str]:
-    """Join the pieces of a character that come byte by byte, with the encoding ``bytes``."""
-    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
-    for piece in pieces:
-        if text := decoder.decode(piece.encode("utf-8", "surrogateescape")):
-            yield text
-    if rest := decoder.decode(b"", final=True):
-        yield rest
 
 
 def make_sampler(checkpoint: Checkpoint, options: SamplingOptions, report: Report) -> Sampler:

@@ -101,12 +101,17 @@ def write_json(stream: Stream, prime: str, seeds: Sequence[int | None], written:
     for token in written:
         texts[token.stream].append(token)
     for k, (seed, tokens) in enumerate(zip(seeds, texts, strict=True)):
-        sample: dict[str, Any] = {"sample": k, "seed": seed, "prime": prime, "text": joined(tokens)}
+        text = "".join(whole_characters(token.text for token in tokens))
+        sample: dict[str, Any] = {"sample": k, "seed": seed, "prime": prime, "text": text}
         sample["log_probabilities"] = [token.log_probability for token in tokens]
         stream.write(json.dumps(sample) + "\n")
 
 
-def joined(tokens: Iterable[Written]) -> str:
-    """Join the texts of tokens; under the encoding ``bytes`` a character may be several tokens."""
-    data = "".join(token.text for token in tokens).encode("utf-8", "surrogateescape")
-    return data.decode("utf-8", "surrogateescape")
+def whole_characters(pieces: Iterable[str]) -> Iterator[str]:
+    """Join the pieces of a character that come byte by byte, with the encoding ``bytes``."""
+    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+    for piece in pieces:
+        if text := decoder.decode(piece.encode("utf-8", "surrogateescape")):
+            yield text
+    if rest := decoder.decode(b"", final=True):
+        yield rest

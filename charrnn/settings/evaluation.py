@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from typing import Literal
 
-from charrnn.settings.option import FROM_ONE, FROM_ZERO, Interval, Option, options_of
+from charrnn.settings.option import FROM_ONE, FROM_ZERO, Interval
 from charrnn.settings.training import setting
 
 
@@ -36,9 +35,3 @@ class EvaluationOptions:
 
 # settings of which only one can be given
 EXCLUSIVE = (("text", "split"), ("text", "data_dir"), ("text", "batch_size"), ("mc_samples", "dynamic"))
-
-
-@cache
-def evaluation_options() -> dict[str, Option]:
-    """Return every field of EvaluationOptions as an Option."""
-    return options_of(EvaluationOptions)

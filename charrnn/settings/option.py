@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import os
 import types
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from charrnn.errors import UserError
@@ -38,6 +39,8 @@ class Interval:
         return f"between {self.low:,.15g} and {self.high:,.15g}"
 
 
+ANY = Interval()
+
 # what a text is the name of
 Names = Literal["", "file", "folder", "model", "recipe"]
 
@@ -56,7 +59,7 @@ class Option:
     choices: tuple[Any, ...] = ()
     # None, in words "none", is a value too
     optional: bool = False
-    within: Interval = Interval()
+    within: Interval = ANY
     # the flag may be given several times; the value is a tuple
     repeatable: bool = False
     names: Names = ""
@@ -179,13 +182,14 @@ def make_option(name: str, annotation: Any, default: Any, **rest: Any) -> Option
     return Option(name, annotation, default, optional=optional, choices=choices, repeatable=repeatable, **rest)
 
 
+@cache
 def options_of(kind: type[Any]) -> dict[str, Option]:
     """Return every field of a dataclass of settings as an Option, in the order of declaration."""
     hints = get_type_hints(kind)
     return {f.name: make_option(f.name, hints[f.name], f.default, **f.metadata) for f in fields(kind)}
 
 
-Settings = TypeVar("Settings")
+Settings = TypeVar("Settings", bound=Hashable)
 
 
 def checked(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
@@ -197,16 +201,16 @@ def checked(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
     return kind(**{name: options[name].convert(value) for name, value in values.items()})
 
 
-def changed(settings: Any) -> set[str]:
-    """Return the names of the settings that differ from their defaults."""
-    return {f.name for f in fields(settings) if getattr(settings, f.name) != f.default}
+def changed(settings: Any) -> dict[str, str]:
+    """Return the settings that differ from their defaults: their names, and their flags."""
+    return {f.name: f"-{f.name}" for f in fields(settings) if getattr(settings, f.name) != f.default}
 
 
-def exclude(pairs: Iterable[tuple[str, str]], given: Container[str]) -> None:
-    """Raise UserError if both settings of a pair are given."""
+def exclude(pairs: Iterable[tuple[str, str]], given: Mapping[str, str]) -> None:
+    """Raise UserError if both settings of a pair are given. ``given`` has the flag of each setting, by name."""
     for one, other in pairs:
         if one in given and other in given:
-            raise UserError(f"-{one} and -{other} exclude each other: give one of them")
+            raise UserError(f"{given[one]} and {given[other]} exclude each other: give one of them")
 
 
 POSITIVE = Interval(low=0, open_low=True)

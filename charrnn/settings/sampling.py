@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from typing import Literal
 
-from charrnn.settings.option import FROM_ONE, FROM_ZERO, Interval, Option, options_of
+from charrnn.settings.option import FROM_ONE, FROM_ZERO, Interval
 from charrnn.settings.training import setting
 
 CHOICE = "Choice of a token"
@@ -45,9 +44,3 @@ class SamplingOptions:
 
 # beam search draws nothing, and writes one text
 EXCLUSIVE = tuple(("beam", other) for other in ("num_samples", "seed", "temperature", "sample", "top_k", "top_p"))
-
-
-@cache
-def sampling_options() -> dict[str, Option]:
-    """Return every field of SamplingOptions as an Option."""
-    return options_of(SamplingOptions)

@@ -7,11 +7,11 @@ and the settings in a checkpoint all follow from it. A model adds its own from t
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any, Literal
 
 from charrnn.errors import UserError
 from charrnn.settings.option import (
+    ANY,
     FRACTION,
     FROM_ONE,
     FROM_ZERO,
@@ -41,7 +41,7 @@ def setting(
     default: Any,
     help: str,
     group: str,
-    within: Interval | None = None,
+    within: Interval = ANY,
     names: Names = "",
     zero: str = "",
     on_resume: Literal["fixed", "free"] = "fixed",
@@ -52,16 +52,8 @@ def setting(
     A resumed run may change a setting that is ``free``. Such a setting changes no weights, or only their rounding. With
     a learning rate schedule in ``fixed_by`` it does change them, so it is fixed.
     """
-    metadata = {
-        "help": help,
-        "group": group,
-        "within": within or Interval(),
-        "names": names,
-        "zero": zero,
-        "on_resume": on_resume,
-        "fixed_by": fixed_by,
-    }
-    return field(default=default, metadata=metadata)
+    metadata = dict(locals())
+    return field(default=metadata.pop("default"), metadata=metadata)
 
 
 @dataclass
@@ -227,7 +219,6 @@ class TrainingOptions:
             raise UserError(f"-savefile {self.savefile}: must be a name, not a path; -checkpoint_dir sets the folder")
 
 
-@cache
 def training_options() -> dict[str, Option]:
     """Return every field of TrainingOptions as an Option, in the order of declaration."""
     return options_of(TrainingOptions)
