@@ -88,21 +88,31 @@ def locked(path: Path) -> Iterator[bool]:
     The system releases the lock when the process ends, however it ends. Yields True on a file system without locks.
     Raises OSError if the lock file cannot be created.
     """
-    from filelock import FileLock, Timeout
+    if sys.platform == "win32":
+        from filelock import FileLock, Timeout
 
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        yield False
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
         return
-    except OSError as error:
-        if error.errno not in UNLOCKABLE:
-            raise
-    try:
+    # not filelock, which takes the mere existence of the file for a lock where flock is missing
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        except OSError as error:
+            if error.errno not in UNLOCKABLE:
+                raise
         yield True
-    finally:
-        lock.release()
 
 
 @contextmanager
