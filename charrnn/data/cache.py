@@ -89,21 +89,14 @@ def build_in_passing(texts: Mapping[str, Path], reading: Reading) -> EncodedText
         return build(Path(home), texts, reading)
 
 
-def record_file(home: Path, reading: Reading) -> Path:
-    return home / f"vocab{ENCODERS[reading.level].suffix}.json"
-
-
-def ids_file(home: Path, reading: Reading, name: str) -> Path:
-    return home / f"{name}{ENCODERS[reading.level].suffix}.npy"
-
-
 def load(home: Path, texts: Mapping[str, Path], reading: Reading) -> EncodedTexts | None:
     """Return what ``build`` has written to ``home``; None if it is missing, damaged or belongs to other texts.
 
     Raises UserError if a text cannot be read.
     """
+    suffix = ENCODERS[reading.level].suffix
     try:
-        record = unseal(record_file(home, reading).read_bytes())
+        record = unseal((home / f"vocab{suffix}.json").read_bytes())
         vocabulary = vocabulary_in(record, reading)
         if record is None or vocabulary is None or list(record["texts"]) != list(texts):
             return None
@@ -112,7 +105,7 @@ def load(home: Path, texts: Mapping[str, Path], reading: Reading) -> EncodedText
         ids, surveys = {}, {}
         for name, known in record["texts"].items():
             surveys[name] = Survey(**known["survey"])
-            found = read_ids(ids_file(home, reading, name), known["tokens_sha256"], vocabulary, surveys[name].length)
+            found = read_ids(home / f"{name}{suffix}.npy", known["tokens_sha256"], vocabulary, surveys[name].length)
             if found is None:
                 return None
             ids[name] = found
@@ -167,13 +160,13 @@ def build(home: Path, texts: Mapping[str, Path], reading: Reading) -> EncodedTex
     The ids are mapped from the very files that were written, before another process can replace them. Raises OSError
     if ``home`` cannot be written, and UserError for the texts.
     """
+    encoder = ENCODERS[reading.level](reading.encoding)
     with ExitStack() as stack:
         # entered first and so renamed last: the record never comes before what it describes
-        record = stack.enter_context(replacing(record_file(home, reading)))
-        files = {name: stack.enter_context(replacing(ids_file(home, reading, name))) for name in texts}
+        record = stack.enter_context(replacing(home / f"vocab{encoder.suffix}.json"))
+        files = {name: stack.enter_context(replacing(home / f"{name}{encoder.suffix}.npy")) for name in texts}
         started = time.time_ns()
         sources = {name: stack.enter_context(open_source(path)) for name, path in texts.items()}
-        encoder = ENCODERS[reading.level](reading.encoding)
         surveys = {
             name: encoder.survey(source, train=name == "train" or "train" not in texts)
             for name, source in sources.items()

@@ -15,16 +15,12 @@ from charrnn.errors import UserError
 
 @dataclass(frozen=True)
 class Token:
-    code: Any  # code point, byte value, or word
-    name: str  # printable
-    count: int | None  # occurrences in the training text, if recorded
-
-
-@dataclass(frozen=True)
-class TensorShape:
+    # code point, byte value, or word
+    code: Any
+    # printable
     name: str
-    shape: list[int]
-    type: str
+    # occurrences in the training text, if recorded
+    count: int | None
 
 
 @dataclass(frozen=True)
@@ -33,20 +29,27 @@ class Parameters:
 
     total: int
     bytes: int
-    parts: dict[str, int]  # parameters per part of the model: the first word of a tensor's name
-    tensors: list[TensorShape]
+    # parameters per part of the model: the first word of a tensor's name
+    parts: dict[str, int]
+    # name, shape and type of each
+    tensors: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Inspection:
     path: Path
     saved: Checkpoint
-    iteration: int | None  # None if not recorded, as in imported checkpoints
-    val_loss: float | None  # nats per token; None if there was no validation or it was not finite
+    # None if not recorded, as in imported checkpoints
+    iteration: int | None
+    # nats per token; None if there was no validation or it was not finite
+    val_loss: float | None
     parameters: Parameters
-    tokens: list[Token]  # in the order of their ids
-    losses: list[float | None] | None  # training loss of each iteration, None where not finite; None if not recorded
-    val_losses: dict[int, float | None]  # by iteration
+    # in the order of their ids
+    tokens: list[Token]
+    # training loss of each iteration, None where not finite; None if not recorded
+    losses: list[float | None] | None
+    # by iteration
+    val_losses: dict[int, float | None]
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON, with None for values that JSON cannot express."""
@@ -117,7 +120,7 @@ def count_parameters(weights: dict[str, Tensor]) -> Parameters:
             parts[part] = parts.get(part, 0) + tensor.numel()
             size += tensor.numel() * tensor.element_size()
     tensors = [
-        TensorShape(name, list(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+        {"name": name, "shape": list(tensor.shape), "type": str(tensor.dtype).removeprefix("torch.")}
         for name, tensor in weights.items()
     ]
     return Parameters(sum(parts.values()), size, parts, tensors)

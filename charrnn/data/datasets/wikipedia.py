@@ -14,12 +14,10 @@ from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
 from charrnn.compute import Report
-from charrnn.data.datasets.download import Progress, Unavailable, download
+from charrnn.data.datasets.download import CHUNK, Progress, Unavailable, download
 from charrnn.data.datasets.splits import in_the_way, split_path, write_splits
 from charrnn.errors import UserError
 from charrnn.files import interruptible, locked
-
-CHUNK = 1 << 18  # bytes
 
 
 @dataclass(frozen=True)
