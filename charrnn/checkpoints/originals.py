@@ -35,7 +35,8 @@ class Source:
     """The original tensors that make up one of ours."""
 
     names: tuple[str, ...]
-    reorder: bool = False  # the gates, into torch's order
+    # the gates, into torch's order
+    reorder: bool = False
 
     def tensor(self, originals: Mapping[str, Array]) -> Array:
         joined = np.concatenate([originals[name] for name in self.names])

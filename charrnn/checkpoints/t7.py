@@ -24,7 +24,6 @@ from charrnn.errors import UserError
 
 NIL, NUMBER, STRING, TABLE, TORCH, BOOLEAN, FUNCTION, *INDEXED_FUNCTIONS = range(9)
 
-
 DTYPES = {
     "Byte": "u1",
     "Char": "i1",
@@ -35,18 +34,13 @@ DTYPES = {
     "Double": "<f8",
 }
 
-
 NUMERIC = re.compile(r"torch\.(?P<element>\w+)(?P<kind>Tensor|Storage)")
-
 
 DEPTH = 10_000  # limit for objects within objects; a network's graph nests up to a hundred deep per layer
 
-
 DIMENSIONS = 32
 
-
 Table = dict[Any, Any]
-
 
 Steps = Generator[None, Any, Any]  # yields to get the next object of the file, returns its own object
 
@@ -60,7 +54,8 @@ class Object:
     """A torch object that is neither a tensor nor a storage."""
 
     name: str
-    content: Any = None  # its fields, usually a table
+    # its fields, usually a table
+    content: Any = None
 
 
 def load(path: Path) -> Any:

@@ -21,12 +21,9 @@ from charrnn.settings.training import training_options
 
 Axis = Literal["iterations", "epochs", "minutes"]
 
-
 Floats = NDArray[np.float64]
 
-
 BEGINNING = 0.05  # share of a run at its start, where the loss falls so steeply that it would flatten the rest
-
 
 MAX_SETTINGS = 3  # settings in a name
 
@@ -36,13 +33,20 @@ class History:
     """The losses of a run, in nats per token. Unknown values are NaN."""
 
     name: str
-    source: Path  # the file that it was read from
-    loss: Floats  # (N,): training loss of iterations 1 to N
-    validated: NDArray[np.int64]  # (K,): iterations of the validations
-    val_loss: Floats  # (K,)
-    epochs: Floats | None = None  # (N,): position after each iteration
-    minutes: Floats | None = None  # (N,): training time after each iteration, without validations
-    settings: dict[str, Any] = field(default_factory=dict)  # empty if read from a metrics file
+    # the file that it was read from
+    source: Path
+    # (N,): training loss of iterations 1 to N
+    loss: Floats
+    # (K,): iterations of the validations
+    validated: NDArray[np.int64]
+    # (K,)
+    val_loss: Floats
+    # (N,): position after each iteration
+    epochs: Floats | None = None
+    # (N,): training time after each iteration, without validations
+    minutes: Floats | None = None
+    # empty if read from a metrics file
+    settings: dict[str, Any] = field(default_factory=dict)
 
     def along(self, axis: Axis) -> Floats:
         """Return the position of each iteration on this axis, (N,). Raises UserError if it was not recorded."""
@@ -96,12 +100,11 @@ def read_checkpoint(path: Path) -> History:
         raise UserError(f"{path} contains no losses, so there is no curve to draw; was it imported?")
     loss, options, epoch = floats(found.losses), found.saved.options, found.saved.epoch
     validation = {i: y for i, y in found.val_losses.items() if 0 < i <= len(loss)}
-    name = options.savefile or options.model
-    metrics = lines(path.parent / METRICS.format(name))
+    metrics = lines(path.parent / METRICS.format(options.run_name))
     of_this_run = [line for i, line in metrics.items() if 0 < i <= len(loss) and line["loss"] == loss[i - 1]]
     complete = [line["iteration"] for line in of_this_run] == list(range(1, len(loss) + 1))
     return History(
-        name=name,
+        name=options.run_name,
         source=path,
         loss=loss,
         validated=np.array(list(validation), np.int64),
@@ -228,7 +231,7 @@ def top(histories: Sequence[History], window: int = 0) -> float:
 
 
 def unit(histories: Sequence[History]) -> str:
-    """Return the unit that the losses are given per: character, word, or token if the runs differ."""
+    """Return the unit of the losses: character, word, or token if the runs differ."""
     levels = {history.settings.get("level", "char") for history in histories}
     vocabulary = VOCABULARIES.get(levels.pop()) if len(levels) == 1 else None
     return vocabulary.unit if vocabulary else "token"

@@ -18,12 +18,9 @@ from charrnn.data.encode import TokenIds
 
 NGRAMS = range(4, 51)
 
-
 CHUNK = 1 << 18  # tokens of training text at a time, so that intermediate arrays stay in the processor's cache
 
-
 BASE = 0x9E3779B97F4A7C15  # of the hash: odd, so that it has an inverse, with well-mixed bits
-
 
 Hashes = NDArray[np.uint64]
 
@@ -32,18 +29,24 @@ Hashes = NDArray[np.uint64]
 class Passage:
     """A passage that occurs in both texts."""
 
-    length: int  # tokens
-    place: int  # index of its first token in the text
-    source: int  # index of its first token in the training text
+    # in tokens
+    length: int
+    # index of its first token in the text
+    place: int
+    # index of its first token in the training text
+    source: int
 
 
 @dataclass(frozen=True)
 class Figures:
     """How much of a text occurs in the training text."""
 
-    characters: int  # tokens of the text
-    shares: dict[int, float]  # share of its n-grams, for each n in NGRAMS for which the text has any
-    longest: Passage | None  # the first of the longest passages in the training text
+    # tokens of the text
+    characters: int
+    # share of its n-grams, for each n in NGRAMS for which the text has any
+    shares: dict[int, float]
+    # the first of the longest passages in the training text
+    longest: Passage | None
 
 
 def measure(text: TokenIds, training: TokenIds, separator: int) -> Figures:

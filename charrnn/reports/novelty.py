@@ -20,15 +20,12 @@ from charrnn.settings.training import TrainingOptions
 
 LIMIT = 1_000_000  # tokens of a text that are examined
 
-
 HELD_OUT = 20_000  # tokens of held-out text, if there are as many; with fewer the baseline would be uncertain
-
 
 RARE = 0.01  # if fewer held-out n-grams than this share occur in the training text, n-grams do not recur by chance
 
 
 SOME, MOST = 0.05, 0.5  # thresholds of the verdict, on the share of such n-grams above that of held-out text
-
 
 Verdict = Literal["own", "partly copied", "copied"]
 
@@ -38,17 +35,21 @@ class Source:
     """The place of a passage in the training text."""
 
     file: str
-    line: int  # from 1
-    offset: int  # tokens before it in the file
+    # from 1
+    line: int
+    # tokens before it in the file
+    offset: int
 
 
 @dataclass(frozen=True)
 class Novelty:
     text: Figures
     held_out: Figures | None
-    source: Source | None  # of the longest passage
+    # of the longest passage
+    source: Source | None
     passage: str
-    n: int  # length of the n-grams that decide the verdict; they are rare in held-out text
+    # length of the n-grams that decide the verdict; they are rare in held-out text
+    n: int
     verdict: Verdict
 
 

