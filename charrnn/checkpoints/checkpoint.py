@@ -123,6 +123,9 @@ class Checkpoint:
             raise UserError(f"its epoch is {epoch}")
         if val_loss is not None and type(val_loss) is not float:
             raise UserError("its validation loss is not a number")
+        versions = content.get("software", {})
+        if not isinstance(versions, dict) or not all(type(word) is str for pair in versions.items() for word in pair):
+            raise UserError("its software versions are not strings")
         return cls(
             options=TrainingOptions(**{name: known[name].convert(value) for name, value in content["options"].items()}),
             model_options=content["model_options"],
@@ -131,7 +134,7 @@ class Checkpoint:
             epoch=epoch,
             val_loss=val_loss,
             training=content["training"],
-            software=_software(content.get("software", {})),
+            software=versions,
         )
 
     def model_file(self) -> ModelFile:
@@ -184,12 +187,6 @@ class Checkpoint:
 
     def _own(self, options: dict[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in (self.model_options | options).items() if name != "dropout"}
-
-
-def _software(saved: Any) -> dict[str, str]:
-    if not isinstance(saved, dict) or not all(isinstance(word, str) for pair in saved.items() for word in pair):
-        raise UserError("its software versions are not strings")
-    return saved
 
 
 def misfit(model: str, detail: str) -> UserError:

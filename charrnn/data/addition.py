@@ -116,8 +116,8 @@ class Problems:
         return torch.from_numpy(self.lines[start:stop].T.astype(np.int64))
 
 
-def read(name: str, ids: TokenIds, vocabulary: Vocabulary, batch_size: int = 1) -> Problems:
-    """Return the problems of a text, given as its token ids (N,); ``name`` is what messages call it.
+def read(name: str, ids: TokenIds, vocabulary: Vocabulary) -> Problems:
+    """Return the problems of a text, token ids (N,), one to a minibatch; ``name`` is what messages call the text.
 
     The last line may end without a newline. Raises UserError if there is no line, and for the first line that is not a
     problem with the right sum.
@@ -132,17 +132,16 @@ def read(name: str, ids: TokenIds, vocabulary: Vocabulary, batch_size: int = 1) 
     def line(n: int) -> str:
         return vocabulary.decode(np.asarray(ids[ends[n - 1] + 1 if n else 0 : ends[n]]).tolist())
 
-    try:
-        digits = addition.digits_of(line(0)[: 2**20])
-    except ValueError:
+    digits = addition.digits_of(line(0)[: 2**20])
+    if not digits:
         raise UserError(
             f"{name}, line 1: {line(0)[:60]!r} is not a problem of addition as charrnn prepare addition makes them"
-        ) from None
+        )
     wrong = first_wrong(values, ends, digits)
     if wrong is not None:
         raise UserError(f"{name}, line {wrong + 1:,}: {addition.fault(line(wrong), digits)}; correct or remove it")
     by_symbol = np.array([vocabulary.ids.get(code, 0) for code in vocabulary.split("0123456789-")], ids.dtype)
-    return Problems(by_symbol[values.reshape(len(ends), -1)[:, :-1]], digits, batch_size, vocabulary)
+    return Problems(by_symbol[values.reshape(len(ends), -1)[:, :-1]], digits, 1, vocabulary)
 
 
 def first_wrong(values: NDArray[np.uint8], ends: NDArray[np.intp], digits: int) -> int | None:

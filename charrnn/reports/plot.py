@@ -79,17 +79,23 @@ def picture(runs: Sequence[History], x: Axis, y: Unit, smooth: int) -> Figure:
 
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.add_subplot()
-    scale = bits(1.0) if y == "bpc" else 1.0
+    scale, label = loss_axis(runs, y)
     curves = [add(axes, run, style, x, scale, smooth) for run, style in zip(runs, styles(), strict=False)]
     fit(axes, runs, scale, smooth)
     axes.set_xlabel(LABELS[x])
-    axes.set_ylabel(f"loss in {'bits' if y == 'bpc' else 'nats'} per {histories.unit(runs)}")
+    axes.set_ylabel(label)
     axes.xaxis.set_major_locator(MaxNLocator(nbins="auto", steps=[1, 2, 5, 10], integer=x == "iterations"))
     axes.grid(color="0.9", lw=0.7)
     axes.spines[["top", "right"]].set_visible(False)
     add_legend_of_kinds(axes, runs, smooth)
     add_legend_of_runs(figure, runs, curves)
     return figure
+
+
+def loss_axis(runs: Sequence[History], y: Unit) -> tuple[float, str]:
+    """Return the factor from nats to this unit, and the name of the axis."""
+    scale, name = (bits(1.0), "bits") if y == "bpc" else (1.0, "nats")
+    return scale, f"loss in {name} per {histories.unit(runs)}"
 
 
 def styles() -> Iterator[dict[str, Any]]:
@@ -161,7 +167,7 @@ def text(
     """Draw the same curves as lines of text, with a letter for each run. Raises UserError for more than 26 runs."""
     if len(runs) > len(ascii_lowercase):
         raise UserError(f"{len(runs)} runs: -text has a letter for {len(ascii_lowercase)}; plot fewer, or use -output")
-    scale = bits(1.0) if y == "bpc" else 1.0
+    scale, label = loss_axis(runs, y)
     marks = [(".", "o")] if len(runs) == 1 else list(zip(ascii_letters[:26], ascii_letters[26:], strict=True))
     series: dict[str, list[curve.Point]] = {}
     for run, (mark, _) in zip(runs, marks, strict=False):
@@ -170,7 +176,6 @@ def text(
     for run, (_, mark) in zip(runs, marks, strict=False):
         places = run.along(x)[run.validated - 1]
         series[mark] = list(zip(places.tolist(), (scale * run.val_loss).tolist(), strict=True))
-    title = f"loss in {'bits' if y == 'bpc' else 'nats'} per {histories.unit(runs)} by {LABELS[x]}"
     legend = [f"{a} training, {b} validation: {run.name}" for run, (a, b) in zip(runs, marks, strict=False)]
     drawn = curve.draw(series, width, height, top=scale * histories.top(runs, smooth))
-    return [f"{title}; training: {smoothing(runs, smooth)}", *legend, *drawn]
+    return [f"{label} by {LABELS[x]}; training: {smoothing(runs, smooth)}", *legend, *drawn]
