@@ -17,6 +17,11 @@ class UserError(Exception):
     """
 
 
+def unreadable(path: object, error: OSError) -> UserError:
+    """Return the error for a file that cannot be read."""
+    return UserError(f"cannot read {path}: {error.strerror}")
+
+
 def size(count: int) -> str:
     """Return a number of bytes in MB or GB."""
     value, unit = count / 1e6, "MB"

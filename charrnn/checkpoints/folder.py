@@ -9,7 +9,7 @@ from math import inf, isfinite, isnan
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from charrnn.errors import UserError
+from charrnn.errors import UserError, unreadable
 from charrnn.files import locked
 from charrnn.settings.training import TrainingOptions
 
@@ -76,7 +76,10 @@ class RunFolder:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Create the folder, and refuse to write if another run is writing files of the same name there."""
+        """Create the folder, and hold the run's lock while the block lasts.
+
+        Raises UserError if the folder cannot be written, or if another run is writing files of the same name there.
+        """
         with ExitStack() as stack:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
@@ -191,4 +194,4 @@ def _is(kind: Callable[[Path], bool], path: Path) -> bool:
     try:
         return kind(path)
     except OSError as error:  # a name too long, a folder without permission
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
+        raise unreadable(path, error) from None

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from charrnn.errors import UserError
+from charrnn.errors import UserError, unreadable
 
 NIL, NUMBER, STRING, TABLE, TORCH, BOOLEAN, FUNCTION, *INDEXED_FUNCTIONS = range(9)
 
@@ -70,7 +70,7 @@ def load(path: Path) -> Any:
             raise UserError(f"file {path} not found; give a checkpoint of char-rnn, lm_....t7")
         data = path.read_bytes()
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
+        raise unreadable(path, error) from None
     try:
         return Reader(data).read()
     except Unreadable as error:

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from charrnn.data.vocabulary import Vocabulary, Words, split_words
-from charrnn.errors import UserError
+from charrnn.errors import UserError, unreadable
 from charrnn.settings.option import Encoding, Level
 
 if TYPE_CHECKING:
@@ -108,10 +108,6 @@ def open_source(path: Path) -> Iterator[Source]:
         raise unreadable(path, error) from None
     with file:
         yield Source(path, file)
-
-
-def unreadable(path: Path, error: OSError) -> UserError:
-    return UserError(f"cannot read {path}: {error.strerror}")
 
 
 def hash_text(path: Path) -> str:

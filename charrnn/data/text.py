@@ -15,7 +15,7 @@ from charrnn.data.datasets import penn_treebank
 from charrnn.data.encode import Reading, Survey, TokenIds, join, translate
 from charrnn.data.minibatches import Minibatches, Split, split_by_fractions, split_of_file
 from charrnn.data.vocabulary import Vocabulary, Words
-from charrnn.errors import UserError, listed
+from charrnn.errors import UserError, listed, unreadable
 from charrnn.settings.training import TrainingOptions, check_fractions
 
 FEW = 50  # minibatches: char-rnn warns if there are fewer
@@ -142,7 +142,7 @@ def find_texts(folder: Path) -> dict[str, Path]:
         found = found or penn_treebank.find(folder)
         folder_exists = folder.is_dir()
     except OSError as error:
-        raise UserError(f"cannot read {folder}: {error.strerror}") from None
+        raise unreadable(folder, error) from None
     if "input" in found:
         return {"input": found["input"]}
     if "train" in found and "val" in found:

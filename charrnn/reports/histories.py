@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from charrnn.checkpoints.folder import METRICS, find_newest, newest_by_run
 from charrnn.data.vocabulary import VOCABULARIES
-from charrnn.errors import UserError, printable
+from charrnn.errors import UserError, printable, unreadable
 from charrnn.reports.inspection import inspect
 from charrnn.settings.training import training_options
 
@@ -155,7 +155,7 @@ def lines(path: Path) -> dict[int, dict[str, Any]]:
     except FileNotFoundError:
         return {}
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
+        raise unreadable(path, error) from None
     return found
 
 

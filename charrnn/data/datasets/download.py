@@ -43,7 +43,7 @@ def download(
 ) -> None:
     """Write the content of a web address, at most ``limit`` bytes, to an open file.
 
-    Whether it is the right content, the caller must check. Raises Unavailable if the server does not answer, sends
+    The caller must check the content. Raises Unavailable if the server does not answer, sends
     nothing for ``silence`` seconds (by default SILENCE), takes longer than ``patience`` seconds in all, breaks off, or
     sends something else. Raises OSError if the file cannot be written.
     """

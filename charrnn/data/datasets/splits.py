@@ -24,7 +24,7 @@ def write_splits(folder: Path, text: str, pieces: Iterable[tuple[str, bytes]]) -
     """Write the pieces of a text, each with the name of its split, and return the files written.
 
     The files get their names after the last piece, that of the first split last, so an error leaves none. An existing
-    file must have exactly the same bytes, and is not touched. Raises UserError if it has not, and OSError. ``text`` is
+    file must have exactly the same bytes, and is not touched. Raises UserError if it does not, and OSError. ``text`` is
     the name of the text in messages.
     """
     new: dict[str, IO[bytes]] = {}

@@ -59,7 +59,10 @@ PIP = 120.0
 
 
 def prepare_tinyshakespeare(folder: Path, report: Report, progress: Progress) -> None:
-    """char-rnn's sample text as ``input.txt``: from char-rnn's own page, or else rebuilt from the plays."""
+    """Write char-rnn's sample text to ``input.txt``, from char-rnn's own page or else rebuilt from the plays.
+
+    Raises UserError if no source has it, if a different file has that name, and if it cannot be written.
+    """
     path = folder / "input.txt"
     try:
         if os.path.lexists(path):
