@@ -94,7 +94,7 @@ def sampled(source: str, values: dict[str, Any]) -> tuple[TrainingOptions, str]:
 
 
 def show(found: Novelty, unit: str) -> None:
-    """Print the findings. ``unit`` is what the text consists of: character or word."""
+    """Print the findings. ``unit`` is the name of one token: character or word."""
     from charrnn.cli.display import table
     from charrnn.errors import printable
 

@@ -1,4 +1,4 @@
-"""What commands read from files and stdin, and write to stderr."""
+"""Text from files and stdin, and notes on stderr, for the commands."""
 
 from __future__ import annotations
 

@@ -14,17 +14,12 @@ from charrnn.evaluation.loss import BLOCK, losses
 from charrnn.model import DrawsMasks, device_of, evaluating
 
 HOPELESS = 500.0  # the RHN program discards a sample with this perplexity or more
+REDRAWS = 100  # samples that may be drawn again
 SMALLEST = 1e-10  # the RHN program keeps averaged probabilities this far from 0 and 1
 
 
 def monte_carlo_losses(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    samples: int,
-    generator: torch.Generator,
-    block: int = BLOCK,
-    redraws: int = 100,
+    model: nn.Module, x: Tensor, y: Tensor, samples: int, generator: torch.Generator, block: int = BLOCK
 ) -> Tensor:
     """Return the loss of each target in nats, float64 (N, B), under the average of several samples' probabilities.
 
@@ -33,7 +28,7 @@ def monte_carlo_losses(
     that many time steps, carrying the state. A model without ``draw_masks`` has fresh dropout in every block instead.
 
     This is the RHN program's procedure, in which B is 1; like the program it draws a sample again if its perplexity
-    is 500 or more. Two things differ. After ``redraws`` such samples this raises UserError, where the program never
+    is 500 or more. Two things differ. After REDRAWS such samples this raises UserError, where the program never
     stops. And only predicted tokens count, where the program also counts the first token, with probability 1e-10.
 
     The model's mode and torch's global random state do not change.
@@ -45,7 +40,7 @@ def monte_carlo_losses(
         if nats.mean().item() < math.log(HOPELESS):
             total += (-nats).exp()
             kept += 1
-        elif discarded == redraws:
+        elif discarded == REDRAWS:
             raise UserError(
                 f"{discarded + 1} of {kept + discarded + 1} Monte Carlo samples had a perplexity of {HOPELESS:g} or "
                 "more: the model needs more training, or its dropout is too high"

@@ -1,4 +1,4 @@
-"""Which kernels compute layers on a CPU: torch's own operations, or functions compiled by numba.
+"""The kernels that compute layers on a CPU: torch's own operations, or functions compiled by numba.
 
 The choice applies to the whole process, like torch's own number of threads, and for the same reason: a layer deep
 inside a model must use the same kernels and threads as the rest of the process. Set it with ``use``.

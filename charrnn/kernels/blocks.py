@@ -12,9 +12,14 @@ from torch import Tensor
 BLOCK = 512  # rows of T * B in a block
 
 
+def block_steps(T: int, B: int) -> int:
+    """Return the number of time steps per block of about BLOCK rows."""
+    return max(1, min(T, BLOCK // B))
+
+
 def blocks(T: int, B: int) -> list[slice]:
-    """Cut T time steps into blocks of about BLOCK rows."""
-    steps = max(1, BLOCK // B)
+    """Cut T time steps into blocks."""
+    steps = block_steps(T, B)
     return [slice(start, min(start + steps, T)) for start in range(0, T, steps)]
 
 

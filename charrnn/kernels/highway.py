@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from charrnn.kernels import backend, blocks
-from charrnn.kernels.blocks import needs_gradients, tanh_
+from charrnn.kernels import backend
+from charrnn.kernels.blocks import block_steps, needs_gradients, tanh_
 
 
 def scan(x: Tensor, s: Tensor, W: Tensor, R: Tensor, b: Tensor, n: Tensor | None = None) -> Tensor:
@@ -91,7 +91,7 @@ class _Scan(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, W, R, n, gates, entering = ctx.saved_tensors
         D, _, T, B, S = gates.shape
-        steps = min(T, max(1, blocks.BLOCK // B))
+        steps = block_steps(T, B)
         # gradients of the sums inside tanh and sigmoid, for one block of steps
         da = gates.new_empty(D, 2, steps, B, S)
         ds, by_t, change, dz = (gates.new_zeros(shape) for shape in ((B, S), (B, S), (B, S), (2, B, S)))

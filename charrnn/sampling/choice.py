@@ -1,4 +1,4 @@
-"""How the next token is chosen from the logits: greedily, or drawn, with temperature, top-k and top-p."""
+"""The choice of the next token from the logits: greedy, or drawn with temperature, top-k and top-p."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where written text goes: to stdout as it is made, or into a file that is replaced once it is complete."""
+"""The destination of written text: stdout, as it is made, or a file that is replaced once the text is complete."""
 
 from __future__ import annotations
 

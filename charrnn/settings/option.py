@@ -41,7 +41,7 @@ class Interval:
 
 ANY = Interval()
 
-# what a text is the name of
+# the kind of thing that a setting of text names
 Names = Literal["", "file", "folder", "model", "recipe"]
 
 

@@ -138,17 +138,19 @@ def test_averages_stay_away_from_zero_and_one() -> None:
     assert score.loss == pytest.approx(1e-10, rel=1e-5)
 
 
-def test_a_hopeless_sample_is_drawn_again() -> None:
+def test_a_hopeless_sample_is_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("charrnn.evaluation.monte_carlo.REDRAWS", 3)
     tokens = torch.zeros(9, dtype=torch.int64)
-    score = monte_carlo(Scripted([1 / 501, 0.5, 1 / 501, 1 / 501, 0.25]), *pairs(tokens), 2, seeded(), redraws=3)
+    score = monte_carlo(Scripted([1 / 501, 0.5, 1 / 501, 1 / 501, 0.25]), *pairs(tokens), 2, seeded())
     assert score.loss == pytest.approx(-math.log(0.375), rel=1e-12)
     assert monte_carlo(Scripted([1 / 499, 0.5]), *pairs(tokens), 1, seeded()).perplexity == pytest.approx(499, rel=1e-9)
 
 
-def test_too_many_hopeless_samples_are_an_error() -> None:
+def test_too_many_hopeless_samples_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("charrnn.evaluation.monte_carlo.REDRAWS", 3)
     script = iter([0.5] + 9 * [1 / 600])
     with pytest.raises(UserError, match="4 of 5 Monte Carlo samples had a perplexity of 500 or more"):
-        monte_carlo(Scripted(script), *pairs(torch.zeros(9, dtype=torch.int64)), 2, seeded(), redraws=3)
+        monte_carlo(Scripted(script), *pairs(torch.zeros(9, dtype=torch.int64)), 2, seeded())
     assert len(list(script)) == 5, "three may be drawn again, the fourth is an error"
 
 

@@ -64,7 +64,7 @@ def backward_pass(
     rows: list[slice], kept: list[Kept], dy: Tensor, x: Tensor, h: Tensor, W: Tensor, R: Tensor, b: Tensor
 ) -> tuple[Tensor | None, ...]:
     H = R.shape[1]
-    of_input, dh = parts.InputGradients(x, W), empty(h, *h.shape)
+    of_input, dh = parts.InputWeights(x, W), empty(h, *h.shape)
     R_rz, R_n = (panels(part, largest(rows)) for part in R.split((2 * H, H)))
     weights = Weights(of_input.W, R_rz, R_n, array(b))
     shapes = of_input.W.shape, (2 * H, H), (H, H), (3 * H,)

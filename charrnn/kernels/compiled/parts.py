@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from charrnn.kernels import backend, blocks
+from charrnn.kernels import backend
+from charrnn.kernels.blocks import block_steps
 from charrnn.kernels.cells import Array
 
 MIN_ROWS = 12  # per part, roughly: with fewer, products slow down more than another thread gains
@@ -41,11 +42,6 @@ def size(part: slice) -> int:
 def largest(rows: list[slice]) -> int:
     """Return the number of rows in the largest part."""
     return max(map(size, rows))
-
-
-def block_steps(T: int, rows: int) -> int:
-    """Return the number of time steps per block."""
-    return min(T, max(1, blocks.BLOCK // rows))
 
 
 # A layer as a function of torch
@@ -168,7 +164,7 @@ def totals(shares: Sequence[tuple[Array, ...]]) -> list[Tensor]:
     return sums
 
 
-class InputGradients:
+class InputWeights:
     """Input weights W (G, I) and an array for the gradient of the input x, both as ``inputs.leave`` takes them."""
 
     def __init__(self, x: Tensor, W: Tensor) -> None:

@@ -57,7 +57,7 @@ def forward_pass(rows: list[slice], x: Tensor, h: Tensor, W: Tensor, R: Tensor, 
 def backward_pass(
     rows: list[slice], kept: list[Kept], dy: Tensor, x: Tensor, h: Tensor, W: Tensor, R: Tensor, b: Tensor
 ) -> tuple[Tensor | None, ...]:
-    of_input, dh = parts.InputGradients(x, W), empty(h, *h.shape)
+    of_input, dh = parts.InputWeights(x, W), empty(h, *h.shape)
     weights = Weights(of_input.W, panels(R, largest(rows)), array(b))
     shares = [Shares(zeros(W, *of_input.W.shape), zeros(R, *R.shape), zeros(b, len(b))) for _ in rows]
     parts.for_each_part(backward, rows, len(dy), (array(x), array(dy), weights, of_input.x, dh), kept, shares)
