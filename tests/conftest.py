@@ -31,13 +31,13 @@ def pytest_configure(config: pytest.Config) -> None:
     # the first optimizer or compiled kernel of a process takes seconds, so no example has a deadline
     settings.register_profile("charrnn", deadline=None)
     settings.load_profile("charrnn")
-    # compiled kernels and fonts are shared by all tests and kept for the next run
+    # shared by all tests and kept for the next run: compiled kernels and fonts
     os.environ.setdefault("NUMBA_CACHE_DIR", str(folder / "kernels"))
     os.environ.setdefault("MPLCONFIGDIR", str(folder / "matplotlib"))
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
-    # small tests gain nothing from a second thread, and parallel workers are slowed by it
+    # a second thread does not help small tests and slows parallel workers
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    # nohup and background jobs of a script ignore these signals, and the processes of tests would inherit that
+    # nohup and a script's background jobs ignore these signals, and the tests' processes would inherit that
     for number in (signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
@@ -86,7 +86,7 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the long tests unless -m chooses them."""
+    """Deselect the long tests unless -m selects them."""
     if not config.getoption("-m"):
         long = [item for item in items if item.get_closest_marker("soak")]
         config.hook.pytest_deselected(items=long)

@@ -1,4 +1,4 @@
-"""Imports run one way, torch is not paid for by those who do not compute, and one module draws."""
+"""Imports go one way, commands that do not compute do not load torch, and only one module imports matplotlib."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ ORDER = """
 """
 LEVEL = {name: level for level, names in enumerate(ORDER.split("|")) for name in names.split()}
 
-# packages that answer before torch and numpy could be loaded
+# packages that must respond before torch and numpy could be loaded
 LIGHT = ("charrnn.settings", "charrnn.data.datasets", "charrnn.errors", "charrnn.files", "charrnn.registry")
 
 FAST = ("numba", "scipy", "threadpoolctl")  # the extra [fast]: what only the compiled kernels may need
 
 
 def imported(path: Path, everywhere: bool) -> Iterator[str]:
-    """The modules that a file imports: at its top level, or also inside functions. Not those for types alone."""
+    """Return the modules that a file imports at its top level, or also inside functions. Leaves out imports only for
+    type annotations."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     nodes = ast.walk(tree) if everywhere else iter(tree.body)
     typing_only = {
@@ -56,7 +57,7 @@ def is_under(module: str, package: str) -> bool:
     return module == package or module.startswith(package + ".")
 
 
-def test_imports_make_no_circle() -> None:
+def test_there_are_no_circular_imports() -> None:
     graph = {
         name: {other for other in imported(path, everywhere=False) if other in MODULES and other != name}
         for name, path in MODULES.items()
@@ -73,7 +74,7 @@ def test_a_package_imports_only_what_stands_to_its_left() -> None:
             assert theirs == mine or LEVEL.get(theirs, 0) < LEVEL[mine], (name, other)
 
 
-def test_every_name_at_the_top_has_its_place_in_the_order() -> None:
+def test_every_top_level_name_has_its_place_in_the_order() -> None:
     assert {name.split(".")[1] for name in MODULES} - {"__init__"} == LEVEL.keys()
 
 
@@ -97,7 +98,7 @@ def test_only_the_command_line_imports_click_and_rich() -> None:
         assert is_under(name, "charrnn.cli") or not tops & {"click", "rich"}, name
 
 
-def test_kernels_import_torch_and_numpy_alone_and_models_torch_and_kernels() -> None:
+def test_kernels_import_only_torch_and_numpy_and_models_only_torch_and_kernels() -> None:
     allowed = (*sys.stdlib_module_names, "torch")
     hot = (*allowed, "numpy")
     assert set(backend.NEEDED) == set(FAST)
@@ -120,14 +121,14 @@ def test_loading_a_command_does_not_load_torch(command: str) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_short_help_is_the_first_line_of_the_commands_own(command: str) -> None:
+def test_the_short_help_is_the_first_line_of_the_commands_help(command: str) -> None:
     words = "import importlib, sys; print(importlib.import_module(f'charrnn.cli.{sys.argv[1]}').command.help)"
     done = subprocess.run([sys.executable, "-c", words, command], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[0].startswith(COMMANDS[command].rstrip("."))
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if not is_under(name, "charrnn.kernels.compiled")])
-def test_the_extra_fast_is_asked_for_late_and_in_one_place(module: str) -> None:
+def test_the_extra_fast_is_imported_late_and_in_one_place(module: str) -> None:
     top = {other.partition(".")[0] for other in imported(MODULES[module], everywhere=False)}
     assert not top & set(FAST)
     if module != "charrnn.kernels.backend":

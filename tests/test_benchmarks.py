@@ -1,4 +1,5 @@
-"""The benchmarks compare like with like: plain networks compute the same as ours, and the formulas count their work."""
+"""The benchmarks compare like with like: plain networks compute the same as ours, and the formulas count their
+operations."""
 
 from __future__ import annotations
 
@@ -69,7 +70,7 @@ def test_the_plain_networks_compute_the_same(name: str) -> None:
 @pytest.mark.parametrize("name", subjects.NAMES)
 def test_the_formula_counts_the_products(name: str) -> None:
     T, B = 3, 2
-    # prefer a loop with a look-up: the counter sees all its products, and none of them is with one-hot vectors
+    # prefer a loop with a look-up: the counter sees all its products, and none has one-hot vectors
     ways = networks.plain(name, subjects.V, SIZE, LAYERS)
     network = ways.get("loop, look-up", next(iter(ways.values())))
     one_hot = 0
@@ -110,7 +111,7 @@ def test_the_hand_written_loop_trains_like_ours() -> None:
         torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
 
 
-def test_arms_take_turns() -> None:
+def test_variants_take_turns() -> None:
     calls: list[str] = []
     arms = {name: lambda name=name: calls.append(name) for name in "ab"}
     timings = measure.in_turn(arms, repeats=3, warm_up=2)
@@ -118,7 +119,7 @@ def test_arms_take_turns() -> None:
     assert timings.keys() == {"a", "b"}
 
 
-def test_summary_and_exponent() -> None:
+def test_summaries_and_exponents_are_correct() -> None:
     timing = measure.summary([1.0, 2.0, 3.0, 4.0, 100.0])
     assert (timing.low, timing.median, timing.high, timing.spread) == (2, 3, 4, 2 / 3)
     assert growth.slope([(0, 1), (1, 3), (2, 5)]) == pytest.approx(2)
@@ -147,7 +148,7 @@ def test_a_failing_command_is_not_measured() -> None:
         startup.first_byte([sys.executable, "-c", "raise SystemExit('nonsense')"])
 
 
-def test_the_command_prints_and_writes_its_figures(tmp_path: Path) -> None:
+def test_the_command_prints_and_saves_its_figures(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "benchmarks", "startup", "--quick", "--json", str(tmp_path / "figures.json")]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, env=environment(), check=True)
     figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Set up a process to compute: devices, threads, and memory that glibc keeps."""
+"""Setting up a process to compute: devices, threads, and memory that glibc keeps."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ glibc = pytest.mark.skipif(
 
 
 def in_a_process(code: str, *words: str, **env: str) -> str:
-    """Run the code in a fresh process without settings for malloc or threads. Returns its output."""
+    """Run the code in a fresh process without settings for malloc or threads. Return its output."""
     prefixes = ("MALLOC_", "GLIBC_", "OMP_", "GOMP_", "OPENBLAS_", "MKL_")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(prefixes)}
     return subprocess.run(
@@ -33,7 +33,7 @@ def in_a_process(code: str, *words: str, **env: str) -> str:
 
 @pytest.fixture
 def gpus(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """The GPUs that torch finds: ``cuda``, how many; ``mps``, whether there is one."""
+    """Replace the GPUs that torch finds: the number of CUDA GPUs, and whether there is an MPS GPU."""
     found = SimpleNamespace(cuda=0, mps=False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: found.cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: found.mps)
@@ -41,7 +41,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return found
 
 
-def test_the_gpu_of_that_number_is_chosen(gpus: SimpleNamespace) -> None:
+def test_the_gpu_with_the_given_number_is_chosen(gpus: SimpleNamespace) -> None:
     notes: list[str] = []
     gpus.cuda = 2
     assert compute.choose_device(1, notes.append) == torch.device("cuda", 1)
@@ -97,7 +97,7 @@ def test_the_command_line_sets_how_threads_wait_before_torch_is_loaded() -> None
     assert in_a_process(code).splitlines()[0] == compute.SPIN_COUNT
 
 
-def test_one_thread_holds_for_torch_and_for_numpys_products() -> None:
+def test_one_thread_applies_to_torch_and_to_numpys_products() -> None:
     code = (
         "from charrnn.compute import one_thread\n"
         "one_thread()\n"
@@ -140,7 +140,7 @@ print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def count(how: str, **env: str) -> tuple[str, int]:
-    """The result of keep_freed_memory, and the page faults of allocating and freeing 40 MB five times."""
+    """Return the result of keep_freed_memory, and the page faults of allocating and freeing 40 MB five times."""
     kept, faults = in_a_process(COUNT, how, **env).split()
     return kept, int(faults)
 

@@ -1,4 +1,4 @@
-"""Files are complete or absent and readable by whom the umask says; a lock is held by one process."""
+"""Files are complete or absent, with the permissions of the umask; a lock is held by one process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from charrnn.files import locked, replacing
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
-def test_a_finished_file_has_the_permissions_of_an_ordinary_one(tmp_path: Path, mask: int) -> None:
+def test_a_finished_file_has_ordinary_permissions(tmp_path: Path, mask: int) -> None:
     before = os.umask(mask)
     try:
         with replacing(tmp_path / "one") as file:
@@ -25,7 +25,7 @@ def test_a_finished_file_has_the_permissions_of_an_ordinary_one(tmp_path: Path, 
     assert stat.S_IMODE((tmp_path / "one").stat().st_mode) == 0o666 & ~mask
 
 
-def test_an_error_leaves_the_old_file_alone_and_nothing_else(tmp_path: Path) -> None:
+def test_an_error_leaves_only_the_old_file(tmp_path: Path) -> None:
     (tmp_path / "one").write_text("old")
     with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "one") as file:
         file.write(b"new")
@@ -34,7 +34,7 @@ def test_an_error_leaves_the_old_file_alone_and_nothing_else(tmp_path: Path) -> 
 
 
 def test_the_folder_is_flushed_after_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    flushed: list[bool] = []  # of each flush, whether the file had its name
+    flushed: list[bool] = []  # for each flush, whether the file had its name
     fsync = os.fsync
 
     def watched(descriptor: int) -> None:
@@ -62,7 +62,7 @@ def test_a_lock_is_held_by_one_process_and_is_free_afterwards(tmp_path: Path) ->
     ("number", "raised"),
     [(errno.ENOLCK, False), (errno.ENOTSUP, False), (errno.ENOSYS, False), (errno.EACCES, True)],
 )
-def test_a_file_system_without_locks_is_no_hindrance(
+def test_a_file_system_without_locks_is_no_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, raised: bool
 ) -> None:
     """Nor is the lock file of an earlier run, which came there with its folder."""

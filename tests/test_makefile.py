@@ -1,4 +1,4 @@
-"""make sets up an environment once and reuses it, also in a folder whose name has spaces."""
+"""``make`` sets up an environment once and reuses it, even in a folder whose name has spaces."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 TARGETS = re.findall(r"^\.PHONY: (.*)", (ROOT / "Makefile").read_text(), re.M)[0].split()
 
-# stands for Python: writes down its arguments, and makes an environment whose Python is itself
+# replaces Python: records its arguments, and creates environments with itself as their Python
 PYTHON = """#!/bin/sh
 echo "$*" >> calls
 if [ "$2" = venv ]; then mkdir -p .venv/bin; cp "$0" .venv/bin/python; fi
@@ -35,7 +35,7 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def make(folder: Path, *args: str) -> list[str]:
-    """Run make. Return the arguments of every call of Python, or without one the lines that make prints."""
+    """Run make. Return the arguments of every call of Python, or the lines that make prints if there were none."""
     (folder / "calls").unlink(missing_ok=True)
     words = ["make", "PYTHON=./python", *args]
     env = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
@@ -44,7 +44,7 @@ def make(folder: Path, *args: str) -> list[str]:
     return ((folder / "calls").read_text() if (folder / "calls").exists() else done.stdout).splitlines()
 
 
-def test_make_alone_says_what_each_command_does(checkout: Path) -> None:
+def test_make_without_a_target_says_what_each_command_does(checkout: Path) -> None:
     lines = make(checkout)
     assert [line.split()[1] for line in lines if line.startswith("make ")] == [
         name for name in TARGETS if name != "help"
@@ -81,7 +81,7 @@ def test_torch_comes_from_the_index_that_is_named(checkout: Path) -> None:
     )
 
 
-def test_the_python_that_make_finds_is_new_enough(checkout: Path) -> None:
+def test_make_finds_a_python_that_is_new_enough(checkout: Path) -> None:
     (checkout / "python3").write_text("#!/bin/sh\nexit 1\n")
     (checkout / "python3").chmod(0o755)
     (checkout / "python3.13").symlink_to(sys.executable)

@@ -1,4 +1,4 @@
-"""``charrnn.train``, ``charrnn.sample`` and ``charrnn.evaluate`` against the commands, setting by setting."""
+"""``charrnn.train``, ``charrnn.sample`` and ``charrnn.evaluate``, compared with the commands."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TEXT = "The lazy fox sleeps.\nThe dog, and over the brown fox."
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a text, models of its characters in cv and other, of its words in words, of its bytes in bytes."""
+    """A folder with a text, and models of its characters (cv, other), words (words) and bytes (bytes)."""
     folder = tmp_path_factory.mktemp("face")
     write_text(folder / "data")
     write_text(folder / "umlauts", "Schöne größere Hüte für müßige Bären.\n" * 100)
@@ -86,7 +86,7 @@ def test_settings_and_defaults_are_those_of_the_command(
         ("bytes", "Schö", {}),
     ],
 )
-def test_a_sample_is_the_commands(folder: Path, name: str, primetext: str, settings: dict[str, Any]) -> None:
+def test_a_sample_equals_the_commands(folder: Path, name: str, primetext: str, settings: dict[str, Any]) -> None:
     pieces = list(charrnn.sample(folder / name, primetext, 60, gpuid=-1, **settings))
     flags = [word for key, value in settings.items() for word in (f"-{key}", int(value) if value is False else value)]
     printed = run(folder, "sample", name, "-gpuid", -1, "-json", "-length", 60, "-primetext", primetext, *flags)
@@ -96,7 +96,7 @@ def test_a_sample_is_the_commands(folder: Path, name: str, primetext: str, setti
         assert "ö" in pieces or "ü" in pieces, "a character of two bytes comes whole"
 
 
-def test_a_checkpoint_is_a_file_a_folder_or_loaded(folder: Path) -> None:
+def test_a_checkpoint_can_be_a_file_a_folder_or_an_object(folder: Path) -> None:
     file = next((folder / "cv").glob("*epoch*.pt"))
     texts = [
         "".join(charrnn.sample(source, "The", 30))
@@ -107,7 +107,7 @@ def test_a_checkpoint_is_a_file_a_folder_or_loaded(folder: Path) -> None:
     assert scores[0] == scores[1] == scores[2]
 
 
-def test_random_numbers_and_threads_are_left_alone(folder: Path) -> None:
+def test_random_numbers_and_threads_are_restored(folder: Path) -> None:
     before, state = torch.get_num_threads(), torch.get_rng_state()
     torch.set_num_threads(2)
     try:
@@ -131,7 +131,7 @@ def test_random_numbers_and_threads_are_left_alone(folder: Path) -> None:
         ({"checkpoint": "nowhere"}, "nowhere"),
     ],
 )
-def test_sampling_says_what_is_wrong_when_it_is_called(folder: Path, settings: dict[str, Any], message: str) -> None:
+def test_sampling_reports_errors_when_it_is_called(folder: Path, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as raised:
         charrnn.sample(**{"checkpoint": folder / "cv", **settings})
     assert message in str(raised.value) and raised.type is charrnn.UserError
@@ -148,7 +148,7 @@ def test_sampling_says_what_is_wrong_when_it_is_called(folder: Path, settings: d
         ("bytes", {}),
     ],
 )
-def test_an_evaluation_is_the_commands(
+def test_an_evaluation_equals_the_commands(
     folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, settings: dict[str, Any]
 ) -> None:
     monkeypatch.chdir(folder)
@@ -169,7 +169,7 @@ def test_an_evaluation_is_the_commands(
         assert (found.dynamic and found.dynamic.loss) == (printed["dynamic"]["loss"] if "dynamic" in printed else None)
 
 
-def test_an_evaluation_is_plain_figures(folder: Path) -> None:
+def test_an_evaluation_returns_plain_numbers(folder: Path) -> None:
     found = charrnn.evaluate(folder / "cv", TEXT)
     assert found.tokens == len(TEXT) - 1 and found.measures == {} and found.dynamic is None
     assert found.bits_per_character == pytest.approx(found.loss / math.log(2))
@@ -190,7 +190,7 @@ def test_an_evaluation_is_plain_figures(folder: Path) -> None:
         ({"text": "The dog", "ensemble": ["words"]}, "cannot be averaged"),
     ],
 )
-def test_evaluating_says_what_is_wrong(
+def test_evaluation_reports_errors(
     folder: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], message: str
 ) -> None:
     monkeypatch.chdir(folder)
@@ -234,7 +234,9 @@ def same(one: Path, other: Path) -> bool:
         ("lstm", {"level": "word", "save_every": 7, "eval_val_every": 5, "dropout": 0.2, "num_layers": 2}),
     ],
 )
-def test_a_training_is_the_commands(folder: Path, tmp_path: Path, model: str | None, settings: dict[str, Any]) -> None:
+def test_a_training_run_equals_the_commands(
+    folder: Path, tmp_path: Path, model: str | None, settings: dict[str, Any]
+) -> None:
     seen: list[Any] = []
     trained = short(tmp_path, "ours", folder / "data", model, on_record=seen.append, **settings)
     named = {"model": model} if model else {}
@@ -254,13 +256,13 @@ def test_a_training_is_the_commands(folder: Path, tmp_path: Path, model: str | N
     assert len(validated) > 1 and trained.val_loss == min(validated)
 
 
-def test_two_trainings_and_what_follows_do_not_see_each_other(folder: Path, tmp_path: Path) -> None:
+def test_training_runs_do_not_affect_each_other_or_later_code(folder: Path, tmp_path: Path) -> None:
     before, state = torch.get_num_threads(), torch.get_rng_state()
     environment = dict(os.environ)
 
     def changed(environment: dict[str, str]) -> set[str]:
         names = {name for name, _ in environment.items() ^ os.environ.items()}
-        return {name for name in names if not name.startswith("KMP_")}  # numba's own, as it loads
+        return {name for name in names if not name.startswith("KMP_")}  # set by numba as it loads
 
     torch.set_num_threads(2)
     try:
@@ -279,7 +281,7 @@ def test_two_trainings_and_what_follows_do_not_see_each_other(folder: Path, tmp_
         torch.set_num_threads(before)
 
 
-def test_a_text_is_a_folder_a_file_or_several(folder: Path, tmp_path: Path) -> None:
+def test_a_text_can_be_a_folder_a_file_or_several(folder: Path, tmp_path: Path) -> None:
     song = (folder / "data" / "input.txt").read_text()
     half = song.index("\n", len(song) // 2) + 1
     for name, text in (("all", song), ("b", song[:half]), ("c", song[half:])):
@@ -299,7 +301,7 @@ def test_a_text_is_a_folder_a_file_or_several(folder: Path, tmp_path: Path) -> N
     assert short(tmp_path, "named", data_dir=folder / "data").val_loss == runs[0].val_loss
 
 
-def test_a_training_can_be_resumed(folder: Path, tmp_path: Path) -> None:
+def test_a_training_run_can_be_resumed(folder: Path, tmp_path: Path) -> None:
     whole = short(tmp_path, "whole", folder / "data", "gru")
     begun = short(tmp_path, "begun", folder / "data", "gru", max_epochs=1)
     rest = charrnn.train(resume=begun.newest, max_epochs=3, progress=False)
@@ -317,7 +319,7 @@ def test_without_a_validation_split_the_best_checkpoint_is_the_newest(folder: Pa
     assert Checkpoint.load(trained.best).training["iteration"] == len(trained.records)
 
 
-def test_settings_come_from_a_file_too(folder: Path, tmp_path: Path) -> None:
+def test_settings_can_come_from_a_file(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text('model = "rnn"\nmax_epochs = 1\n')
     given = {name: value for name, value in SHORT.items() if name != "max_epochs"}
     trained = charrnn.train(
@@ -346,7 +348,7 @@ def test_settings_come_from_a_file_too(folder: Path, tmp_path: Path) -> None:
          ["-learning_rate", 1e30, "-grad_clip", 0, "-data_dir", "data"]),
     ],
 )  # fmt: skip
-def test_training_says_what_the_command_says(
+def test_training_prints_the_lines_of_the_command(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], words: list[object]
 ) -> None:
     write_text(tmp_path / "data")
@@ -369,12 +371,12 @@ def test_training_says_what_the_command_says(
         ({"text_or_folder": "x", "input": "y"}, "the text is named twice"),
     ],
 )
-def test_training_says_what_is_wrong_with_its_arguments(settings: dict[str, Any], message: str) -> None:
+def test_training_reports_wrong_arguments(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         charrnn.train(progress=False, **settings)
 
 
-def test_another_training_of_the_same_files_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_a_second_run_on_the_same_files_is_refused(folder: Path, tmp_path: Path) -> None:
     def another(record: Any) -> None:
         with pytest.raises(UserError, match="another training is saving"):
             short(tmp_path, "cv", folder / "data")
@@ -382,7 +384,7 @@ def test_another_training_of_the_same_files_is_refused(folder: Path, tmp_path: P
     assert short(tmp_path, "cv", folder / "data", max_epochs=0.02, on_record=another).records
 
 
-def test_a_run_that_rolled_back_has_one_record_for_each_iteration(
+def test_a_run_that_rolled_back_has_one_record_per_iteration(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def check(training: Training, record: Any) -> None:
@@ -432,7 +434,7 @@ def test_training_works_in_a_thread(folder: Path, tmp_path: Path) -> None:
         assert pool.submit(short, tmp_path, "cv", folder / "data", max_epochs=0.1).result().records
 
 
-def test_progress_is_plain_lines_without_a_terminal(
+def test_without_a_terminal_progress_is_printed_as_plain_lines(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = {**SHORT, "checkpoint_dir": tmp_path / "cv", "print_every": 80}

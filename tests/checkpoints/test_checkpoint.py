@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, and nothing in them is run."""
+"""Checkpoints are complete or absent, and loading one runs no code from it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def make(name: str = "lstm", **options: Any) -> Checkpoint:
 
 @pytest.mark.parametrize("name", registry.models())
 @pytest.mark.parametrize("precision", ["float32", "float64"])
-def test_round_trip(tmp_path: Path, name: str, precision: str) -> None:
+def test_a_loaded_checkpoint_equals_the_saved_one(tmp_path: Path, name: str, precision: str) -> None:
     torch.manual_seed(2)
     dtype = getattr(torch, precision)
     model = registry.find(name).create(len(ALPHABET), 8, 2, 0.0).to(dtype).eval()
@@ -51,13 +51,13 @@ def test_round_trip(tmp_path: Path, name: str, precision: str) -> None:
     [Vocabulary((0, 10, 0x4E00, 0x1F338)), Vocabulary((0, 10, 128, 255), "bytes")],
     ids=lambda v: v.encoding,
 )
-def test_any_vocabulary_survives(tmp_path: Path, vocabulary: Vocabulary) -> None:
+def test_any_vocabulary_survives_saving_and_loading(tmp_path: Path, vocabulary: Vocabulary) -> None:
     checkpoint = make()
     checkpoint.vocabulary = vocabulary
     assert Checkpoint.load(checkpoint.save(tmp_path / "one.pt")).vocabulary == vocabulary
 
 
-def test_the_file_holds_plain_values_alone(tmp_path: Path) -> None:
+def test_the_file_contains_only_plain_values(tmp_path: Path) -> None:
     path = make().save(tmp_path / "one.pt")
     content = torch.load(path, weights_only=True)
     assert content["format"] == 1
@@ -116,7 +116,7 @@ def test_a_zip_that_unpacks_to_more_than_its_size_is_refused(tmp_path: Path) -> 
         ({"model_options": {"depth": 3}}, "depth"),
     ],
 )
-def test_content_that_makes_no_sense_is_refused(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+def test_invalid_content_is_refused(tmp_path: Path, change: dict[str, Any], said: str) -> None:
     path = make().save(tmp_path / "one.pt")
     torch.save(torch.load(path, weights_only=True) | change, path)
     with pytest.raises(UserError, match=said):
@@ -137,7 +137,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path: Path, monk
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_folder_means_its_best_checkpoint(tmp_path: Path) -> None:
+def test_a_folder_stands_for_its_best_checkpoint(tmp_path: Path) -> None:
     for epoch, loss in ((1, 2.0), (2, 1.5), (3, 1.6)):
         checkpoint = make()
         checkpoint.epoch, checkpoint.val_loss = epoch, loss
@@ -147,11 +147,11 @@ def test_a_folder_means_its_best_checkpoint(tmp_path: Path) -> None:
     assert find_newest(tmp_path).name == "lm_lstm_last.pt"
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_the_message_names_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nothing\.pt"):
         load(tmp_path / "nothing.pt")
 
 
-def test_a_folder_without_checkpoints_is_named(tmp_path: Path) -> None:
+def test_the_message_names_a_folder_without_checkpoints(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no checkpoints"):
         find_best(tmp_path)

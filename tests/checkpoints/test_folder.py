@@ -1,4 +1,4 @@
-"""The folder of a run: its best and newest checkpoint, in copies too, and what -keep deletes."""
+"""A run's folder: its best and newest checkpoints, also after copying it, and the files that -keep deletes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from charrnn.settings.training import TrainingOptions
 
 
 def save(folder: Path, name: str, iteration: int = 0, loss: float | None = None, written: int | None = None) -> Path:
-    """Save a checkpoint without a model. ``written`` replaces the time inside; 0 leaves it out, as in older files."""
+    """Save a checkpoint without a model. ``written`` replaces the time that the file records; 0 leaves it out, as in
+    older files."""
     checkpoint = Checkpoint(TrainingOptions(), {}, Vocabulary((97, 98)), {"weight": torch.ones(2)}, val_loss=loss)
     checkpoint.training = {"iteration": iteration}
     path = checkpoint.save(folder / name)
@@ -59,7 +60,7 @@ def test_the_newest_checkpoint_is_of_the_newest_run_not_of_the_longest(tmp_path:
     assert find_newest(tmp_path) == later
 
 
-def test_the_modification_time_decides_only_between_checkpoints_that_say_nothing(tmp_path: Path) -> None:
+def test_the_modification_time_decides_only_between_checkpoints_without_a_recorded_time(tmp_path: Path) -> None:
     files = [save(tmp_path, f"lm_lstm_epoch{epoch}.00_1.0000.pt", 7, written=0) for epoch in (1, 2)]
     set_times(files, "reversed")
     assert find_newest(tmp_path) == files[0]
@@ -79,7 +80,7 @@ def test_the_best_checkpoint_is_the_one_with_the_lowest_loss_to_all_digits(tmp_p
     assert find_best(tmp_path).name == "lm_lstm_epoch1.00_1.0000.pt"
 
 
-def test_of_equally_good_checkpoints_the_newest_is_best(tmp_path: Path) -> None:
+def test_the_newest_of_equally_good_checkpoints_is_the_best(tmp_path: Path) -> None:
     files = [save(tmp_path, f"lm_lstm_epoch{n}.00_1.0000.pt", n, 1.0) for n in (1, 2, 3)]
     set_times(files, "reversed")
     assert find_best(tmp_path) == files[-1]
@@ -90,7 +91,7 @@ def test_without_a_finite_loss_the_newest_is_best(tmp_path: Path) -> None:
     assert find_best(tmp_path) == files[-1]
 
 
-def test_the_newest_checkpoint_of_every_run(tmp_path: Path) -> None:
+def test_each_run_has_its_newest_checkpoint(tmp_path: Path) -> None:
     one = [save(tmp_path, name, 1) for name in ("lm_one_epoch1.00_2.0000.pt", "lm_one_last.pt")]
     two = save(tmp_path, validated_name("a_b", 2, math.nan), 1)
     (tmp_path / "lm_other.pt").write_bytes(b"not of a run")
@@ -98,7 +99,7 @@ def test_the_newest_checkpoint_of_every_run(tmp_path: Path) -> None:
     assert newest_by_run(tmp_path) == {"one": one[1], "a_b": two}
 
 
-def test_what_a_checkpoint_says_of_itself_is_read_without_its_tensors(tmp_path: Path) -> None:
+def test_the_summary_of_a_checkpoint_is_read_without_its_tensors(tmp_path: Path) -> None:
     path = save(tmp_path, "lm_lstm_last.pt", 3)
     outline, whole = archive.read(path, values=False), archive.read(path)
     assert outline["weights"]["weight"].is_meta and not whole["weights"]["weight"].is_meta
@@ -110,7 +111,7 @@ losses = st.lists(st.sampled_from([1.0, 1.00001, 1.1, 1.2, math.inf, math.nan]),
 
 
 @given(losses, st.integers(0, 4))
-def test_keep_leaves_exactly_the_latest_and_the_best(series: list[float], keep: int) -> None:
+def test_keep_leaves_exactly_the_newest_and_the_best(series: list[float], keep: int) -> None:
     folder, files = RunFolder(Path(), "lstm"), set()
     for epoch, loss in enumerate(series):
         name = validated_name("lstm", epoch, loss)
@@ -124,7 +125,7 @@ def test_keep_leaves_exactly_the_latest_and_the_best(series: list[float], keep: 
         assert [kept.name for kept in folder.kept] == sorted(files, key=lambda name: float(name.split("epoch")[1][:4]))
 
 
-def test_kept_checkpoints_survive_saving_with_all_digits() -> None:
+def test_kept_checkpoints_keep_all_digits_of_their_losses() -> None:
     folder = RunFolder(
         Path(), "lstm", [Kept("lm_lstm_epoch1.00_1.2346.pt", 1.23456789), Kept("lm_lstm_epoch2.00_nan.pt", math.inf)]
     )

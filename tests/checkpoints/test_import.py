@@ -97,7 +97,7 @@ def test_the_original_options_are_kept(tmp_path: Path) -> None:
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-def test_an_existing_file_is_kept_without_force(tmp_path: Path) -> None:
+def test_an_existing_file_is_replaced_only_with_force(tmp_path: Path) -> None:
     old = unpack(SMALLEST, tmp_path)
     (tmp_path / "new.pt").write_text("precious")
     message = one_line(charrnn("import", old, "new.pt", cwd=tmp_path, code=1))
@@ -108,14 +108,14 @@ def test_an_existing_file_is_kept_without_force(tmp_path: Path) -> None:
     package.load(tmp_path / "new.pt")
 
 
-def test_a_folder_gets_char_rnns_file_name(tmp_path: Path) -> None:
+def test_in_a_folder_the_file_gets_char_rnns_name(tmp_path: Path) -> None:
     old = unpack(SMALLEST, tmp_path)
     (tmp_path / "cv").mkdir()
     charrnn("import", old, "cv", cwd=tmp_path)
     assert [path.name for path in (tmp_path / "cv").iterdir()] == ["lm_rnn_epoch0.47_2.6768.pt"]
 
 
-def test_training_can_start_from_it_but_not_resume(tmp_path: Path) -> None:
+def test_an_imported_checkpoint_can_start_a_run_but_not_resume_one(tmp_path: Path) -> None:
     checkpoint = originals.load(unpack(SMALLEST, tmp_path), pytest.fail)
     new = str(checkpoint.save(tmp_path / "new.pt"))
     everything = checkpoint.vocabulary.decode(range(len(checkpoint.vocabulary)))
@@ -127,7 +127,7 @@ def test_training_can_start_from_it_but_not_resume(tmp_path: Path) -> None:
         new_run(configure({"data_dir": flags["data_dir"]}, resume=new))
 
 
-def test_a_file_of_another_kind_gives_one_line_and_writes_nothing(tmp_path: Path) -> None:
+def test_a_file_of_another_kind_is_refused_in_one_line_and_nothing_is_written(tmp_path: Path) -> None:
     (tmp_path / "old.t7").write_bytes(b"no checkpoint")
     assert "old.t7" in one_line(charrnn("import", "old.t7", "new.pt", cwd=tmp_path, code=1))
     assert [path.name for path in tmp_path.iterdir()] == ["old.t7"]
@@ -251,7 +251,7 @@ def test_vocabularies_beyond_ascii(characters: list[str], vocabulary: Vocabulary
     assert checkpoint.options.encoding == vocabulary.encoding
 
 
-def test_a_setting_that_cannot_be_kept_is_reported(tmp_path: Path) -> None:
+def test_a_setting_that_cannot_be_imported_is_reported(tmp_path: Path) -> None:
     def spoil(root: dict[str, Any], writer: Writer) -> None:
         root["opt"] |= {"seed": -4, "savefile": "../../out", "unheard_of": {1: 2}, "grad_clip": "x"}
 
@@ -402,14 +402,14 @@ def test_a_hostile_file_fails_cleanly_in_little_memory(data: bytes, tmp_path: Pa
     assert peak < 20 * len(data) + 15e6
 
 
-def test_a_tensor_that_fills_its_storage_is_read() -> None:
-    """The counterpart of the hostile tensors."""
+def test_a_tensor_as_large_as_its_storage_is_read() -> None:
+    """The valid counterpart of the hostile tensors."""
     assert t7.Reader(tensor([10], [1], 1)).read().shape == (10,)
     assert t7.Reader(tensor([5, 2], [1, 5], 1)).read().shape == (5, 2)
 
 
 def test_overlapping_weights_are_refused(tmp_path: Path) -> None:
-    """With a storage shared by all tensors, a small file could pretend to be a large model."""
+    """If all tensors shared one storage, a small file could describe a huge model."""
     writer = Writer()
     shared = writer.torch("torch.DoubleStorage", struct.pack("<q", 400) + bytes(3200))
     first = struct.pack("<i", 4) + shared[4:8]

@@ -56,13 +56,13 @@ def test_an_old_checkpoint_samples_the_text_it_did_then(folder: Path, version: s
     assert run(folder, "sample", "cv", *words).out.decode() == recorded(version, name)["text"]
 
 
-def test_the_old_run_with_rollbacks_had_one() -> None:
+def test_the_count_of_rollbacks_is_read_from_an_old_checkpoint() -> None:
     for version in VERSIONS:
         assert Checkpoint.load(OLD / version / "gru_rollback.pt").training["rollbacks"] == 1
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_an_old_cache_is_used_as_it_is(tmp_path: Path, version: str) -> None:
+def test_an_old_cache_is_used_unchanged(tmp_path: Path, version: str) -> None:
     write_text(tmp_path / "data", ["input.txt"])
     for name in ("vocab.json", "input.npy"):
         shutil.copy2(OLD / version / name, tmp_path / "data")

@@ -1,4 +1,4 @@
-"""The commands as a user meets them: real processes, real files."""
+"""The commands as users run them, with real processes and files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted((folder / "cv").glob("*.pt"))
 
 
-def test_training_prints_the_originals_lines_and_learns(tmp_path: Path) -> None:
+def test_training_prints_char_rnns_lines_and_the_loss_falls(tmp_path: Path) -> None:
     write_text(tmp_path / "data")
     done = charrnn("train", "-data_dir", "data", *SMALL, "-max_epochs", 2, "-print_every", 10, cwd=tmp_path)
     found = [LINE.match(line) for line in done.stdout.decode().splitlines()]
@@ -53,7 +53,7 @@ def test_a_checkpoint_is_named_after_its_epoch_and_validation_loss(trained: Path
     assert any("epoch3.00" in name for name in names), "the end of training is always validated"
 
 
-def test_eval_gives_the_loss_in_the_file_name(trained: Path) -> None:
+def test_eval_prints_the_loss_in_the_file_name(trained: Path) -> None:
     for path in checkpoints(trained):
         printed = charrnn("eval", path, "-gpuid", -1, "-json", cwd=trained)
         figures = json.loads(printed.stdout)
@@ -115,7 +115,7 @@ def test_a_closed_pipe_ends_quietly(trained: Path) -> None:
 @pytest.mark.parametrize(
     "words", ["recipes", "models", "-h", "completion bash", "train -print_config", "sample cv -gpuid -1 -verbose 0"]
 )
-def test_an_output_that_takes_nothing_is_one_sentence(trained: Path, words: str) -> None:
+def test_a_full_output_device_is_reported_in_one_sentence(trained: Path, words: str) -> None:
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(
             [sys.executable, "-m", "charrnn", *words.split()],
@@ -128,7 +128,7 @@ def test_an_output_that_takes_nothing_is_one_sentence(trained: Path, words: str)
     assert done.returncode == 1
 
 
-def test_an_output_that_lacks_a_character_is_one_sentence(trained: Path) -> None:
+def test_a_character_that_the_output_cannot_encode_is_reported_in_one_sentence(trained: Path) -> None:
     words = ("plot", "cv", "-text", "-label", "山")
     for encoding in ("ascii", "iso8859-1", "cp1252"):
         said = one_line(charrnn(*words, cwd=trained, code=1, PYTHONIOENCODING=encoding))
@@ -136,7 +136,7 @@ def test_an_output_that_lacks_a_character_is_one_sentence(trained: Path) -> None
     assert "山" in charrnn(*words, cwd=trained, PYTHONIOENCODING="utf-8:surrogateescape").stdout.decode()
 
 
-def test_the_python_face(trained: Path) -> None:
+def test_load_returns_a_model_in_evaluation_mode_and_its_vocabulary(trained: Path) -> None:
     model, vocabulary = package.load(checkpoints(trained)[-1])
     assert not model.training
     assert vocabulary.decode(vocabulary.encode("The fox")) == "The fox"
@@ -162,7 +162,9 @@ def test_the_python_face(trained: Path) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_mistake_is_one_sentence_and_writes_nothing(tmp_path: Path, args: list[str], said: str) -> None:
+def test_a_mistake_is_reported_in_one_sentence_and_nothing_is_written(
+    tmp_path: Path, args: list[str], said: str
+) -> None:
     write_text(tmp_path / "data/tinyshakespeare")
     before = sorted(tmp_path.rglob("*"))
     usage = said.startswith("-modle") or "must be" in said or "rmsprop" in said
@@ -172,7 +174,7 @@ def test_a_mistake_is_one_sentence_and_writes_nothing(tmp_path: Path, args: list
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_config_file_sets_what_flags_do_not(tmp_path: Path) -> None:
+def test_a_config_file_applies_where_no_flag_is_given(tmp_path: Path) -> None:
     write_text(tmp_path / "data")
     settings = 'data_dir = "data"\nmodel = "gru"\nreset_after = true\nrnn_size = 99\ngpuid = -1\nmax_epochs = 0.1\n'
     (tmp_path / "mine.toml").write_text(settings)
@@ -185,7 +187,7 @@ def test_a_config_file_sets_what_flags_do_not(tmp_path: Path) -> None:
     assert "rnn_sise (did you mean rnn_size?)" in one_line(run(tmp_path, "train", "-config", "mine.toml", code=1))
 
 
-def test_init_from_takes_over_weights_and_sizes(trained: Path, tmp_path: Path) -> None:
+def test_init_from_copies_weights_and_sizes(trained: Path, tmp_path: Path) -> None:
     write_text(tmp_path / "data")
     start = ("-init_from", checkpoints(trained)[-1], "-data_dir", "data", "-gpuid", -1, "-batch_size", 4)
     done = run(tmp_path, "train", *start, "-seq_length", 16, "-max_epochs", 0.1, "-print_every", 1)
@@ -283,7 +285,7 @@ def test_train_py_and_sample_py_start_the_commands(trained: Path) -> None:
         assert subprocess.run(words, cwd=trained, capture_output=True, env=environment()).returncode == 0
 
 
-def test_a_dropped_in_model_trains_with_its_own_flag_and_samples(tmp_path: Path) -> None:
+def test_a_model_file_in_the_working_directory_trains_with_its_own_flag_and_samples(tmp_path: Path) -> None:
     write_text(tmp_path / "data")
     readme = (Path(package.__file__).parent.parent / "README.md").read_text(encoding="utf-8")
     source = re.findall(r"```python\n(# models/mine\.py\n.*?)```", readme, re.DOTALL)[0]

@@ -1,4 +1,4 @@
-"""Completion as the shells request it, in a real bash if there is one, and without torch."""
+"""Completion as shells request it, in a real bash if one is installed, and without importing torch."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from tests.helpers.command import charrnn, complete, environment
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
-def test_completion(tmp_path: Path, line: str, items: list[str]) -> None:
+def test_the_expected_words_are_completed(tmp_path: Path, line: str, items: list[str]) -> None:
     (tmp_path / "models").mkdir()
     (tmp_path / "models/mine.py").write_text(
         "open('executed', 'w')\ndef create(input_size, rnn_size, n_layers, dropout, *, leak: float = 0.5): ...\n"
@@ -77,6 +77,6 @@ def test_bash_itself_completes(tmp_path: Path) -> None:
     assert done.stdout.decode().split() == ["rhn"], done.stderr
 
 
-def test_an_unknown_shell_is_named_with_those_there_are(tmp_path: Path) -> None:
+def test_an_unknown_shell_is_refused_with_a_list_of_the_known_ones(tmp_path: Path) -> None:
     said = charrnn("completion", "tcsh", cwd=tmp_path, code=2).stderr.decode()
     assert "tcsh" in said and all(json.dumps(shell).replace('"', "'") in said for shell in ("bash", "zsh", "fish"))

@@ -1,4 +1,4 @@
-"""``charrnn eval``: every figure against a loop that reads one character at a time."""
+"""``charrnn eval``: every figure is compared with a loop that reads one character at a time."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def scores(trained: Path) -> Scores:
 
 @torch.no_grad()
 def naive(model: nn.Module, tokens: list[int]) -> list[float]:
-    """The surprise in nats at each token but the first, reading one at a time."""
+    """The loss in nats of each token but the first, from reading one token at a time."""
     found, state = [], None
     for x, y in pairwise(tokens):
         logits, state = model(torch.tensor([[x]]), state)
@@ -102,7 +102,7 @@ def test_every_line_has_its_own_loss_and_the_worst_is_first(trained: Path, score
     ]
 
 
-def test_a_split_has_lines_and_characters_too(trained: Path, scores: Scores) -> None:
+def test_per_line_and_per_character_works_on_a_split(trained: Path, scores: Scores) -> None:
     plain = scores("-json")
     result = scores("-per_line", "-json")
     assert result["loss"] == pytest.approx(plain["loss"], abs=1e-6)
@@ -112,7 +112,9 @@ def test_a_split_has_lines_and_characters_too(trained: Path, scores: Scores) -> 
     assert {line["text"] for line in result["per_line"]} & set(SONG.splitlines())
 
 
-def test_dynamic_evaluation_at_rate_0_is_static_and_a_good_rate_lowers_the_loss(trained: Path, scores: Scores) -> None:
+def test_dynamic_evaluation_at_rate_0_changes_nothing_and_a_good_rate_lowers_the_loss(
+    trained: Path, scores: Scores
+) -> None:
     before = (trained / "cv" / os.listdir(trained / "cv")[0]).read_bytes()
     for what in (("-text", "data/input.txt"), ()):
         still = scores(*what, "-dynamic", 0, "-json")
@@ -125,7 +127,7 @@ def test_dynamic_evaluation_at_rate_0_is_static_and_a_good_rate_lowers_the_loss(
     assert (trained / "cv" / os.listdir(trained / "cv")[0]).read_bytes() == before
 
 
-def test_a_split_file_is_one_stream_with_batch_size_1(trained: Path, scores: Scores) -> None:
+def test_with_batch_size_1_a_split_file_is_read_as_one_stream(trained: Path, scores: Scores) -> None:
     (trained / "files").mkdir()
     (trained / "files" / "train.txt").write_text(SONG * 40)
     (trained / "files" / "val.txt").write_text(TEXT)
@@ -203,7 +205,7 @@ def losses_of(model: nn.Module, weights: dict[str, Tensor], tokens: Tensor) -> l
     return losses(model, tokens[:-1, None], tokens[1:, None]).flatten().tolist()
 
 
-def test_a_rate_that_breaks_the_weights_is_an_error() -> None:
+def test_a_rate_at_which_the_weights_diverge_is_an_error() -> None:
     torch.manual_seed(2)
     model = registry.find("rnn").create(6, 8, 1, 0.0)
     tokens = torch.randint(6, (40,))
@@ -223,20 +225,20 @@ def test_an_ensemble_is_the_average_of_probabilities(trained: Path, scores: Scor
     assert three["loss"] == pytest.approx(mean(expected), abs=1e-5)
 
 
-def test_an_ensemble_of_a_model_with_itself_is_the_model(scores: Scores) -> None:
+def test_an_ensemble_of_identical_models_equals_the_model(scores: Scores) -> None:
     for what in (("-text", "text.txt"), (), ("-dynamic", 0.01)):
         alone, twice = scores(*what, "-json"), scores(*what, "-ensemble", "cv", "-json")
         assert twice["loss"] == pytest.approx(alone["loss"], abs=1e-6)
         assert twice.get("dynamic", {}).get("loss") == pytest.approx(alone.get("dynamic", {}).get("loss"), abs=1e-9)
 
 
-def test_averages_of_very_small_probabilities() -> None:
+def test_very_small_probabilities_are_averaged_without_underflow() -> None:
     nats = [torch.tensor([800.0, 1.0], dtype=torch.float64), torch.tensor([900.0, 2.0], dtype=torch.float64)]
     expected = [800 + math.log(2), -math.log((math.exp(-1) + math.exp(-2)) / 2)]
     assert averaged(nats).tolist() == pytest.approx(expected)
 
 
-def test_an_ensemble_needs_the_same_characters(trained: Path, tmp_path: Path) -> None:
+def test_models_of_an_ensemble_must_have_the_same_characters(trained: Path, tmp_path: Path) -> None:
     write_text(tmp_path / "data", SONG.replace("fox", "f0x") * 80)
     charrnn("train", "-data_dir", "data", *SMALL, "-max_epochs", 0.1, "-sample_length", 0, cwd=tmp_path)
     done = charrnn("eval", "cv", "-gpuid", -1, "-ensemble", tmp_path / "cv", "-text", "text.txt", cwd=trained, code=1)
@@ -245,7 +247,7 @@ def test_an_ensemble_needs_the_same_characters(trained: Path, tmp_path: Path) ->
     assert message.endswith(" has '0'")
 
 
-def test_monte_carlo_combines_with_the_other_flags(scores: Scores) -> None:
+def test_monte_carlo_evaluation_combines_with_the_other_flags(scores: Scores) -> None:
     flags = ("-text", "text.txt", "-mc_samples", 3, "-json")
     result = scores(*flags, "-per_char")
     assert result["loss"] == scores(*flags)["loss"] == pytest.approx(mean([i["loss"] for i in result["per_char"][1:]]))
@@ -273,14 +275,14 @@ def test_a_text_read_in_blocks_has_the_losses_of_one_token_at_a_time(trained: Pa
         "-per_line -per_char",
     ],
 )
-def test_flags_that_exclude_each_other_are_refused(flags: str) -> None:
+def test_flags_that_cannot_be_combined_are_refused(flags: str) -> None:
     message = run(Path(), "eval", "cv", *flags.split(), code=2).err.decode()
     assert "exclude each other" in message
     assert all(word in message for word in flags.split() if word.startswith("-"))
 
 
 def shown(trained: Path, monkeypatch: pytest.MonkeyPatch, *args: object, **env: str) -> str:
-    """Return what eval shows on a terminal of 60 columns and 12 lines."""
+    """Return the output of eval on a terminal of 60 columns and 12 lines."""
     for name, value in {"TERM": "xterm-256color", "COLUMNS": "60", "LINES": "12"}.items():
         monkeypatch.setenv(name, value)
     for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE"):
@@ -299,7 +301,7 @@ def test_a_terminal_shows_as_many_lines_as_fit(trained: Path, scores: Scores, mo
     assert lines[-1].startswith(f"{len(everything) - 6} more;")
 
 
-def test_a_terminal_shows_surprise_as_colour(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_shows_the_loss_of_each_character_as_colour(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     colours = shown(trained, monkeypatch, "-text", "text.txt", "-per_char")
     text, legend, _ = colours.partition("bits of surprise")
     assert legend and "\x1b[33m" in text and "\x1b[2m" in text

@@ -1,4 +1,4 @@
-"""Invalid values for every flag of every command: refused in one line before anything is written."""
+"""Invalid values of every flag of every command are refused in one line before anything is written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.helpers.command import SMALL, SONG, run, write_text
 
 NUMBERS = ["x", "", "nan", "-inf", "inf", "1e999", "-1", "0", "1.5", "1" * 30, "9" * 5000, "-" + "9" * 30, "0x10", "２"]
 VALUES = {int: NUMBERS, float: NUMBERS, bool: ["x", "", "2", "-1", "nan", "0.5"], str: ["", "nosuch", "a/b/c", "\n"]}
-# a model's own flags come with the model; harmless for the others
+# brings the model's own flags; harmless for other models
 BASE = {
     "train": ["-data_dir", "data", *map(str, SMALL), "-max_epochs", "0.02", "-sample_length", "3", "-threads", "1"],
     "sample": ["one.pt", "-gpuid", "-1", "-length", "3"],
@@ -76,7 +76,7 @@ def clean(folder: Path) -> None:
 
 
 def check(folder: Path, args: list[str], may_work: bool) -> None:
-    """Run a command that must be refused in one line before it writes anything, unless it may work."""
+    """Run a command; unless ``may_work`` and it does, it must be refused in one line before it writes anything."""
     before = sorted(folder.rglob("*"))
     done = run(folder, *args, code=None)
     lines = done.err.decode(errors="replace").splitlines()
@@ -99,7 +99,7 @@ def test_every_value_of_every_flag_works_or_is_refused_in_one_line(place: Path, 
 
 
 @pytest.mark.parametrize("args", CONFLICTS, ids=" ".join)
-def test_flags_that_exclude_each_other(place: Path, args: list[str]) -> None:
+def test_flags_that_cannot_be_combined_are_refused_in_one_line(place: Path, args: list[str]) -> None:
     check(place, args, may_work=False)
 
 
@@ -107,8 +107,8 @@ SENSELESS = [value for value in NUMBERS if value not in ("-1", "0", "1.5", "1" *
 
 
 @pytest.mark.parametrize("value", SENSELESS)
-def test_what_is_not_a_number_is_refused_by_every_flag_that_takes_one(value: str) -> None:
-    """Make sure that the test of every value does not pass by accepting everything."""
+def test_every_flag_that_takes_a_number_refuses_anything_else(value: str) -> None:
+    """Makes sure that the test of every value cannot pass by accepting everything."""
     from charrnn.errors import UserError
 
     for _, _, option in flags():

@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def counts(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often a model's file was found, one was loaded, and a checkpoint was read."""
+    """Counts of finding a model's file, loading one, and reading a checkpoint."""
     counts: Counter[str] = Counter()
 
     def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -61,7 +61,7 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     ],
     ids=lambda value: " ".join(map(str, value[:2])) if isinstance(value, list) else "",
 )
-def test_found_once_loaded_once_read_once(
+def test_a_model_is_found_and_loaded_once_and_a_checkpoint_is_read_once(
     command: list[object], expected: tuple[int, int, int], folder: Path, counts: Counter[str]
 ) -> None:
     run(folder, *command)

@@ -35,7 +35,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sampled(
     trained: Path,
 ) -> Callable[..., str]:
-    """Run the command in this process, which is faster than to start one, and return what it prints."""
+    """Run the command in this process, which is faster than starting one, and return what it prints."""
     return lambda *args: run(trained, "sample", "cv", *CPU, *args).out.decode()
 
 
@@ -44,7 +44,7 @@ Sampled = Callable[..., str]
 
 @contextmanager
 def endless(trained: Path, *flags: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that writes a text so long that it would take hours."""
+    """A process that writes a text that would take hours to finish."""
     words = [sys.executable, "-m", "charrnn", "sample", "cv", *map(str, CPU), "-length", "100000000", *flags]
     with subprocess.Popen(words, cwd=trained, env=environment(), stdout=subprocess.PIPE) as process:
         try:
@@ -53,7 +53,7 @@ def endless(trained: Path, *flags: str) -> Iterator[subprocess.Popen[bytes]]:
             process.kill()
 
 
-def test_each_of_several_texts_is_the_text_of_its_own_seed(trained: Path, sampled: Sampled) -> None:
+def test_each_of_several_texts_equals_the_text_of_its_own_seed(trained: Path, sampled: Sampled) -> None:
     together = sampled("-primetext", "The", "-length", 40, "-num_samples", 3, "-seed", 9, "-temperature", 2)
     texts = together.removesuffix("\n").split("\n----\n")
     assert len(set(texts)) == 3
@@ -69,7 +69,7 @@ def test_the_thread_count_changes_nothing(trained: Path, sampled: Sampled) -> No
         assert done.stdout.decode() == sampled(*flags)
 
 
-def test_json_has_a_line_for_each_text(trained: Path, sampled: Sampled) -> None:
+def test_json_prints_a_line_for_each_text(trained: Path, sampled: Sampled) -> None:
     flags = ("-primetext", "The", "-length", 12, "-temperature", 2, "-top_k", 9, "-num_samples", 2)
     lines = [json.loads(line) for line in sampled(*flags, "-json").splitlines()]
     assert [(line["sample"], line["seed"], line["prime"]) for line in lines] == [(0, 123, "The"), (1, 124, "The")]
@@ -85,14 +85,14 @@ def test_json_has_a_line_for_each_text(trained: Path, sampled: Sampled) -> None:
         assert line["log_probabilities"] == pytest.approx(expected.tolist(), abs=1e-9)
 
 
-def test_the_smallest_top_k_and_top_p_are_greedy(trained: Path, sampled: Sampled) -> None:
+def test_the_smallest_top_k_and_top_p_give_the_greedy_text(trained: Path, sampled: Sampled) -> None:
     flags = ("-primetext", "The", "-length", 30, "-temperature", 3)
     greedy = sampled(*flags, "-sample", 0)
     assert greedy == sampled(*flags, "-top_k", 1) == sampled(*flags, "-top_p", 1e-6)
     assert greedy != sampled(*flags)
 
 
-def test_stop_and_until_newline_end_a_text(trained: Path, sampled: Sampled) -> None:
+def test_stop_and_until_newline_end_the_text(trained: Path, sampled: Sampled) -> None:
     whole = sampled("-primetext", "The", "-length", 400)
     first_line = whole[: whole.index("\n") + 1]
     assert sampled("-primetext", "The", "-length", 400, "-until_newline") == first_line
@@ -156,7 +156,7 @@ def test_text_streams_as_it_is_made(trained: Path) -> None:
         assert process.wait(60) == 130
 
 
-def test_a_conversation_through_a_pipe(trained: Path, sampled: Sampled) -> None:
+def test_a_conversation_works_through_a_pipe(trained: Path, sampled: Sampled) -> None:
     asked = b"The\n\n/temperature 3\n/length 7\nThe\n/seed 123\n/length 20\n/temperature 1\nThe\n/lenth 3\n/top_p 2\n" \
         b"/temperature 0\nThe 7\n//\n/help\n/seed\n"  # fmt: skip
     done = charrnn("sample", "cv", "-gpuid", -1, "-interactive", "-length", 20, cwd=trained, stdin=asked)
@@ -178,7 +178,7 @@ def test_a_conversation_through_a_pipe(trained: Path, sampled: Sampled) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="no terminals here")
-def test_a_conversation_on_a_terminal(trained: Path, sampled: Sampled) -> None:
+def test_a_conversation_works_on_a_terminal(trained: Path, sampled: Sampled) -> None:
     ours, theirs = os.openpty()
     words = [sys.executable, "-m", "charrnn", "sample", "cv", "-gpuid", "-1", "-interactive", "-length", "30"]
     env = environment(TERM="xterm")
@@ -216,7 +216,7 @@ def test_a_conversation_on_a_terminal(trained: Path, sampled: Sampled) -> None:
         "-primefile a -primetext",
     ],
 )
-def test_flags_that_exclude_each_other_are_refused(flags: str) -> None:
+def test_flags_that_cannot_be_combined_are_refused(flags: str) -> None:
     message = run(Path(), "sample", "cv", *flags.split(), code=2).err.decode()
     assert "exclude each other" in message
     assert all(word in message for word in flags.split() if word.startswith("-") and word != "-primetext")

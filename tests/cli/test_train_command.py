@@ -1,4 +1,4 @@
-"""What ``charrnn train`` leaves and says: metrics, TensorBoard's events, the summary, several texts, the display."""
+"""``charrnn train``: metrics, TensorBoard events, the summary, several texts, and the display."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def train(folder: Path, *more: object) -> list[str]:
     return run(folder, "train", "-data_dir", "data", *QUICK, *more).lines
 
 
-def test_the_metrics_are_the_runs_own_losses(tmp_path: Path) -> None:
+def test_the_metrics_file_has_the_losses_of_the_run(tmp_path: Path) -> None:
     write_text(tmp_path / "data")
     train(tmp_path, "-max_epochs", 1, "-eval_val_every", 25)
     lines = read(tmp_path / "cv/lm_lstm_metrics.jsonl")
@@ -53,7 +53,7 @@ def test_the_metrics_are_the_runs_own_losses(tmp_path: Path) -> None:
     assert all(line["seconds"] > 0 and line["param_norm"] > 0 for line in lines)
 
 
-def test_two_runs_in_a_folder_do_not_mix_and_a_new_one_begins_anew(tmp_path: Path) -> None:
+def test_two_runs_in_a_folder_do_not_mix_and_a_new_run_replaces_its_metrics(tmp_path: Path) -> None:
     write_text(tmp_path / "data")
     train(tmp_path, "-max_epochs", 0.3, "-savefile", "one")
     train(tmp_path, "-max_epochs", 0.2, "-savefile", "two", "-seed", 5)
@@ -79,7 +79,7 @@ def records(path: Path, *losses: float, report: Any = pytest.fail) -> MetricsFil
         ([], []),
     ],
 )
-def test_lines_cut_short_of_other_runs_and_of_later_iterations_are_dropped(
+def test_truncated_lines_and_lines_of_other_runs_and_later_iterations_are_dropped(
     tmp_path: Path, history: list[float], kept: list[tuple[int, float]]
 ) -> None:
     path = tmp_path / "metrics.jsonl"
@@ -95,7 +95,7 @@ def test_lines_cut_short_of_other_runs_and_of_later_iterations_are_dropped(
     assert list(tmp_path.iterdir()) == [path], "no temporary file stays"
 
 
-def test_a_full_disk_costs_lines_but_not_the_run(tmp_path: Path) -> None:
+def test_a_full_disk_loses_metrics_but_does_not_stop_the_run(tmp_path: Path) -> None:
     path, said = tmp_path / "metrics.jsonl", []
     file = records(path, 4.0, 3.0, report=said.append)
     before = path.read_bytes()
@@ -113,7 +113,7 @@ def test_a_full_disk_costs_lines_but_not_the_run(tmp_path: Path) -> None:
     assert [line["iteration"] for line in read(path)] == [1, 2, 5]
 
 
-def test_a_rollback_takes_its_lines_back(tmp_path: Path) -> None:
+def test_a_rollback_removes_its_metrics(tmp_path: Path) -> None:
     flags = FLAGS | data(tmp_path / "data", "fractions") | {"on_nan": "rollback", "eval_val_every": 5}
     rolled_back = new_run(configure(flags | {"checkpoint_dir": str(tmp_path / "cv")}))
     for _ in broken_at_8(rolled_back):
@@ -124,7 +124,7 @@ def test_a_rollback_takes_its_lines_back(tmp_path: Path) -> None:
     assert [line["loss"] for line in lines] == rolled_back.training.losses
 
 
-def test_tensorboard_reads_what_the_metrics_say_across_a_resume(tmp_path: Path) -> None:
+def test_tensorboard_shows_the_values_of_the_metrics_across_a_resume(tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     write_text(tmp_path / "data")
     train(tmp_path, "-max_epochs", 0.5, "-eval_val_every", 20, "-log_dir", "runs")
@@ -138,7 +138,7 @@ def test_tensorboard_reads_what_the_metrics_say_across_a_resume(tmp_path: Path) 
     assert validated == pytest.approx({line["iteration"]: line["val_loss"] for line in lines if "val_loss" in line})
 
 
-def test_without_tensorboard_log_dir_says_what_to_install_and_writes_nothing(
+def test_if_tensorboard_is_missing_log_dir_says_what_to_install_and_nothing_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_text(tmp_path / "data")
@@ -163,7 +163,7 @@ def test_the_summary_names_the_best_checkpoint_and_a_command_that_works(tmp_path
     assert len(sampled) == 21
 
 
-def test_a_run_without_validation_keeps_its_end(tmp_path: Path) -> None:
+def test_a_run_without_validation_keeps_its_last_checkpoint(tmp_path: Path) -> None:
     write_text(tmp_path / "data")
     lines = train(tmp_path, "-max_epochs", 0.5, "-train_frac", 1, "-val_frac", 0)
     assert "without a validation split" in lines[-2]
@@ -172,7 +172,7 @@ def test_a_run_without_validation_keeps_its_end(tmp_path: Path) -> None:
     assert "nothing left to train" in "".join(run(tmp_path, "train", "-resume", "cv").lines)
 
 
-def test_the_warm_up_and_adams_memories_act_on_the_run_and_a_resumed_one_keeps_them(tmp_path: Path) -> None:
+def test_warm_up_and_adams_betas_affect_the_run_and_are_kept_on_resume(tmp_path: Path) -> None:
     write_text(tmp_path / "data")
     onecycle = ("-optimizer", "adam", "-lr_schedule", "onecycle", "-max_epochs", 1)
     losses = []
@@ -188,7 +188,7 @@ def test_the_warm_up_and_adams_memories_act_on_the_run_and_a_resumed_one_keeps_t
         assert re.search(rf"{flag} 0.7 \(was 0\.\d+\)", " ".join(errors))
 
 
-def test_early_stopping_says_so(tmp_path: Path) -> None:
+def test_early_stopping_is_reported(tmp_path: Path) -> None:
     write_text(tmp_path / "data")
     # a rate of 0 learns nothing: the second validation and the third are no better than the first
     lines = train(tmp_path, "-early_stop", 2, "-eval_val_every", 10, "-learning_rate", 0)
@@ -202,7 +202,7 @@ EVERY = 100
 
 
 def curves(train: list[float], val: list[float], dropout: float = 0.0) -> str:
-    """The advice on losses that stay the same between validations."""
+    """The advice given for losses that stay the same between validations."""
     losses = [loss for loss in train for _ in range(EVERY)]
     return advice(losses, {EVERY * (i + 1): loss for i, loss in enumerate(val)}, dropout)
 
@@ -222,16 +222,16 @@ def curves(train: list[float], val: list[float], dropout: float = 0.0) -> str:
         ([], [], ""),
     ],
 )
-def test_the_advice(train: list[float], val: list[float], said: str) -> None:
+def test_the_advice_depends_on_both_losses(train: list[float], val: list[float], said: str) -> None:
     assert curves(train, val) == said
 
 
-def test_where_there_is_dropout_already_the_advice_is_more_of_it() -> None:
+def test_with_dropout_already_on_the_advice_is_to_raise_it() -> None:
     overfitted = ([3, 2, 1.5, 1.2, 1.0, 0.8], [3, 2.2, 2.0, 2.1, 2.2, 2.3])
     assert curves(*overfitted, dropout=0.2) == "overfitting since iteration 300: try a higher -dropout"
 
 
-def test_a_text_learned_by_heart_is_called_overfitting(tmp_path: Path) -> None:
+def test_a_memorised_text_is_reported_as_overfitting(tmp_path: Path) -> None:
     write_text(tmp_path / "data", "".join(Random(1).choices("abcdefgh", k=2000)))
     settings = ("-rnn_size", 64, "-train_frac", 0.5, "-val_frac", 0.5, "-eval_val_every", 40, "-max_epochs", 20)
     done = run(tmp_path, "train", "-data_dir", "data", *QUICK, *settings)
@@ -249,7 +249,7 @@ def three_texts(folder: Path) -> list[str]:
     return parts
 
 
-def test_several_texts_are_one_in_the_order_of_their_names(tmp_path: Path) -> None:
+def test_several_texts_are_joined_in_order_of_name(tmp_path: Path) -> None:
     whole = "".join(three_texts(tmp_path / "parts"))
     files = find_files([str(tmp_path / "parts/2.txt"), str(tmp_path / "parts/[01].txt"), str(tmp_path / "**/2.txt")])
     assert [file.name for file in files] == ["0.txt", "1.txt", "2.txt"]
@@ -264,7 +264,7 @@ def test_several_texts_are_one_in_the_order_of_their_names(tmp_path: Path) -> No
     assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == ["0.txt", "1.txt", "2.txt"]
 
 
-def test_the_joined_text_trains_as_the_same_text_in_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_files_train_like_the_same_text_in_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_text(tmp_path / "data", "".join(three_texts(tmp_path / "parts")))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     train(tmp_path, "-max_epochs", 1)
@@ -288,7 +288,7 @@ def test_the_joined_text_trains_as_the_same_text_in_one_file(tmp_path: Path, mon
     assert "-input is not the one" in said[-1]
 
 
-def test_texts_that_are_not_there_and_two_ways_to_name_one_are_refused(tmp_path: Path) -> None:
+def test_missing_texts_and_input_combined_with_data_dir_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"-input .*\*\.md: no such file"):
         find_files([str(tmp_path / "*.md")])
     said = run(tmp_path, "train", "-input", "a.txt", "-data_dir", "b", code=1).errors
@@ -310,7 +310,7 @@ def test_the_live_display_fits_the_terminal(tmp_path: Path, columns: int) -> Non
     drawn = [line for line in ESCAPE.sub("", output).replace("\r", "\n").split("\n") if "grad/param norm" in line]
     assert drawn and all(len(line) <= columns for line in drawn)
     last = ESCAPE.sub("", output[: output.index("to sample from it")]).replace("\r", "\n").split("\n")[-16:]
-    for figure in FIGURES:  # a name that stands at a line's end has lost its value to the next line
+    for figure in FIGURES:  # a name at the end of a line was separated from its value
         assert any(re.search(rf"{figure} \S", line) for line in last), (figure, last)
     assert "\x1b[3" not in output, "NO_COLOR was set"
     assert "to sample from it: charrnn sample cv/lm_lstm_epoch" in ESCAPE.sub("", output)
@@ -324,7 +324,7 @@ def test_a_dumb_terminal_and_a_pipe_get_plain_lines(tmp_path: Path) -> None:
     assert not any("\x1b" in line for line in train(tmp_path, "-max_epochs", 0.1, "-print_every", 1))
 
 
-def test_the_best_of_a_resumed_run_is_the_whole_runs() -> None:
+def test_a_resumed_run_shows_the_best_loss_of_the_whole_run() -> None:
     shown = io.StringIO()
     console = Console(file=shown, force_terminal=True, width=100, color_system=None)
     display = LiveDisplay(console, 100, [1.25, 1.5], Vocabulary)

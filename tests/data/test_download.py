@@ -1,4 +1,4 @@
-"""Downloads from a real server that breaks off, stalls and announces wrong lengths."""
+"""Downloads from a real server that breaks the connection, stalls and announces wrong lengths."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def refusal(site: Site, path: Path) -> str:
     return str(caught.value)
 
 
-def test_a_whole_file(site: Site, path: Path) -> None:
+def test_a_whole_file_is_downloaded_with_progress(site: Site, path: Path) -> None:
     seen: list[tuple[str, int, int | None]] = []
     fetch(site, path, lambda *now: seen.append(now))
     assert path.read_bytes() == BODY
@@ -59,7 +59,7 @@ def test_a_whole_file(site: Site, path: Path) -> None:
     assert site.asked[0]["User-Agent"].startswith("charrnn/")
 
 
-def test_a_connection_that_breaks(site: Site, path: Path) -> None:
+def test_a_broken_connection_is_reported_and_can_be_retried(site: Site, path: Path) -> None:
     site.cut = 20_000
     assert refusal(site, path) == "it broke off after 20,000 of 50,000 bytes"
     site.cut = None
@@ -67,24 +67,24 @@ def test_a_connection_that_breaks(site: Site, path: Path) -> None:
     assert path.read_bytes() == BODY
 
 
-def test_a_part_that_was_not_asked_for(site: Site, path: Path) -> None:
+def test_an_unrequested_part_is_refused(site: Site, path: Path) -> None:
     site.status = 206
     assert refusal(site, path) == "it answers 206 Partial Content"
     assert path.read_bytes() == b""
 
 
-def test_a_length_that_is_too_long(site: Site, path: Path) -> None:
+def test_too_long_an_announced_length_is_reported(site: Site, path: Path) -> None:
     site.announced = 55_000
     assert refusal(site, path) == "it broke off after 50,000 of 55,000 bytes"
 
 
-def test_a_length_that_is_too_short(site: Site, path: Path) -> None:
+def test_too_short_an_announced_length_truncates_the_file(site: Site, path: Path) -> None:
     site.announced = 40_000
     fetch(site, path)
     assert path.read_bytes() == BODY[:40_000]  # the caller's checksum will show it
 
 
-def test_a_server_that_names_no_length_is_read_to_its_end(site: Site, path: Path) -> None:
+def test_without_an_announced_length_the_file_is_read_to_its_end(site: Site, path: Path) -> None:
     site.announced = -1
     seen = set()
     fetch(site, path, lambda what, done, size: seen.add(size))
@@ -92,7 +92,7 @@ def test_a_server_that_names_no_length_is_read_to_its_end(site: Site, path: Path
     assert seen == {None}
 
 
-def test_more_bytes_than_expected(site: Site, path: Path) -> None:
+def test_more_bytes_than_expected_are_refused(site: Site, path: Path) -> None:
     site.body = BODY * 2
     assert refusal(site, path) == "it would send 100,000 bytes, more than expected"
     assert path.read_bytes() == b""
@@ -115,13 +115,15 @@ def test_a_web_page_or_an_error_is_refused(status: int, cause: str, site: Site, 
 
 
 @pytest.mark.parametrize("after", [-1, 0, 20_000])
-def test_a_silent_server_is_given_up(after: int, site: Site, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_server_is_given_up_after_a_time_limit(
+    after: int, site: Site, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "SILENCE", 0.2)
     site.stall = after
     assert refusal(site, path) == "nothing came for 0.2 seconds"
 
 
-def test_a_server_that_is_not_there_and_one_that_talks_nonsense() -> None:
+def test_an_unreachable_server_and_an_invalid_answer_are_reported() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}/"
 
@@ -140,14 +142,14 @@ def test_a_server_that_is_not_there_and_one_that_talks_nonsense() -> None:
         download(url, BytesIO(), LIMIT, silent)
 
 
-def test_a_full_disk_is_not_the_servers_fault(site: Site, path: Path) -> None:
+def test_a_full_disk_is_not_blamed_on_the_server(site: Site, path: Path) -> None:
     path.symlink_to("/dev/full")
     with pytest.raises(OSError) as caught:
         fetch(site, path)
     assert caught.value.errno == errno.ENOSPC
 
 
-def test_little_memory(site: Site, path: Path) -> None:
+def test_a_large_file_takes_little_memory(site: Site, path: Path) -> None:
     site.body = BODY * 600
     tracemalloc.start()
     try:
@@ -159,7 +161,7 @@ def test_little_memory(site: Site, path: Path) -> None:
     assert peak < 4_000_000
 
 
-def test_lines_by_tenths() -> None:
+def test_progress_lines_come_by_tenths() -> None:
     lines: list[str] = []
     progress = by_tenths(lines.append)
     for done in range(0, 36_000_001, 1_000_000):

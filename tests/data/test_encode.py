@@ -1,4 +1,4 @@
-"""Reading a text in chunks, against Python's own decoder and plain loops."""
+"""Reading a text in chunks, compared with Python's decoder and plain loops."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ chunks = st.integers(1, 9)
 
 
 def read(path: Path, encoding: str, chunk: int = encode.CHUNK) -> tuple[encode.Survey, Vocabulary, list[int], bytes]:
-    """All that is found out about a text: survey, vocabulary, ids, and the file they were written to."""
+    """The results of encoding a text: survey, vocabulary, token ids, and the file that they were written to."""
     with pytest.MonkeyPatch.context() as patch, open_source(path) as source, TemporaryFile() as file:
         patch.setattr(encode, "CHUNK", chunk)
         encoder = CharacterEncoder(encoding)
@@ -43,7 +43,7 @@ def read(path: Path, encoding: str, chunk: int = encode.CHUNK) -> tuple[encode.S
 @example("\r\n\n\r\r\n", 1)
 @example("é\r\n€\r\n", 3)
 @settings(deadline=None)
-def test_utf8_equals_a_plain_loop_whatever_the_chunks(text: str, chunk: int) -> None:
+def test_decoding_utf8_equals_a_plain_loop_for_every_chunk_size(text: str, chunk: int) -> None:
     with TemporaryDirectory() as folder:
         path = Path(folder, "input.txt")
         path.write_bytes(text.encode())
@@ -56,7 +56,7 @@ def test_utf8_equals_a_plain_loop_whatever_the_chunks(text: str, chunk: int) -> 
 
 @given(st.binary(min_size=1), chunks)
 @settings(deadline=None)
-def test_bytes_equal_a_plain_loop_whatever_the_chunks(data: bytes, chunk: int) -> None:
+def test_reading_bytes_equals_a_plain_loop_for_every_chunk_size(data: bytes, chunk: int) -> None:
     with TemporaryDirectory() as folder:
         path = Path(folder, "input.txt")
         path.write_bytes(data)
@@ -74,7 +74,7 @@ wrong = st.sampled_from(
 
 @given(texts, wrong, st.sampled_from(["", "z", "é"]), chunks)
 @settings(deadline=None)
-def test_the_first_byte_that_is_not_utf8_is_named(before: str, bad: bytes, after: str, chunk: int) -> None:
+def test_the_message_names_the_first_byte_that_is_not_utf8(before: str, bad: bytes, after: str, chunk: int) -> None:
     data = before.encode() + bad + after.encode()
     with pytest.raises(UnicodeDecodeError) as expected:
         data.decode()
@@ -89,7 +89,7 @@ def test_the_first_byte_that_is_not_utf8_is_named(before: str, bad: bytes, after
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "bytes"])
-def test_the_file_is_one_that_numpy_reads(tmp_path: Path, encoding: str) -> None:
+def test_numpy_can_read_the_file(tmp_path: Path, encoding: str) -> None:
     path, npy = tmp_path / "input.txt", tmp_path / "input.npy"
     path.write_text("to be, or not to be: ö")
     _, vocabulary, ids, written = read(path, encoding)
@@ -164,8 +164,10 @@ def test_a_text_that_changes_while_it_is_read_is_an_error(
     assert len(readings) == 2
 
 
-def test_a_change_that_leaves_no_mark_on_the_file_is_seen_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two writes within one tick of the clock leave the same times: only the contents tell."""
+def test_a_change_that_leaves_size_and_times_the_same_is_detected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two writes within one tick of the clock leave equal times; only the contents differ."""
     path = tmp_path / "input.txt"
     path.write_bytes(b"abcd")
     with open_source(path) as source, TemporaryFile() as file:
@@ -177,7 +179,7 @@ def test_a_change_that_leaves_no_mark_on_the_file_is_seen_too(tmp_path: Path, mo
             write_ids(source, found, encoder, encoder.vocabulary()[0], file)
 
 
-def test_translated_ids_are_those_of_the_other_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_translated_ids_equal_those_of_the_other_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encode, "CHUNK", 3)
     own, other = Vocabulary(tuple(map(ord, "ace"))), Vocabulary(tuple(map(ord, "abcde")))
     ids = np.array([0, 1, 2, 2, 0, 1, 1], np.uint8)
@@ -204,7 +206,7 @@ print(len(prepared.ids["input"]), (peak() - before) / 1024)
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from Linux's /proc")
 @pytest.mark.parametrize("kind", ["one line of NULs", "one line of four-byte characters"])
-def test_memory_stays_flat(tmp_path: Path, kind: str) -> None:
+def test_memory_does_not_grow_with_the_text(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "input.txt"
     with path.open("wb") as file:
         if kind == "one line of NULs":

@@ -1,4 +1,4 @@
-"""The Penn Treebank: three files of the user, read as they are."""
+"""The Penn Treebank: three files that the user provides, read as they are."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_the_token_counts_of_the_real_corpus(tmp_path: Path) -> None:
     open_text(tmp_path, WORDS, pytest.fail, keep=False)
 
 
-def test_files_that_are_damaged_or_missing(corpus: Path) -> None:
+def test_damaged_or_missing_files_are_reported(corpus: Path) -> None:
     (corpus / NAMES["test"]).write_bytes(b" \n\n")
     assert len(open_text(corpus, WORDS, lambda line: None).files["test"]) == 2
     (corpus / NAMES["test"]).write_bytes(b"caf\xe9\n")

@@ -1,4 +1,4 @@
-"""Texts, splits and minibatches: against the recorded loaders and a plain loop, from real files."""
+"""Texts, splits and minibatches from real files, compared with the recorded loaders and a plain loop."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SONG = "The quick brown fox jumps over the lazy dog.\n"
 
 
 def write(folder: Path, **texts: str) -> Path:
-    """A folder with these texts: input=..., or train=..., val=..., test=..."""
+    """Write a folder with these texts: input=..., or train=..., val=..., test=..."""
     for name, text in texts.items():
         (folder / f"{name}.txt").write_text(text, encoding="utf-8", newline="")
     return folder
@@ -61,7 +61,7 @@ class Listener(nn.Module):
 
 
 def after_the_last(split: Split, vocabulary_size: int) -> Tensor:
-    """What the training loop reads after a split's last minibatch, (T, B)."""
+    """The minibatch (T, B) that the training loop reads after a split's last one."""
     training = Training(Listener(vocabulary_size), split, None, TrainingOptions(max_epochs=2))
     training.iteration = len(split) - 1
     records = training.run()
@@ -99,7 +99,7 @@ def test_equals_the_recorded_epochs_of_the_rhn_program(reference: Path, tmp_path
     recording = Recording(reference / "rhn_schedule.npz")
     stream = recording.given(f"{run}/stream")
     batch_size, seq_length = int(recording.given(f"{run}/batch_size")), int(recording.given(f"{run}/num_steps"))
-    # val.txt has every number, so that each keeps its place in the vocabulary
+    # val.txt has every id, so that each keeps its place in the vocabulary
     every = "".join(chr(0x100 + n) for n in range(stream.max() + 1))
     write(tmp_path, train="".join(chr(0x100 + n) for n in stream), val=every * batch_size * (seq_length + 1))
     text = open_text(tmp_path, Reading(), pytest.fail)
@@ -130,7 +130,8 @@ def test_equals_the_recorded_readers_of_bytes(reference: Path, tmp_path: Path, r
 def naive_minibatches(
     text: str, targets: str, rows: list[int], columns: range, seq_length: int, alphabet: list[str]
 ) -> list[tuple[list[list[int]], list[list[int]]]]:
-    """Character by character: rows begin at ``rows``, and minibatches at every seq_length-th column."""
+    """Lay out minibatches character by character; rows begin at ``rows``, minibatches at every seq_length-th time
+    step."""
     return [
         tuple(
             [[alphabet.index(source[row + k + t]) for row in rows] for t in range(seq_length)]
@@ -204,7 +205,7 @@ def test_minibatches_of_split_files_equal_a_plain_loop(
         assert not splits[name].carries
 
 
-def test_minibatches_are_what_a_model_takes(tmp_path: Path) -> None:
+def test_minibatches_have_the_shape_and_dtype_that_a_model_takes(tmp_path: Path) -> None:
     split = open_text(write(tmp_path, input=SONG * 10), Reading(), silent).split(3, 5, 0.95, 0.05)["train"]
     assert (split.batch_size, split.seq_length) == (3, 5)
     for tokens in split.batch(len(split) - 1):
@@ -247,7 +248,7 @@ def test_bom_and_nul_are_characters(tmp_path: Path) -> None:
     assert text.vocabulary.codes == (0, ord("a"), ord("b"), 0xFEFF)
 
 
-def test_a_given_vocabulary_gives_the_ids(tmp_path: Path) -> None:
+def test_a_given_vocabulary_determines_the_ids(tmp_path: Path) -> None:
     own = open_text(write(tmp_path, input="hello"), Reading(), pytest.fail)
     known = Vocabulary(tuple(map(ord, "aehloz")))
     text = open_text(tmp_path, Reading(), pytest.fail, vocabulary=known)
@@ -261,7 +262,7 @@ def test_a_given_vocabulary_gives_the_ids(tmp_path: Path) -> None:
     assert open_text(tmp_path, Reading(), pytest.fail, vocabulary=ascii_bytes).files["input"].tolist() == [*b"hello"]
 
 
-def test_characters_outside_a_given_vocabulary_are_named(tmp_path: Path) -> None:
+def test_the_message_names_characters_outside_a_given_vocabulary(tmp_path: Path) -> None:
     write(tmp_path, train="hello\0", val="汉hello")
     known = Vocabulary(tuple(map(ord, "elo")))
     with pytest.raises(UserError, match=r"has '\\x00', 'h', '汉', not in the vocabulary of the model: remove them"):
@@ -290,7 +291,7 @@ def test_a_training_text_needs_a_validation_text(tmp_path: Path) -> None:
         opened(tmp_path, train=SONG, test=SONG)
 
 
-def test_the_text_to_split_goes_before_split_files(tmp_path: Path) -> None:
+def test_input_txt_takes_precedence_over_split_files(tmp_path: Path) -> None:
     assert opened(tmp_path, input="a", train="bb", val="cc").files.keys() == {"input"}
 
 
@@ -301,7 +302,7 @@ def test_an_empty_text_is_an_error(tmp_path: Path, name: str) -> None:
     assert {path.suffix for path in tmp_path.iterdir()} == {".txt"}
 
 
-def test_too_little_text_for_one_minibatch(tmp_path: Path) -> None:
+def test_too_little_text_for_one_minibatch_is_an_error(tmp_path: Path) -> None:
     text = opened(tmp_path, input="a" * 99)
     with pytest.raises(UserError) as caught:
         text.split(10, 10, 0.95, 0.05)
@@ -313,14 +314,14 @@ def test_too_little_text_for_one_minibatch(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["train", "val", "test"])
-def test_too_little_text_in_a_split_file(tmp_path: Path, name: str) -> None:
+def test_too_little_text_in_a_split_file_is_an_error(tmp_path: Path, name: str) -> None:
     texts = {"train": "a" * 110, "val": "a" * 110, "test": "a" * 110}
     assert [len(split) for split in opened(tmp_path, **texts).split(10, 10, 0, 0).values()] == [1, 1, 1]
     with pytest.raises(UserError, match=rf"/{name}\.txt has 109 characters, .* takes 110: lower either, or add text"):
         opened(tmp_path, **texts | {name: "a" * 109}).split(10, 10, 0, 0)
 
 
-def test_nothing_to_train_on(tmp_path: Path) -> None:
+def test_fractions_that_leave_nothing_to_train_on_are_an_error(tmp_path: Path) -> None:
     text = opened(tmp_path, input="a" * 100)
     with pytest.raises(
         UserError, match=r"-train_frac 0\.9 leaves nothing to train on \(minibatches in all: 1\): raise"
@@ -337,12 +338,12 @@ def test_nothing_to_train_on(tmp_path: Path) -> None:
         (0.9, 0.2, r"-train_frac 0\.9 and -val_frac 0\.2 add up to more than 1: lower one"),
     ],
 )
-def test_fractions_of_a_whole(tmp_path: Path, train_frac: float, val_frac: float, message: str) -> None:
+def test_fractions_must_be_valid(tmp_path: Path, train_frac: float, val_frac: float, message: str) -> None:
     with pytest.raises(UserError, match=message):
         opened(tmp_path, input=SONG).split(1, 1, train_frac, val_frac)
 
 
-def test_every_pair_of_percentages_that_fills_the_whole_leaves_no_test_split(tmp_path: Path) -> None:
+def test_percentages_that_add_up_to_100_leave_no_test_split(tmp_path: Path) -> None:
     text = opened(tmp_path, input="a" * 1000)
     for percent in range(1, 101):
         splits = text.split(1, 1, percent / 100, (100 - percent) / 100)
@@ -350,7 +351,7 @@ def test_every_pair_of_percentages_that_fills_the_whole_leaves_no_test_split(tmp
         assert sum(map(len, splits.values())) == 1000
 
 
-def test_few_minibatches_are_worth_a_warning(tmp_path: Path) -> None:
+def test_few_minibatches_lead_to_a_warning(tmp_path: Path) -> None:
     lines: list[str] = []
     warning = "the text has only 49 minibatches: consider a smaller -batch_size or -seq_length"
     for length, expected in ((50, []), (49, [warning])):
@@ -361,7 +362,7 @@ def test_few_minibatches_are_worth_a_warning(tmp_path: Path) -> None:
     assert open_text(write(tmp_path, input="a" * 100), Reading(), pytest.fail).split(1, 1, 0.1, 0.1)
 
 
-def test_a_split_that_is_not_there_says_why(tmp_path: Path) -> None:
+def test_the_message_for_a_missing_split_says_why(tmp_path: Path) -> None:
     by_fractions = opened(tmp_path, input=SONG).split(1, 1, 0.95, 0.05)
     assert require(by_fractions, "val") is by_fractions["val"]
     with pytest.raises(UserError, match="no test split: -train_frac and -val_frac leave no minibatch for it"):

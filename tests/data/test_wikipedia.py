@@ -1,4 +1,4 @@
-"""enwik8 and text8, by the example of a text of a few kilobytes that takes the same way."""
+"""enwik8 and text8, tested with a text of a few kilobytes that is handled in the same way."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def small(site: Site, *urls: str) -> Archive:
 
 
 def make(site: Site, folder: Path) -> list[str]:
-    """The lines of a success."""
+    """The printed lines of a successful run."""
     lines: list[str] = []
     prepare(small(site), folder, lines.append, silent)
     assert contents(folder) == PARTS
@@ -76,12 +76,12 @@ def refusal(site: Site, folder: Path) -> str:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Everything in a folder."""
+    """The content of every file in a folder."""
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_the_two_texts() -> None:
-    """What the programs of Zilly et al. and Mahoney's page say."""
+def test_the_two_texts_have_the_published_splits_and_checksums() -> None:
+    """The values in the program of Zilly et al. and on Mahoney's page."""
     assert [list(archive.splits.items()) for archive in (ENWIK8, TEXT8)] == 2 * [
         [("train", 90_000_000), ("val", 5_000_000), ("test", 5_000_000)]
     ]
@@ -93,7 +93,7 @@ def test_the_two_texts() -> None:
     assert TEXT8.sha256 == "6e890197040d37d85beb962ae1f041ff1d9a9ca8d20c7d99c85027eebf51dca7"
 
 
-def test_the_splits_are_cut_at_bytes(site: Site, tmp_path: Path) -> None:
+def test_the_text_is_split_at_bytes(site: Site, tmp_path: Path) -> None:
     folder, seen = tmp_path / "new" / "folder", list[tuple[str, int, int | None]]()
     lines: list[str] = []
     prepare(small(site), folder, lines.append, lambda *now: seen.append(now))
@@ -108,7 +108,7 @@ def test_the_splits_are_cut_at_bytes(site: Site, tmp_path: Path) -> None:
     assert seen[-1] == ("unpacking", 10_000, 10_000)
 
 
-def test_what_is_right_already_is_not_touched(site: Site, tmp_path: Path) -> None:
+def test_correct_files_are_left_unchanged(site: Site, tmp_path: Path) -> None:
     make(site, tmp_path)
     stamps = [(path, path.stat().st_mtime_ns, path.stat().st_ino) for path in sorted(tmp_path.iterdir())]
     assert make(site, tmp_path) == [f"{tmp_path} already has enwik8: nothing to do"]
@@ -116,7 +116,7 @@ def test_what_is_right_already_is_not_touched(site: Site, tmp_path: Path) -> Non
     assert len(site.asked) == 1
 
 
-def test_a_killed_run_left_a_part_of_the_splits(site: Site, tmp_path: Path) -> None:
+def test_splits_that_a_killed_run_left_are_completed(site: Site, tmp_path: Path) -> None:
     (tmp_path / "test.txt").write_bytes(PARTS["test.txt"])
     stamp = (tmp_path / "test.txt").stat().st_mtime_ns
     lines = make(site, tmp_path)
@@ -126,7 +126,7 @@ def test_a_killed_run_left_a_part_of_the_splits(site: Site, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 @pytest.mark.parametrize("kind", ["longer", "shorter", "folder", "broken link", "same size", "all of the same size"])
-def test_another_file_stays_and_is_named(kind: str, split: str, site: Site, tmp_path: Path) -> None:
+def test_a_different_file_is_left_alone_and_named(kind: str, split: str, site: Site, tmp_path: Path) -> None:
     path = tmp_path / f"{split}.txt"
     if kind == "all of the same size":
         for name, content in PARTS.items():
@@ -149,7 +149,7 @@ def test_another_file_stays_and_is_named(kind: str, split: str, site: Site, tmp_
         make(site, tmp_path)
 
 
-def test_a_broken_download_leaves_nothing(site: Site, tmp_path: Path) -> None:
+def test_a_broken_download_leaves_no_file(site: Site, tmp_path: Path) -> None:
     site.cut = 1_000
     message = refusal(site, tmp_path)
     assert f"{site.url}: it broke off after 1,000 of {len(ZIP):,} bytes" in message
@@ -158,7 +158,7 @@ def test_a_broken_download_leaves_nothing(site: Site, tmp_path: Path) -> None:
     make(site, tmp_path)
 
 
-def test_the_second_address_is_asked_if_the_first_breaks_off(site: Site, tmp_path: Path) -> None:
+def test_the_second_address_is_tried_if_the_first_fails(site: Site, tmp_path: Path) -> None:
     with serving(ZIP) as other:
         site.cut = 1_000
         prepare(small(site, site.url, other.url), tmp_path, lambda line: None, silent)
@@ -166,7 +166,7 @@ def test_the_second_address_is_asked_if_the_first_breaks_off(site: Site, tmp_pat
         assert other.sent == [len(ZIP)]
 
 
-def test_an_archive_that_no_server_has_is_named_with_a_way_out(site: Site, tmp_path: Path) -> None:
+def test_an_archive_that_no_server_has_is_named_with_another_way_to_get_it(site: Site, tmp_path: Path) -> None:
     site.status, site.type = 404, "text/html"
     message = refusal(site, tmp_path / "data")
     assert message == (
@@ -184,7 +184,7 @@ def encrypted() -> bytes:
 
 
 def claiming(size: int, content: bytes) -> bytes:
-    """A zip file whose member says another size than it has, in both places."""
+    """A zip file that states a wrong size for its member, in both places."""
     packed = bytearray(pack(("enwik8", content)))
     for at in (22, packed.index(b"PK\1\2") + 24):
         packed[at : at + 4] = size.to_bytes(4, "little")
@@ -216,7 +216,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_a_wrong_file_is_removed_and_nothing_is_made(kind: str, site: Site, tmp_path: Path) -> None:
+def test_a_wrong_download_is_deleted_and_nothing_is_written(kind: str, site: Site, tmp_path: Path) -> None:
     site.body, cause = BAD[kind]
     folder = tmp_path / "data" / "enwik8"
     tracemalloc.start()
@@ -234,19 +234,19 @@ def test_a_wrong_file_is_removed_and_nothing_is_made(kind: str, site: Site, tmp_
     assert len(make(site, folder)) == 5
 
 
-def test_a_length_that_is_too_short(site: Site, tmp_path: Path) -> None:
+def test_too_short_an_announced_length_is_reported(site: Site, tmp_path: Path) -> None:
     site.announced = len(ZIP) - 100
     assert f"what {site.url} sends is not enwik8 (" in refusal(site, tmp_path)
     assert contents(tmp_path) == {}
 
 
-def test_a_member_that_would_climb_out_of_the_folder_is_not_unpacked(site: Site, tmp_path: Path) -> None:
+def test_a_member_with_a_path_outside_the_folder_is_not_unpacked(site: Site, tmp_path: Path) -> None:
     site.body = pack(("../evil.txt", b"evil"), ("/tmp/evil.txt", b"evil"), ("enwik8", TEXT), ("train.txt", b"evil"))
     make(site, tmp_path / "data")
     assert os.listdir(tmp_path) == ["data"]
 
 
-def test_a_zip_file_that_the_user_has_put_there(site: Site, tmp_path: Path) -> None:
+def test_a_zip_file_of_the_users_is_used_or_left_alone(site: Site, tmp_path: Path) -> None:
     found = tmp_path / "enwik8.zip"
     found.write_bytes(pack(("enwik8", TEXT[::-1])))
     message = refusal(site, tmp_path)
@@ -263,14 +263,14 @@ def test_a_zip_file_that_the_user_has_put_there(site: Site, tmp_path: Path) -> N
     assert site.asked == []
 
 
-def test_only_one_at_a_time(site: Site, tmp_path: Path) -> None:
+def test_two_processes_cannot_download_at_once(site: Site, tmp_path: Path) -> None:
     with (tmp_path / "enwik8.zip.part").open("wb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         assert "another charrnn is downloading enwik8" in refusal(site, tmp_path)
     make(site, tmp_path)
 
 
-def test_little_memory(site: Site, tmp_path: Path) -> None:
+def test_preparing_takes_little_memory(site: Site, tmp_path: Path) -> None:
     text = random.Random(3).randbytes(1_000_000) * 30
     (tmp_path / "enwik8.zip").write_bytes(pack(("enwik8", text), method=zipfile.ZIP_STORED))
     splits = {"train": 28_000_000, "val": 1_000_000, "test": 1_000_000}
@@ -286,7 +286,7 @@ def test_little_memory(site: Site, tmp_path: Path) -> None:
     assert peak < 4_000_000
 
 
-def test_a_split_that_cuts_a_character_says_how_to_read_it(site: Site, tmp_path: Path) -> None:
+def test_the_message_about_a_cut_character_says_how_to_read_the_split(site: Site, tmp_path: Path) -> None:
     make(site, tmp_path)
     options = TrainingOptions(data_dir=str(tmp_path), batch_size=2, seq_length=10)
     with pytest.raises(UserError, match=r"train\.txt is not UTF-8 at byte 8999: .* -encoding bytes"):
@@ -298,7 +298,7 @@ def test_a_split_that_cuts_a_character_says_how_to_read_it(site: Site, tmp_path:
     }
 
 
-# the real command in a process of its own, with the small text under the name of the large one
+# the real command in its own process, with the small text in place of the large one
 COMMAND = """
 import json, sys
 from functools import partial
@@ -317,7 +317,7 @@ def start(site: Site, folder: Path, stderr: int = subprocess.PIPE, **more: objec
     return subprocess.Popen(words, cwd=folder, stdout=subprocess.PIPE, stderr=stderr, **more)
 
 
-def test_the_command_interrupted_and_again(site: Site, tmp_path: Path) -> None:
+def test_the_command_can_be_interrupted_and_run_again(site: Site, tmp_path: Path) -> None:
     site.stall = 1_500
     process = start(site, tmp_path)
     part = tmp_path / "data" / "enwik8" / "enwik8.zip.part"
@@ -341,8 +341,8 @@ def test_the_command_interrupted_and_again(site: Site, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("limit", [2_000, 5_000], ids=["the zip file", "the text"])
-def test_a_disk_that_takes_no_more(limit: int, site: Site, tmp_path: Path) -> None:
-    """The file size limit stands for the full disk: both are errors of a write."""
+def test_a_full_disk_is_reported(limit: int, site: Site, tmp_path: Path) -> None:
+    """A limit on file sizes replaces the full disk: in both cases a write fails."""
     assert 2_000 < len(ZIP) < 9_000
 
     def limit_files() -> None:
@@ -362,7 +362,7 @@ def test_a_disk_that_takes_no_more(limit: int, site: Site, tmp_path: Path) -> No
     make(site, folder)
 
 
-def test_a_bar_on_a_terminal(site: Site, tmp_path: Path) -> None:
+def test_a_terminal_shows_a_progress_bar(site: Site, tmp_path: Path) -> None:
     master, slave = pty.openpty()
     process = start(site, tmp_path, stderr=slave, env=environment(TERM="xterm-256color", COLUMNS="120"))
     os.close(slave)
@@ -380,11 +380,11 @@ def test_a_bar_on_a_terminal(site: Site, tmp_path: Path) -> None:
     assert re.search(r"downloading .*━", words)
     assert "10.0/10.0 kB" in words
     assert "wrote data/enwik8/train.txt: 9,000 bytes" in words
-    assert "MB" not in words.replace("MB/s", "")  # the lines for logs are not there
+    assert "MB" not in words.replace("MB/s", "")  # without the lines for logs
 
 
 @pytest.mark.parametrize("name", ["enwik8", "text8"])
-def test_the_real_command_without_a_network(name: str, tmp_path: Path) -> None:
+def test_the_real_command_without_a_network_fails_in_one_line(name: str, tmp_path: Path) -> None:
     proxy = {f"{scheme}_proxy": "http://127.0.0.1:9" for scheme in ("http", "https")}
     done = charrnn("prepare", name, cwd=tmp_path, code=1, **proxy, no_proxy="")
     last = done.stderr.decode().splitlines()[-1]
@@ -392,6 +392,6 @@ def test_the_real_command_without_a_network(name: str, tmp_path: Path) -> None:
     assert contents(tmp_path / "data" / name) == {}
 
 
-def test_a_flag_of_another_text(tmp_path: Path) -> None:
+def test_a_flag_of_another_text_is_refused(tmp_path: Path) -> None:
     assert "-seed does not apply to enwik8" in one_line(charrnn("prepare", "enwik8", "-seed", 1, cwd=tmp_path, code=1))
     assert os.listdir(tmp_path) == []

@@ -1,4 +1,5 @@
-"""The word level, against plain splitting and counting, recordings of the PTB reader, and real processes."""
+"""The word level, compared with plain splitting and counting and with recordings of the PTB reader, and in real
+processes."""
 
 from __future__ import annotations
 
@@ -47,7 +48,7 @@ def write(folder: Path, **texts: str) -> Path:
 
 
 def naive(text: str) -> list[str]:
-    """Line by line, as the PTB reader's own sources would be read: words, then one token for the line's end."""
+    """Split line by line, as the PTB reader does: words, then one token for the end of the line."""
     lines = text.split("\n")
     found: list[str] = []
     for k, line in enumerate(lines):
@@ -80,7 +81,7 @@ signs = st.text(st.sampled_from("ab \t\r\n\x0b\x1c\x85\xa0\u2003\u3000é汉"), m
 @example("a\n\nb\r\nc", 1)
 @example("<eos> x\ny<eos>z", 5)
 @settings(deadline=None)
-def test_a_text_is_what_plain_splitting_says_whatever_the_chunks(text: str, chunk: int) -> None:
+def test_a_text_equals_plain_splitting_for_every_chunk_size(text: str, chunk: int) -> None:
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokens, "CHUNK", chunk)
         opened = open_text(
@@ -98,7 +99,7 @@ def test_a_text_is_what_plain_splitting_says_whatever_the_chunks(text: str, chun
     st.integers(1, 5),
 )
 @settings(deadline=None)
-def test_words_of_bytes_survive_the_round_trip(pieces: list[bytes], chunk: int) -> None:
+def test_words_of_bytes_survive_encoding_and_decoding(pieces: list[bytes], chunk: int) -> None:
     data = b"".join([b"x", *pieces])
     lines = data.split(b"\n")
     expected = [word for k, line in enumerate(lines) for word in ([b"<eos>"] if k else []) + line.split()]
@@ -119,7 +120,7 @@ def test_words_are_joined_by_single_spaces_and_lines_by_newlines(text: str) -> N
     assert vocabulary.encode(joined) == vocabulary.encode(text)
 
 
-def test_words_that_training_lacks_are_an_error_or_the_unknown_word(tmp_path: Path) -> None:
+def test_words_not_in_the_training_text_are_an_error_or_replaced(tmp_path: Path) -> None:
     folder = write(tmp_path, train="b a b\n", val="b c\nd a\n")
     with pytest.raises(UserError, match=r"'c', 'd', not in train.txt: .* -unk '<unk>'"):
         open_text(folder, report=pytest.fail, reading=Reading(level="word"))
@@ -135,7 +136,7 @@ def test_words_that_training_lacks_are_an_error_or_the_unknown_word(tmp_path: Pa
     assert known.files["val"].tolist() == [1, 0, 2, 0, 0, 2]
 
 
-def test_the_cache_of_words_stands_beside_that_of_characters(tmp_path: Path) -> None:
+def test_words_and_characters_have_separate_caches(tmp_path: Path) -> None:
     folder = write(tmp_path, input="one two two\n" * 9)
     first = open_text(folder, report=pytest.fail, reading=Reading(level="word"))
     assert open_text(folder, report=pytest.fail).vocabulary.level == "char"
@@ -148,7 +149,7 @@ def test_the_cache_of_words_stands_beside_that_of_characters(tmp_path: Path) -> 
     assert open_text(folder, report=pytest.fail, reading=Reading(level="word")).vocabulary.codes == ("<eos>", "three")
 
 
-def test_ids_take_as_few_bytes_as_they_need(tmp_path: Path) -> None:
+def test_ids_take_the_smallest_type_that_fits(tmp_path: Path) -> None:
     for size, dtype in ((256, np.uint8), (257, np.uint16), (65536, np.uint16), (65537, np.uint32)):
         write(tmp_path, input=" ".join(str(n) for n in range(size)))
         text = open_text(tmp_path, report=pytest.fail, reading=Reading(level="word"), keep=False)
@@ -156,7 +157,7 @@ def test_ids_take_as_few_bytes_as_they_need(tmp_path: Path) -> None:
         assert len(text.vocabulary) == size
 
 
-def test_a_text_without_words_and_one_without_white_space_are_named(tmp_path: Path) -> None:
+def test_the_message_names_a_text_without_words_or_white_space(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"input.txt has no words"):
         open_text(write(tmp_path, input="  \t "), report=pytest.fail, reading=Reading(level="word"))
     with pytest.raises(UserError, match=r"a word of over .* use -level char"):
@@ -185,14 +186,14 @@ def test_a_text_without_words_and_one_without_white_space_are_named(tmp_path: Pa
         {"tokens": "x" * (LARGEST + 1)},
     ],
 )
-def test_a_vocabulary_of_words_from_a_stranger_is_checked(saved: dict[str, object]) -> None:
+def test_an_untrusted_vocabulary_of_words_is_checked(saved: dict[str, object]) -> None:
     good = {"level": "word", "encoding": "utf-8", "tokens": "a\nb", "unk": ""}
     assert Vocabulary.from_dict(good) == Words(("a", "b"))
     with pytest.raises(UserError):
         Vocabulary.from_dict(good | saved)
 
 
-def test_a_checkpoint_with_as_many_words_as_it_may_have_is_read_again(tmp_path: Path) -> None:
+def test_a_checkpoint_with_the_most_words_allowed_can_be_loaded(tmp_path: Path) -> None:
     words = tuple(f"{n:07d}" for n in range(LARGEST // 8))
     saved = Checkpoint(TrainingOptions(level="word"), {}, Words(words), {"w": torch.zeros(1)})
     saved.training = {"counts": torch.arange(len(words))}
@@ -214,7 +215,7 @@ def zipf(lines: int, size: int, seed: int) -> str:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with texts like the Penn Treebank's, of a few thousand words, and a model trained on them in cv."""
+    """A folder with texts of a few thousand words, like the Penn Treebank's, and a model trained on them in cv."""
     folder = tmp_path_factory.mktemp("words")
     write(folder / "ptb", train=zipf(1500, 3000, 1), val=zipf(60, 3000, 2), test=zipf(60, 3000, 3))
     flags = ("-unk", "<unk>", "-max_epochs", 0.5, "-print_every", 50, "-sample_length", 9, "-learning_rate", 0.01)
@@ -235,7 +236,7 @@ def only(folder: Path) -> Path:
     return path
 
 
-def test_samples_of_words_in_a_fresh_process(trained: Path) -> None:
+def test_a_fresh_process_samples_words(trained: Path) -> None:
     done = charrnn(
         "sample", "cv", "-gpuid", -1, "-primetext", "  w1   w2 \n w3", "-length", 50, "-top_k", 40, cwd=trained
     )
@@ -248,7 +249,7 @@ def test_samples_of_words_in_a_fresh_process(trained: Path) -> None:
     assert not vocabulary.with_unk("").unknown_tokens(text)
 
 
-def test_eval_of_words_gives_the_loss_in_the_file_name_and_no_bits_per_character(trained: Path) -> None:
+def test_eval_of_words_prints_the_loss_in_the_file_name_and_no_bits_per_character(trained: Path) -> None:
     figures = json.loads(charrnn("eval", "cv", "-gpuid", -1, "-json", cwd=trained).stdout)
     assert f"{figures['loss']:.4f}" == re.findall(r"_(\d+\.\d{4})\.pt", only(trained).name)[0]
     assert figures["ppl"] == pytest.approx(math.exp(figures["loss"]))
@@ -265,7 +266,7 @@ def test_eval_of_any_text_counts_its_words(trained: Path) -> None:
     assert done.stderr.decode().splitlines()[-1].endswith(", 5 words")
 
 
-def test_a_resumed_run_of_words_ends_with_the_very_weights(trained: Path) -> None:
+def test_a_resumed_run_of_words_ends_with_the_same_weights(trained: Path) -> None:
     common = ("train", "-data_dir", "ptb", *TINY, "-unk", "<unk>", "-threads", 1, "-sample_length", 0)
     charrnn(*common, "-max_epochs", 0.2, "-checkpoint_dir", "whole", cwd=trained)
     charrnn(*common, "-max_epochs", 0.1, "-checkpoint_dir", "parts", cwd=trained)
@@ -279,7 +280,7 @@ def test_a_resumed_run_of_words_ends_with_the_very_weights(trained: Path) -> Non
         assert torch.equal(weights, parts.weights[name]), name
 
 
-def test_a_new_run_takes_over_the_words_of_another(trained: Path) -> None:
+def test_a_new_run_keeps_the_words_of_its_initial_checkpoint(trained: Path) -> None:
     write(trained / "other", input="w9 w2 nowhere w2\n" * 60)
     init = ("train", "-init_from", only(trained), "-data_dir", "other", "-batch_size", 4, "-seq_length", 5)
     charrnn(*init, "-level", "word", "-gpuid", -1, "-max_epochs", 1, "-checkpoint_dir", "new", cwd=trained)
@@ -289,14 +290,14 @@ def test_a_new_run_takes_over_the_words_of_another(trained: Path) -> None:
     assert (counts["'w2'"], counts["'w9'"], counts["'w1'"], counts["'<unk>'"]) == (120, 60, 0, 0)
 
 
-def test_a_word_is_not_a_setting_of_characters(tmp_path: Path) -> None:
+def test_unk_is_refused_for_a_model_of_characters(tmp_path: Path) -> None:
     write(tmp_path / "data", input="a b\n" * 99)
     common = ("train", "-data_dir", "data", "-gpuid", -1)
     assert "-level word" in one_line(charrnn(*common, "-unk", "<unk>", cwd=tmp_path, code=1))
 
 
 class Uniform(nn.Module):
-    """Knows nothing: every word is equally probable."""
+    """Gives every word the same probability."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -306,7 +307,7 @@ class Uniform(nn.Module):
         return self.zeros.expand(*x.shape, -1), (torch.zeros(1, x.shape[1], 1),)
 
 
-def test_a_model_that_knows_nothing_has_the_vocabularys_size_as_perplexity(tmp_path: Path) -> None:
+def test_the_perplexity_of_a_uniform_model_is_the_size_of_the_vocabulary(tmp_path: Path) -> None:
     text = open_text(write(tmp_path, input=zipf(200, 500, 4)), report=lambda line: None, reading=Reading(level="word"))
     split = text.split(5, 7, 0.9, 0.1)["val"]
     score = evaluate(Uniform(len(text.vocabulary)), split)
@@ -314,7 +315,7 @@ def test_a_model_that_knows_nothing_has_the_vocabularys_size_as_perplexity(tmp_p
     assert score.tokens == len(split) * split.batch_size * split.seq_length
 
 
-def test_blocks_are_shorter_where_the_vocabulary_is_large() -> None:
+def test_blocks_are_shorter_if_the_vocabulary_is_large() -> None:
     assert steps_at_once(50, 65) == steps_at_once(1, 65000) == 512
     for B, V in ((50, 10_000), (1, 10**6), (100, 10**8)):
         assert steps_at_once(B, V) == 1 or steps_at_once(B, V) * B * V <= LOGITS
@@ -329,7 +330,7 @@ def sampler(size: int) -> Sampler:
 
 
 @pytest.mark.parametrize("choice", [Choice(), Choice(0.5, top_k=3), Choice(top_p=0.5), Choice(greedy=True)])
-def test_streams_of_words_are_joined_each_by_itself(choice: Choice) -> None:
+def test_words_are_joined_within_each_stream(choice: Choice) -> None:
     drawn = sampler(9)
     together = list(drawn.write("w1", 40, choice, [1, 2, 3]))
     for k in range(3):
@@ -340,7 +341,7 @@ def test_streams_of_words_are_joined_each_by_itself(choice: Choice) -> None:
         assert len(naive(text)) == 41
 
 
-def test_a_text_of_words_ends_with_the_words_of_stop() -> None:
+def test_stop_ends_a_text_of_words() -> None:
     drawn = sampler(5)
     text = "".join(written.text for written in drawn.write("w1", 2000, Choice(2.0), [1], "w2 w3"))
     assert text.endswith("w2 w3") and text.count("w2 w3") == 1
@@ -374,7 +375,7 @@ def test_a_difference_between_vocabularies_is_described() -> None:
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 @pytest.mark.parametrize("more", [-1, 0, 1, 30])
-def test_a_looked_up_layer_equals_the_product_with_one_hot_vectors(kind: type[nn.RNNBase], more: int) -> None:
+def test_looking_up_rows_equals_the_product_with_one_hot_vectors(kind: type[nn.RNNBase], more: int) -> None:
     gates = {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1}[kind]
     V, H, L = gates * 5 + more, 5, 2
     torch.manual_seed(V)

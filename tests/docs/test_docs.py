@@ -36,7 +36,7 @@ def name(path: Path) -> str:
 
 
 def written(page: Path) -> Iterator[tuple[str, str]]:
-    """Yield each place in a page that holds commands, and its lines for the shell."""
+    """Yield each place in a page that has commands, and its lines for the shell."""
     if page.suffix == ".toml":
         yield name(page), f"charrnn train -config {page.stem}"
         comments = re.findall(r"^#\s+(charrnn .*)", page.read_text(encoding="utf-8"), re.MULTILINE)
@@ -54,7 +54,7 @@ def written(page: Path) -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_every_command_in_a_page_parses(page: Path, tmp_path: Path) -> None:
+def test_every_command_in_a_page_is_valid(page: Path, tmp_path: Path) -> None:
     pages.write_files(page, tmp_path)
     for where, shell in written(page):
         for words in commands(shell):
@@ -71,11 +71,11 @@ def test_commands_are_found_in_every_page_that_has_some() -> None:
 
 
 @pytest.mark.parametrize("page", WALKS, ids=name)
-def test_a_walk_through_prints_what_its_page_says(page: Path, tmp_path: Path) -> None:
+def test_a_walk_through_prints_the_output_on_its_page(page: Path, tmp_path: Path) -> None:
     assert pages.walk(page, tmp_path) > 0
 
 
-def test_the_cookbook_is_a_walk_through() -> None:
+def test_the_cookbook_has_a_walk_through() -> None:
     assert DOCS / "cookbook.md" in WALKS
 
 
@@ -98,7 +98,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
         assert (tmp_path / "html" / f"{page.stem}.html").stat().st_size > 1000
 
 
-def test_the_reference_is_what_the_program_prints() -> None:
+def test_the_reference_page_is_up_to_date() -> None:
     printed = subprocess.run([sys.executable, DOCS / "reference.py"], capture_output=True, check=True).stdout
     text = (DOCS / "reference.md").read_text(encoding="utf-8")
     assert printed.decode() == text, "python docs/reference.py > docs/reference.md"
@@ -163,7 +163,7 @@ def command(name: str) -> click.Command:
 
 
 def flags(name: str, model: str = "") -> dict[str, str]:
-    """Return the flags of a command and of a model, and the default of each as the tables show it."""
+    """Return the flags of a command and of a model, and each default in the form that the tables show."""
     options = [p.option for p in command(name).params if isinstance(p, Flag)]
     options += list(registry.find(model).options.values()) if model else []
     defaults = {}
@@ -223,7 +223,7 @@ def test_the_tables_list_every_setting_of_a_recorded_run(model: str, tmp_path: P
             assert shown[setting].replace('""', "") == plain, setting
 
 
-# the checks themselves find what they should
+# the checks detect what they should
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_the_tables_list_every_setting_of_a_recorded_run(model: str, tmp_path: P
         "charrnn train -rnn_size 64 \\\n  -invented 1",
     ],
 )
-def test_an_invalid_command_is_found(line: str, tmp_path: Path) -> None:
+def test_an_invalid_command_is_detected(line: str, tmp_path: Path) -> None:
     with pytest.raises((click.ClickException, UserError)):
         for words in commands(line):
             check(words, tmp_path)
@@ -332,13 +332,13 @@ def test_a_walk_runs_the_marked_steps_in_order(tmp_path: Path) -> None:
         ("cat settings", "cat other"),
     ],
 )
-def test_a_wrong_walk_through_is_found(right: str, wrong: str, tmp_path: Path) -> None:
+def test_a_wrong_walk_through_is_detected(right: str, wrong: str, tmp_path: Path) -> None:
     assert right in STEPS
     with pytest.raises(AssertionError):
         pages.walk(a_page(tmp_path, STEPS.replace(right, wrong, 1)), tmp_path)
 
 
-def test_dots_match_anything_and_nothing_else_does() -> None:
+def test_only_dots_match_anything() -> None:
     assert is_output("a ... c\n...\nend\n", "a b c\nx\ny\nend\n")
     assert is_output("...\nend", "end\n")
     assert not is_output("a ... c", "a b\nc\n")

@@ -35,7 +35,7 @@ def test_the_readme_is_short() -> None:
 
 
 def test_the_picture_of_the_live_display_is_drawn_by_the_program(tmp_path: Path) -> None:
-    """Draw a run of seconds with the script that drew the picture in the README."""
+    """Draw a run of a few seconds with the script that drew the picture in the README."""
     (tmp_path / "input.txt").write_text("to be or not to be\n" * 100)
     settings = "-data_dir . -rnn_size 8 -batch_size 2 -seq_length 10 -eval_val_every 5 -sample_length 20 -gpuid -1"
     words = ["train", *settings.split(), "-threads", "1", "-kernels", "torch"]

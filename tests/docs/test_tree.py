@@ -1,4 +1,4 @@
-"""The tree in CONTRIBUTING is complete, and its order of imports is the one that is tested."""
+"""The tree in CONTRIBUTING is complete and shows the order of imports that is tested."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def tree() -> str:
 
 
 def files(drawn: str) -> Iterator[str]:
-    """Yield the path of each file in a drawn tree. A folder with a description stands for its __init__.py."""
+    """Yield the path of each file in a drawn tree. A folder with a description counts as its __init__.py."""
     folders: list[str] = []
     for line in drawn.splitlines():
         match = LINE.fullmatch(line)
@@ -34,7 +34,7 @@ def files(drawn: str) -> Iterator[str]:
             yield path
 
 
-def test_every_file_is_in_the_tree_once_and_no_other() -> None:
+def test_the_tree_has_every_file_once_and_no_others() -> None:
     there = [
         path.relative_to(ROOT).as_posix()
         for folder in ("models", "charrnn")
@@ -54,6 +54,6 @@ def test_the_order_of_imports_is_the_one_that_is_tested() -> None:
     assert " ".join(order[1].split()) in " ".join(CONTRIBUTING.read_text(encoding="utf-8").split())
 
 
-def test_a_file_that_is_missing_or_drawn_twice_is_found() -> None:
+def test_a_file_that_is_missing_or_drawn_twice_is_detected() -> None:
     drawn = "charrnn/\n  a.py   first\n  data/  texts\n    b.py  second\n  c.py  third"
     assert list(files(drawn)) == ["charrnn/a.py", "charrnn/data/__init__.py", "charrnn/data/b.py", "charrnn/c.py"]

@@ -49,7 +49,7 @@ class Plain(nn.Module):
 
 
 class Scripted(nn.Module):
-    """A model whose masks are a script: the probabilities that it gives the token 0."""
+    """A model with scripted masks: the probabilities that it gives token 0."""
 
     def __init__(self, script: Iterable[float]) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ def test_without_dropout_the_score_is_the_plain_one() -> None:
         )
 
 
-def test_the_score_depends_on_the_generator_alone(model: nn.Module) -> None:
+def test_the_score_depends_only_on_the_generator(model: nn.Module) -> None:
     first, again, other = (monte_carlo(model, *pairs(TOKENS), 2, seeded(seed)).loss for seed in (0, 0, 1))
     assert first == again != other
     generator = seeded()

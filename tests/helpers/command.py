@@ -41,7 +41,7 @@ def charrnn(
 
 @dataclass(frozen=True)
 class Done:
-    """The exit code and output of a command that ran in this process."""
+    """Exit code and output of a command that ran in this process."""
 
     code: int
     out: bytes
@@ -59,7 +59,7 @@ class Done:
 
 
 class Terminal(io.TextIOWrapper):
-    """A stream that calls itself a terminal."""
+    """A stream that claims to be a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -68,8 +68,8 @@ class Terminal(io.TextIOWrapper):
 def run(folder: Path, *args: object, code: int | None = 0, stdin: bytes = b"", terminal: bool = False) -> Done:
     """Run ``charrnn ARGS`` in ``folder`` and in this process, which is much faster, and check its exit code.
 
-    A code of None allows any; with ``terminal`` stdout calls itself one. The folder, the streams, the environment,
-    the signal handlers and the number of threads are put back.
+    With a code of None, any exit code is allowed. With ``terminal``, stdout claims to be a terminal. Restores the
+    folder, the streams, the environment, the signal handlers and the number of threads.
     """
     streams, threads = (sys.stdin, sys.stdout, sys.stderr), torch.get_num_threads()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
@@ -94,7 +94,7 @@ def run(folder: Path, *args: object, code: int | None = 0, stdin: bytes = b"", t
 
 
 def on_a_terminal(folder: Path, *args: object, columns: int = 80, **env: str) -> tuple[int, str]:
-    """Run ``charrnn ARGS`` on a terminal of that many columns. Return its exit code and what the terminal got."""
+    """Run ``charrnn ARGS`` on a terminal with this many columns. Return its exit code and the terminal's output."""
     leader, follower = pty.openpty()
     ioctl(follower, TIOCSWINSZ, pack("HHHH", 24, columns, 0, 0))
     words = [sys.executable, "-m", "charrnn", *map(str, args)]
@@ -105,7 +105,7 @@ def on_a_terminal(folder: Path, *args: object, columns: int = 80, **env: str) ->
         while select.select([leader], [], [], 120)[0]:
             try:
                 chunk = os.read(leader, 65536)
-            except OSError:  # how Linux reports that the other end is closed
+            except OSError:  # Linux reports in this way that the other end is closed
                 break
             if not chunk:
                 break
@@ -137,7 +137,7 @@ def complete(line: str, cwd: Path) -> list[str]:
 
 
 def one_line(done: subprocess.CompletedProcess[bytes] | Done) -> str:
-    """Return the only line on stderr. Fail if there are more, or none."""
+    """Return the only line on stderr. Fail if there is not exactly one."""
     lines = (done.err if isinstance(done, Done) else done.stderr).decode().splitlines()
     assert len(lines) == 1, lines
     return lines[0]
@@ -150,7 +150,7 @@ def write_text(folder: Path, text: str = SONG * 80) -> Path:
     return folder
 
 
-# flags of a model that trains in moments
+# flags of a model that trains in seconds
 SMALL: tuple[object, ...] = (
     "-gpuid",
     -1,
@@ -165,5 +165,5 @@ SMALL: tuple[object, ...] = (
     "-learning_rate",
     0.01,
 )
-SMALL += ("-kernels", "torch")  # auto would take the faster, which varies from run to run
+SMALL += ("-kernels", "torch")  # auto would choose the faster kernels, which vary from run to run
 QUICK = (*SMALL, "-print_every", 10**6, "-sample_length", 0)  # and prints little

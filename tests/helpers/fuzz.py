@@ -1,6 +1,6 @@
 """Run commands on broken and hostile files, for test_fuzz and test_soak.
 
-An attempt depends on its number alone, so one that fails can be repeated:
+An attempt depends only on its number, so a failed one can be repeated:
 
     fuzz.attempt(number, folder)
 """
@@ -65,11 +65,11 @@ class Attempt:
 
 
 class Wrong(AssertionError):
-    """A command neither worked nor ended in a one-line error."""
+    """A command that neither worked nor ended in a one-line error."""
 
 
 def prepare(folder: Path) -> None:
-    """Make what the attempts start from: a text, and a checkpoint that can be sampled, scored and resumed."""
+    """Make the files that attempts start from: a text, and a checkpoint that can be sampled, scored and resumed."""
     (folder / "data").mkdir(parents=True)
     (folder / "data" / "input.txt").write_text(SONG * 20, newline="")
     with contextlib.chdir(folder):
@@ -78,7 +78,7 @@ def prepare(folder: Path) -> None:
 
 
 def attempt(number: int, folder: Path) -> Attempt:
-    """Break something and run a command on it, in a folder made by ``prepare``. Raises Wrong."""
+    """Break a file and run a command on it, in a folder made by ``prepare``. Raises Wrong."""
     chance = random.Random(number)
     kind = chance.choice(list(KINDS))
     with contextlib.chdir(folder):
@@ -141,7 +141,7 @@ def limited(seconds: int) -> Iterator[None]:
 
 
 def broken(data: bytes, chance: random.Random) -> bytes:
-    """Return the bytes with a few accidents."""
+    """Return the bytes with a few random faults."""
     found = bytearray(data)
     for _ in range(chance.choice((1, 1, 1, 2, 5, 30))):
         at = chance.randrange(len(found) + 1)
@@ -201,7 +201,7 @@ TENSORS: list[Callable[[torch.Tensor], torch.Tensor]] = [
 ]
 
 
-# kinds of attempts: each writes its input and returns the command and its stdin
+# the kinds of attempts; each writes its input and returns the command and its stdin
 
 
 def checkpoint_command(chance: random.Random) -> list[str]:

@@ -1,4 +1,5 @@
-"""Kill training runs again and again: they must still end in the same result. For test_faults and test_soak."""
+"""Kill training runs again and again, and check that they still end with the same result. For test_faults and
+test_soak."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     ["tests.helpers.kills", "charrnn.training.run", "charrnn.cli.train", "charrnn.cli.display", "torch._dynamo"]
 )
-TIMEOUT = 60.0  # seconds, far more than anything here takes
+TIMEOUT = 60.0  # in seconds, far longer than anything here takes
 RUN = (
     *("train", "-data_dir", "data", *SMALL, "-threads", 1, "-max_epochs", 6, "-eval_val_every", 40, "-save_every", 7),
     *("-dropout", 0.2, "-learning_rate_decay_after", 1, "-learning_rate_decay", 0.8, "-sample_length", 20),
@@ -74,7 +75,7 @@ def output(folder: Path) -> str:
 
 
 def wait_until(happened: Callable[[], bool], process: BaseProcess) -> bool:
-    """Wait. Return whether it happened before the process ended."""
+    """Wait. Return whether the condition held before the process ended."""
     end = time.monotonic() + TIMEOUT
     while not happened():
         if not process.is_alive():
@@ -110,7 +111,7 @@ class Kills:
 
 
 def newest(folder: Path) -> Checkpoint:
-    """Return the checkpoint that -resume takes, after loading every other one as proof that it is whole."""
+    """Return the checkpoint that -resume would use; load all others to prove that they are whole."""
     for path in folder.glob("*.pt"):
         Checkpoint.load(path)
     return Checkpoint.load(find_newest(folder))

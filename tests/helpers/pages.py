@@ -1,14 +1,14 @@
 """Parse the commands in a page of the documentation, and run its walk-through.
 
-In a page, a fenced block marked ``sh`` holds commands, and one marked ``text`` holds output. Two comments, which
-readers do not see, say more:
+In a page, a fenced block marked ``sh`` holds commands, and one marked ``text`` holds output. Two kinds of comments,
+invisible to readers, control the test.
 
 ``<!-- run -->`` before an ``sh`` block: the block is a step of a walk-through. The steps of a page run in order, in one
 folder that is empty at first. ``<!-- run: exit 1 -->``: the step ends with that exit code.
 
-``<!-- output -->`` before a ``text`` block: the output of the previous step, stdout and stderr as on a terminal. A line
-``...`` stands for any lines, and ``...`` inside a line for any part of it. ``<!-- output: about -->``: numbers may
-differ, as they do on another processor.
+``<!-- output -->`` before a ``text`` block: the output of the previous step, stdout and stderr as on a terminal. A
+line ``...`` stands for any lines, and ``...`` inside a line for any part of it. ``<!-- output: about -->``: numbers
+may differ, as they do on other processors.
 
 A block in another language whose first line is a comment that holds only a path (``# models/mine.py``) is that file,
 for the steps after it.
@@ -87,7 +87,7 @@ def blocks(page: Path) -> list[Block]:
 
 
 def spans(page: Path) -> Iterator[str]:
-    """Yield the code inside the sentences of a page."""
+    """Yield the code spans in the text of a page."""
     for token in tokens(page):
         yield from (child.content for child in token.children or () if child.type == "code_inline")
 
@@ -143,7 +143,7 @@ def check(words: list[str], folder: Path) -> None:
         return
     _, command, rest = cli.resolve_command(parent, words or ["?"])
     assert isinstance(command, Command) and command.name in COMMANDS
-    with chdir(folder), patch.dict(os.environ):  # parsing a training sets variables for its process
+    with chdir(folder), patch.dict(os.environ):  # parsing a train command sets environment variables
         rest = without_own_files(command, rest, parent)
         try:
             context = command.make_context(command.name, rest, parent)
@@ -168,7 +168,7 @@ def without_own_files(command: Command, words: list[str], parent: click.Context)
 
 
 def write_files(page: Path, folder: Path) -> None:
-    """Write the files that a page shows, the models of its package, and the recipes to a folder, as in a checkout."""
+    """Write the files that a page shows, its package's models, and the recipes to a folder, as in a checkout."""
     for block in blocks(page):
         if block.path:
             write_file(block, folder)
@@ -188,7 +188,7 @@ def write_file(block: Block, folder: Path) -> None:
 
 
 def walk(page: Path, folder: Path) -> int:
-    """Run the steps of a page in a folder. Return how many there were. Raise AssertionError if one goes wrong."""
+    """Run the steps of a page in a folder. Return the number of steps. Raises AssertionError if a step fails."""
     home = folder / "home"
     home.mkdir()
     shims = folder / "bin"

@@ -18,7 +18,7 @@ Arrays = Mapping[str, np.ndarray]
 
 
 class Recording:
-    """The arrays of one file: ``given`` reads an input, ``compare`` checks a result, ``seen`` has the names of both."""
+    """The arrays of one file. ``given`` reads an input, ``compare`` checks a result, ``seen`` has the names of both."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -76,6 +76,6 @@ def pairs(tokens: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def stream_score(model: nn.Module, tokens: Tensor, **block: int) -> Score:
-    """Score a stream of token ids, int64 (N,): each one but the first is predicted from all before it."""
+    """Score a stream of token ids, int64 (N,), predicting each but the first from all before it."""
     with evaluating(model):
         return Score.of(losses(model, *pairs(tokens), **block))

@@ -1,4 +1,4 @@
-"""A process that has to respect permissions, whoever runs the tests."""
+"""Make a process respect file permissions, whoever runs the tests."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import ctypes
 import os
 import struct
 
-VERSION = 0x20080522  # of the structures that capset takes
+VERSION = 0x20080522  # version of the structures that capset takes
 
 
 def give_up_rights() -> None:
-    """Drop this process's right to write where permissions forbid it, which only the superuser has.
+    """Drop the superuser's right to ignore file permissions from this process.
 
-    The user stays the same, so that Python's own files remain readable wherever they are.
+    The user does not change, so that Python's own files remain readable wherever they are.
     """
     if os.getuid() == 0 and ctypes.CDLL(None).capset(struct.pack("Ii", VERSION, 0), bytes(24)):
         raise OSError("the superuser's rights cannot be dropped")

@@ -1,4 +1,4 @@
-"""Training runs in this process: a small one, one that is stopped, one that breaks, and the comparison of two."""
+"""Small training runs in this process, stopped or diverging if needed, and comparisons of their results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from charrnn.training.run import Run
 from charrnn.training.setup import configure, prepare
 from tests.helpers.command import SONG, write_text
 
-# dropout on, a falling rate, epochs short enough that several borders are crossed
+# with dropout, a falling learning rate, and epochs so short that several boundaries are crossed
 FLAGS: dict[str, Any] = {
     "rnn_size": 10,
     "num_layers": 2,
@@ -35,7 +35,7 @@ FLAGS: dict[str, Any] = {
 
 
 def silent(*_: object) -> None:
-    """Take a report and say nothing."""
+    """Ignore a report."""
 
 
 def new_run(configuration: Configuration) -> Run:
@@ -43,7 +43,7 @@ def new_run(configuration: Configuration) -> Run:
 
 
 def train(folder: Path, flags: dict[str, Any], resume: Path | None = None, stop_at: int = 0) -> Run:
-    """Train, or resume, to the end, or stop after an iteration and save, as Ctrl-C does."""
+    """Train or resume to the end, or stop after an iteration and save, as Ctrl-C does."""
     given = flags | {"checkpoint_dir": str(folder)}
     run = new_run(configure({} if resume else given, resume=str(resume) if resume else None))
     for record in run.records():
@@ -56,7 +56,7 @@ def train(folder: Path, flags: dict[str, Any], resume: Path | None = None, stop_
 
 
 def same(a: Any, b: Any, where: str = "") -> None:
-    """Hold two values equal in every tensor and every number."""
+    """Assert that two values are equal in every tensor and every number."""
     assert type(a) is type(b), where
     if isinstance(a, torch.Tensor):
         assert torch.equal(a, b), where
@@ -73,7 +73,7 @@ def same(a: Any, b: Any, where: str = "") -> None:
 
 
 def same_run(a: Path, b: Path) -> None:
-    """Hold two checkpoints equal in all but the folder they were saved in."""
+    """Assert that two checkpoints are equal except for the folder they were saved in."""
     one, two = (vars(Checkpoint.load(path)) for path in (a, b))
     for content in (one, two):
         content["options"] = vars(content["options"]) | {"checkpoint_dir": ""}
@@ -81,7 +81,7 @@ def same_run(a: Path, b: Path) -> None:
 
 
 def data(folder: Path, kind: str) -> dict[str, Any]:
-    """Write a text as one file for "fractions", or as one for each split. Return the flags that read it."""
+    """Write a text as one file for "fractions", or as one for each split. Return the flags to read it."""
     if kind == "fractions":
         write_text(folder, SONG * 20)
     else:
@@ -97,7 +97,7 @@ def metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def broken_at_8(run: Run) -> Iterator[Record]:
-    """Yield the records of a run whose weights turn into NaN once, after iteration 8."""
+    """Yield the records of a run whose weights become NaN once, after iteration 8."""
     broken = False
     for record in run.records():
         yield record

@@ -1,4 +1,4 @@
-"""A web server for one file, with the faults that a test asks for."""
+"""A web server for one file, with faults that a test chooses."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Site:
-    """The file, the faults, and in ``asked`` the headers of each request."""
+    """The file, the faults, and ``asked``, the headers of each request."""
 
     def __init__(self, body: bytes) -> None:
         self.body = body
         self.type = "application/zip"
         self.status = 200
         self.cut: int | None = None  # bytes after which the connection breaks
-        self.stall: int | None = None  # bytes after which nothing more comes
-        self.announced: int | None = None  # what Content-Length says; -1: nothing
+        self.stall: int | None = None  # bytes after which the server stalls
+        self.announced: int | None = None  # the Content-Length to send; -1 sends none
         self.asked: list[Message] = []
         self.sent: list[int] = []
         self.stalling = threading.Event()
@@ -58,7 +58,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(body: bytes) -> Iterator[Site]:
-    """Serve a site on a port of its own for the duration of the block."""
+    """Serve a site on its own port for the duration of the block."""
     site = Site(body)
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("OwnHandler", (Handler,), {"site": site}))
     site.port = server.server_port

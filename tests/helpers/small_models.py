@@ -1,4 +1,4 @@
-"""Small models with large weights, so that what they write depends on what came before."""
+"""Small models with large weights, so that what they write depends on the text before it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The compiled kernels: their arithmetic, the parts of a minibatch, threads, and the folder of compiled code."""
+"""The compiled kernels: arithmetic, the parts of a minibatch, threads, and the folder of compiled code."""
 
 from __future__ import annotations
 
@@ -106,11 +106,11 @@ def test_parts_are_even_and_cover_all_rows(B: int, sizes: list[int]) -> None:
         (256, 128, 25, 1),  # small enough
         (512, 512, 25, 8),
         (2048, 512, 25, 32),
-        (30, 7, 5000, 1),  # too large, but all cuts are too narrow
+        (30, 7, 5000, 1),  # too large, but every cut would be too narrow
         (97, 512, 50, 1),  # too large, but prime
     ],
 )
-def test_panels_are_the_matrix_and_small_where_possible(G: int, H: int, rows: int, count: int) -> None:
+def test_panels_make_up_the_matrix_and_are_small_if_possible(G: int, H: int, rows: int, count: int) -> None:
     R, h, d = (torch.randn(shape, dtype=torch.float64) for shape in ((G, H), (rows, H), (rows, G + 2)))
     cut, turned = products.panels(R, rows), products.transposed_panels(R, rows)
     assert len(cut) == len(turned) == count
@@ -148,7 +148,7 @@ def layers(name: str, T: int, B: int) -> tuple[object, list[Tensor]]:
 
 
 @pytest.mark.parametrize("name", ["gru", "rnn", "rhn"])
-def test_results_are_the_same_bits_for_any_number_of_threads(name: str) -> None:
+def test_results_are_bit_identical_for_any_number_of_threads(name: str) -> None:
     scan, arguments = layers(name, 30, 110)
     results = []
     for count in (1, 2, 3, 8):
@@ -160,8 +160,8 @@ def test_results_are_the_same_bits_for_any_number_of_threads(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["gru", "rnn", "rhn"])
-def test_arguments_that_do_not_fit_are_refused(name: str) -> None:
-    """Compiled code would read past the end of an array."""
+def test_arguments_of_wrong_shapes_are_refused(name: str) -> None:
+    """Otherwise compiled code would read past the end of an array."""
     scan, arguments = layers(name, 4, 3)
     backend.use("compiled", 1)
     scan(*arguments)
@@ -180,7 +180,7 @@ def test_arguments_that_do_not_fit_are_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["gru", "rnn", "rhn"])
-def test_a_weight_that_is_nan_reaches_the_result_and_the_gradients(name: str) -> None:
+def test_a_nan_weight_reaches_the_result_and_the_gradients(name: str) -> None:
     scan, arguments = layers(name, 4, 3)
     backend.use("compiled", 1)
     with torch.no_grad():
@@ -201,7 +201,7 @@ def test_a_diverging_run_raises_diverged(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["gru", "rhn"])
 def test_a_run_resumes_bit_for_bit(name: str, tmp_path: Path) -> None:
-    """In fresh processes, with enough rows for two parts."""
+    """Runs in fresh processes, with enough rows for two parts."""
     write_text(tmp_path / "data")
     words = ("-data_dir", "data", *RNN, "-batch_size", 50, "-model", name, "-sample_length", 0)
     whole = charrnn("train", *words, *COMPILED, "-max_epochs", 3, "-checkpoint_dir", "whole", cwd=tmp_path)
@@ -249,7 +249,7 @@ def test_without_the_extra_everything_but_the_compiled_kernels_works(tmp_path: P
     )
 
 
-def test_a_run_with_compiled_kernels_can_be_resumed_with_torchs(tmp_path: Path) -> None:
+def test_a_run_with_compiled_kernels_can_be_resumed_with_torchs_kernels(tmp_path: Path) -> None:
     write_text(tmp_path / "data")
     words = ("-data_dir", "data", *RNN, "-model", "rnn", "-max_epochs", 0.5, "-sample_length", 0)
     charrnn("train", *words, *COMPILED, cwd=tmp_path)
@@ -258,12 +258,12 @@ def test_a_run_with_compiled_kernels_can_be_resumed_with_torchs(tmp_path: Path) 
     charrnn("train", "-resume", "cv", "-max_epochs", 1, "-kernels", "torch", cwd=tmp_path)
 
 
-def test_compiled_kernels_with_bf16_are_an_error() -> None:
+def test_asking_for_compiled_kernels_with_bf16_is_an_error() -> None:
     with pytest.raises(UserError, match="-kernels compiled computes in float32 or float64: leave out -precision bf16"):
         configure({"kernels": "compiled", "precision": "bf16"})
 
 
-def test_a_checkpoint_without_the_setting_kernels_is_resumed_with_torchs(tmp_path: Path) -> None:
+def test_a_checkpoint_without_the_setting_kernels_is_resumed_with_torchs_kernels(tmp_path: Path) -> None:
     write_text(tmp_path / "data")
     words = ("-data_dir", "data", *RNN, "-model", "rnn", "-max_epochs", 0.5, "-sample_length", 0, "-threads", 1)
     charrnn("train", *words, "-kernels", "torch", cwd=tmp_path)
@@ -306,7 +306,7 @@ def test_the_folder_of_compiled_code_depends_on_the_sources(monkeypatch: pytest.
     assert code_cache.folder() != before
 
 
-def test_a_folder_that_cannot_be_written_to_keeps_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_a_writable_folder_compiled_code_is_not_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file"))
     with code_cache.in_use() as writable:
@@ -325,8 +325,8 @@ def test_numbas_own_setting_is_restored(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["gru", "rnn", "rhn"])
-def test_torch_computes_other_dtypes_and_evaluation(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch's kernels keep nothing for a backward pass if there is none."""
+def test_torchs_kernels_compute_other_dtypes_and_evaluation(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's kernels keep no intermediate values if there is no backward pass."""
     scan, arguments = layers(name, 4, 3)
     backend.use("compiled", 1)
     for module in (compiled_gru, compiled_rnn, compiled_highway):
@@ -349,8 +349,8 @@ for kernels, threads in (("torch", 2), ("compiled", 1), ("compiled", 2), ("torch
 """
 
 
-def test_openblas_has_one_thread_while_compiled_kernels_are_in_use_and_torch_the_given_number() -> None:
-    """In a process whose environment allows two threads, since the tests' own allows only one."""
+def test_with_compiled_kernels_openblas_has_one_thread_and_torch_the_given_number() -> None:
+    """Runs in a process whose environment allows two threads, since the tests' environment allows only one."""
     allowed = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "2")
     code = [sys.executable, "-c", LIMITS]
     done = subprocess.run(code, env=os.environ | allowed, capture_output=True, text=True, check=True)

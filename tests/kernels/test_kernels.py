@@ -89,8 +89,8 @@ def test_kernel_equals_the_plain_loop(name: str, T: int, B: int, ids: bool, kern
 
 
 @pytest.mark.parametrize("name", KERNELS)
-def test_the_layout_of_the_input_does_not_matter(name: str, kernels: str) -> None:
-    """With a transposed input: its gradient may have any layout."""
+def test_results_do_not_depend_on_the_layout_of_the_input(name: str, kernels: str) -> None:
+    """Uses a transposed input; its gradient may have any layout."""
     scan, plain, gates = KERNELS[name]
     x, *rest = arguments(gates, 5, 3, ids=False)
     x = x.detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_()
@@ -107,7 +107,9 @@ def test_kernel_passes_gradcheck(name: str, ids: bool, kernels: str) -> None:
 
 
 @pytest.mark.parametrize("name", KERNELS)
-def test_the_length_of_blocks_does_not_matter(name: str, monkeypatch: pytest.MonkeyPatch, kernels: str) -> None:
+def test_results_do_not_depend_on_the_length_of_blocks(
+    name: str, monkeypatch: pytest.MonkeyPatch, kernels: str
+) -> None:
     scan, _, gates = KERNELS[name]
     inputs = arguments(gates, 9, 2, False)
     results = []

@@ -1,6 +1,7 @@
-"""Every built-in model keeps the contract, and the contract's checks see each way to break it.
+"""Every built-in model keeps the contract, and the contract's checks detect each way to break it.
 
-Besides: lstm, gru and rnn beside loops over single units, written from their papers, and their numbers of parameters.
+Also compares lstm, gru and rnn with loops over single units, written from their papers, and checks their numbers of
+parameters.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ def test_built_in_models_keep_the_contract(case, check):
     check(case)
 
 
-def test_the_optional_parts_that_the_checks_find():
+def test_the_checks_find_the_optional_parts():
     models = {name: Case(name).build() for name in registry.models()}
     assert {"lstm", "gru", "rnn", "grid_lstm", "rhn"} <= models.keys()
     assert all(hasattr(model, "step") and hasattr(model, "numpy_step") for model in models.values())
     assert hasattr(models["rhn"], "draw_masks")
 
 
-# a plugin with every part of the contract, and ways to break it: text of the file, what to put in its place
+# a plugin with every part of the contract, and ways to break it: text of the file, and its replacement
 PLUGIN = '''\
 """A plain network for the tests of the contract."""
 import numpy as np
@@ -191,7 +192,7 @@ BROKEN = {
 
 @pytest.fixture
 def plugin(tmp_path, monkeypatch):
-    """Writes a plugin where the registry looks."""
+    """Writes a plugin to a folder that the registry searches."""
 
     def write(source):
         (tmp_path / "models").mkdir()
@@ -208,7 +209,7 @@ def test_a_plugin_keeps_the_contract(check, plugin):
 
 
 @pytest.mark.parametrize("fault", BROKEN)
-def test_the_contract_sees(fault, plugin):
+def test_the_contract_detects_a_break(fault, plugin):
     name, *replacements = BROKEN[fault]
     source = WRONG_GRADIENT + PLUGIN
     for old, new in zip(replacements[::2], replacements[1::2], strict=True):
@@ -221,7 +222,7 @@ def test_the_contract_sees(fault, plugin):
         check(case)
 
 
-def test_every_check_is_seen_to_fail():
+def test_every_check_fails_for_some_plugin():
     assert {f"check_{name}" for name, *_ in BROKEN.values()} == {check.__name__ for check in CHECKS}
 
 
@@ -236,7 +237,7 @@ def test_a_model_without_optional_parts_keeps_the_contract(plugin):
         check(case)
 
 
-def test_slope_is_that_of_a_known_function():
+def test_slope_equals_the_derivative_of_a_known_function():
     a, b = torch.tensor([[0.3, -0.7]], dtype=torch.float64), torch.tensor(1.5, dtype=torch.float64)
     direction = torch.tensor([[1.0, -2.0]], dtype=torch.float64)
     found = slope(lambda b, a: b * (a**3).sum(), [b, a], 1, direction)
@@ -247,14 +248,14 @@ def test_slope_is_that_of_a_known_function():
     ("name", "own", "count"),
     [("lstm", {}, 240_321), ("gru", {}, 182_337), ("gru", {"reset_after": True}, 182_337), ("rnn", {}, 66_369)],
 )
-def test_numbers_of_parameters(name, own, count):
+def test_models_have_the_published_numbers_of_parameters(name, own, count):
     model = registry.find(name).create(65, 128, 2, 0.0, **own)
     assert sum(p.numel() for p in model.parameters()) == count
 
 
 @pytest.mark.parametrize("n_layers", [1, 3])
 @pytest.mark.parametrize("name", ["lstm", "gru", "rnn"])
-def test_initial_weights_are_char_rnns(name, n_layers):
+def test_initial_weights_are_drawn_as_in_char_rnn(name, n_layers):
     weights = Case(name, n_layers).fresh(rnn_size=200).state_dict()
     for key, value in weights.items():
         if name == "lstm" and "bias_ih" in key:
@@ -270,7 +271,7 @@ CHAR_RNNS = [("lstm", {}), ("gru", {"reset_after": False}), ("gru", {"reset_afte
 
 
 @pytest.mark.parametrize(("name", "own"), CHAR_RNNS)
-def test_dropout_is_between_layers_and_before_the_decoder(name, own):
+def test_dropout_acts_between_layers_and_before_the_decoder(name, own):
     model, x = Case(name, 3, own).build(dropout=0.75), text(steps=40)
     model.decoder = torch.nn.Linear(H, H, bias=False).double()
     torch.nn.init.eye_(model.decoder.weight)
@@ -302,7 +303,7 @@ def lstm_unit(j, x, h, c, W, R, b, b_R):
 
 
 def gru_unit(j, x, h, W, R, b, b_R):
-    """The reset gate of every unit acts on its own h before the product."""
+    """The reset gate of each unit acts on its h before the product."""
 
     def gate(k, unit):
         row = k * H + unit
@@ -315,7 +316,7 @@ def gru_unit(j, x, h, W, R, b, b_R):
 
 
 def gru_unit_reset_after(j, x, h, W, R, b, b_R):
-    """The reset gate of the unit acts on the product, and z keeps the old."""
+    """The reset gate of each unit acts on the product, and z weights the old h."""
 
     def gate(k):
         row = k * H + j
@@ -331,7 +332,8 @@ def rnn_unit(j, x, h, W, R, b, b_R):
 
 
 def naive(unit, layers, decoder, x, state):
-    """One row of text, one unit at a time, in Python's own numbers: logits of each time step, and the last state.
+    """Return the logits of each time step and the last state for one row of text, one unit at a time, in Python
+    numbers.
 
     state: for each layer its vectors, h first.
     """
@@ -357,7 +359,7 @@ def naive(unit, layers, decoder, x, state):
         ("rnn", {}, rnn_unit),
     ],
 )
-def test_beside_a_loop_over_single_units(name, own, unit, n_layers):
+def test_models_equal_a_loop_over_single_units(name, own, unit, n_layers):
     model, x = Case(name, n_layers, own).build(), text()
     start = random_state(model, x)
     logits, last = model(x, start)

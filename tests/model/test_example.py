@@ -1,4 +1,4 @@
-"""The example of a model in a package of its own: what the tutorial grows, installed, and its own tests."""
+"""The example of a model in its own package: the tutorial ends with it, it can be installed, and its tests pass."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_the_tutorial_ends_with_the_example() -> None:
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of a fresh environment that has this one's packages, and the example installed by pip."""
+    """The Python of a fresh environment with this environment's packages and the example installed by pip."""
     folder = tmp_path_factory.mktemp("example")
     venv.create(folder / "venv", with_pip=False)
     python = folder / "venv" / "bin" / "python"
@@ -37,7 +37,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if file.is_file():
             (source / file.name).write_bytes(file.read_bytes())
     pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--disable-pip-version-check"]
-    # without an index: what it depends on is here, and so is what it is built with
+    # without an index: its dependencies and its build tools are installed here
     subprocess.run([*pip, "--no-index", "--no-deps", "--no-build-isolation", str(source)], check=True)
     return python
 
@@ -50,7 +50,7 @@ def run(python: Path, folder: Path, *words: str) -> str:
     return done.stdout
 
 
-def test_the_installed_model_is_found_trained_and_sampled(python: Path, tmp_path: Path) -> None:
+def test_the_installed_model_can_be_found_trained_and_sampled(python: Path, tmp_path: Path) -> None:
     (tmp_path / "input.txt").write_text("one two three four five six seven eight nine ten\n" * 40)
     settings = ["-data_dir", ".", "-gpuid", "-1", "-threads", "1", "-rnn_size", "8", "-batch_size", "4"]
     settings += ["-seq_length", "20", "-max_epochs", "1"]

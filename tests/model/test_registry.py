@@ -1,4 +1,4 @@
-"""Models are found, loaded and built from files on a real disk."""
+"""Models are found, loaded and built from real files."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ EXECUTED = 'raise AssertionError("this file was executed")\n'
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
-    """An empty working directory, and nothing on $CHARRNN_MODELS."""
+    """An empty working directory, with $CHARRNN_MODELS unset."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("CHARRNN_MODELS", raising=False)
 
@@ -61,7 +61,7 @@ def refused(call, *args, **own) -> str:
     return str(caught.value)
 
 
-def test_the_built_in_models():
+def test_the_built_in_models_are_found():
     models = registry.models()
     assert {"lstm", "gru", "rnn", "grid_lstm", "rhn"} <= models.keys()
     for name, file in models.items():
@@ -73,7 +73,7 @@ def test_the_built_in_models():
         registry.find(name).check(5, 2, 0.0, **{option.name: option.default for option in options})
 
 
-def test_a_file_in_the_working_directory():
+def test_a_file_in_the_working_directory_is_found():
     write("mine")
     file = registry.models()["mine"]
     assert (file.summary, file.path.resolve()) == ("A line of summary.", Path("models/mine.py").resolve())
@@ -82,7 +82,7 @@ def test_a_file_in_the_working_directory():
     assert isinstance(model, nn.Linear) and (model.in_features, model.out_features) == (7, 5)
 
 
-def test_each_directory_of_the_environment(monkeypatch):
+def test_each_directory_in_the_environment_variable_is_searched(monkeypatch):
     write("one", folder="a")
     write("two", folder="b")
     monkeypatch.setenv("CHARRNN_MODELS", os.pathsep.join(["a", "", "missing", str(Path("b").resolve())]))
@@ -91,7 +91,7 @@ def test_each_directory_of_the_environment(monkeypatch):
 
 
 def declare(point: str, folder: str = "site") -> None:
-    """Write what pip installs for a package that declares the entry point."""
+    """Write the files that pip installs for a package that declares the entry point."""
     information = Path(folder) / "their_models-1.0.dist-info"
     information.mkdir(parents=True)
     (information / "METADATA").write_text("Metadata-Version: 2.1\nName: their-models\nVersion: 1.0\n")
@@ -99,7 +99,7 @@ def declare(point: str, folder: str = "site") -> None:
 
 
 @pytest.mark.parametrize("file", ["their_models/theirs", "their_models/theirs/__init__"])
-def test_an_entry_point_of_an_installed_package(file, monkeypatch):
+def test_an_entry_point_of_an_installed_package_is_found(file, monkeypatch):
     declare("theirs = their_models.theirs")
     write("__init__", EXECUTED, "site/their_models")
     path = write(Path(file).name, folder=Path("site") / Path(file).parent)
@@ -110,7 +110,7 @@ def test_an_entry_point_of_an_installed_package(file, monkeypatch):
     assert "their_models" not in sys.modules
 
 
-def test_an_entry_point_whose_code_lies_elsewhere(monkeypatch):
+def test_an_entry_point_may_lead_to_code_in_another_folder(monkeypatch):
     declare("theirs = far_models")
     path = write("far_models", EXECUTED + PLUGIN, "checkout")
     monkeypatch.syspath_prepend("site")
@@ -118,7 +118,7 @@ def test_an_entry_point_whose_code_lies_elsewhere(monkeypatch):
     assert registry.models()["theirs"].path.resolve() == path.resolve()
 
 
-def test_an_entry_point_to_nothing(monkeypatch):
+def test_an_entry_point_to_missing_code_is_ignored(monkeypatch):
     declare("theirs = nowhere.at_all")
     monkeypatch.syspath_prepend("site")
     assert "theirs" not in registry.models()
@@ -135,7 +135,7 @@ def test_an_entry_point_to_nothing(monkeypatch):
         "create: int = 1",
     ],
 )
-def test_a_file_counts_by_a_top_level_create(source):
+def test_a_file_with_a_top_level_create_is_a_model(source):
     write("mine", EXECUTED + source)
     assert "mine" in registry.models()
 
@@ -153,13 +153,13 @@ def test_a_file_counts_by_a_top_level_create(source):
         "create()",
     ],
 )
-def test_a_file_without_it_does_not_count(source):
+def test_a_file_without_a_top_level_create_is_not_a_model(source):
     write("mine", source)
     assert "mine" not in registry.models()
     assert "no model mine" in refused(registry.find, "mine")
 
 
-def test_files_that_are_not_models():
+def test_other_files_are_not_models():
     write("_private")
     write("two-words")
     write("notes", folder="models/deeper")
@@ -176,7 +176,7 @@ def test_only_the_requested_file_is_executed():
         _ = registry.find("other").module
 
 
-def test_a_listing_costs_no_torch_and_runs_nothing():
+def test_listing_models_neither_loads_torch_nor_runs_their_code():
     write("other", EXECUTED + PLUGIN)
     code = (
         "import sys; from charrnn import registry; assert 'other' in registry.models(); print('torch' in sys.modules)"
@@ -186,14 +186,14 @@ def test_a_listing_costs_no_torch_and_runs_nothing():
 
 
 @pytest.mark.parametrize("name", ["../../evil", "models/mine", "mine.py", "/etc/passwd", "", "a b", "..", "mi\0ne"])
-def test_a_name_is_a_plain_word(name):
+def test_a_name_must_be_a_plain_word(name):
     write("mine")
     write("evil", EXECUTED, "..")
     assert "plain word" in refused(registry.find, name)
     Path("../evil.py").unlink()
 
 
-def test_an_unknown_name_lists_what_there_is():
+def test_the_message_for_an_unknown_name_lists_the_models():
     write("mine")
     message = refused(registry.find, "lsmt")
     assert "no model lsmt (did you mean lstm?)" in message
@@ -220,14 +220,14 @@ def test_equal_bytes_do_not_clash(monkeypatch):
     assert isinstance(registry.find("mine").create(*SIZES), nn.Linear)
 
 
-def test_two_files_of_ones_own_clash_as_well(monkeypatch):
+def test_two_of_the_users_files_clash_as_well(monkeypatch):
     paths = write("mine"), write("mine", PLUGIN + "\n", folder="b")
     monkeypatch.setenv("CHARRNN_MODELS", "b")
     message = refused(registry.find, "mine")
     assert all(str(path) in message for path in paths)
 
 
-def test_a_file_with_a_syntax_error_is_missing_until_it_is_named():
+def test_a_file_with_a_syntax_error_is_an_error_only_if_it_is_named():
     path = write("broken", PLUGIN + "def broken(:\n")
     assert "broken" not in registry.models()
     with pytest.raises(SyntaxError) as caught:
@@ -235,7 +235,7 @@ def test_a_file_with_a_syntax_error_is_missing_until_it_is_named():
     assert Path(caught.value.filename) == path.resolve() and caught.value.text == "def broken(:\n"
 
 
-def test_a_file_that_cannot_be_imported_shows_its_own_error():
+def test_the_error_of_a_file_that_cannot_be_imported_is_shown():
     write("broken", "import no_such_package_anywhere\n" + PLUGIN)
     for _ in range(2):  # a failed module must not be taken for a loaded one
         with pytest.raises(ModuleNotFoundError, match="no_such_package_anywhere"):
@@ -261,7 +261,7 @@ def test_the_command_refuses_impossible_options_in_one_line_before_any_work(tmp_
     assert sorted(os.listdir("data")) == ["input.txt"] and not Path("cv").exists()
 
 
-def test_a_file_that_changed_within_a_second_at_the_same_size_is_loaded_afresh(monkeypatch):
+def test_a_file_that_changed_within_a_second_at_the_same_size_is_loaded_again(monkeypatch):
     monkeypatch.setattr(sys, "dont_write_bytecode", False)
     write("mine", PLUGIN + "LAYERS = 1\n")
     first = registry.find("mine").module
@@ -317,7 +317,7 @@ def test_own_options_with_annotations_as_objects_or_as_strings(future):
     assert "must be one of x, y" in refused(registry.find("mine").create, *SIZES, c="z")
 
 
-def test_an_unknown_own_option_names_its_neighbour():
+def test_the_message_for_an_unknown_option_suggests_a_similar_one():
     assert "the model rhn has no option dept (did you mean depth?)" in refused(
         registry.find("rhn").create, *SIZES, dept=3
     )
@@ -335,7 +335,7 @@ def test_a_name_that_train_uses_is_refused_with_both_names(option):
     assert str(path) in message and f"the option {option}," in message and "charrnn train" in message
 
 
-def test_the_flags_of_train_are_among_them():
+def test_the_reserved_names_include_the_flags_of_train():
     assert {"model", "rnn_size", "dropout", "resume", "config"} <= FLAGS
 
 
@@ -343,13 +343,13 @@ def test_the_flags_of_train_are_among_them():
     ("declaration", "words"),
     [("size: int", "without a default"), ("size: list = ()", "type"), ("size: int | str = 1", "type")],
 )
-def test_an_own_option_that_cannot_be_a_flag(declaration, words):
+def test_an_own_option_that_cannot_be_a_flag_is_refused(declaration, words):
     path = write("mine", with_option(declaration))
     message = refused(lambda: registry.find("mine").options)
     assert str(path) in message and "size" in message and words in message
 
 
-def test_what_create_may_do_wrong():
+def test_errors_in_create_are_reported_with_the_file():
     write("mine", f'{SIGNATURE}, *, size: int = 1):\n    raise ValueError("size must be even")\n')
     message = refused(registry.find("mine").create, *SIZES)
     assert "mine" in message and message.endswith("size must be even")
@@ -359,7 +359,7 @@ def test_what_create_may_do_wrong():
     assert path.name in message and "torch.nn.Module, not int" in message
 
 
-def test_a_check_takes_no_memory_and_no_random_numbers():
+def test_checking_a_model_takes_no_memory_and_no_random_numbers():
     before = torch.get_rng_state()
     registry.find("lstm").check(2**20, 2, 0.0)  # 64 TiB of weights
     assert torch.equal(torch.get_rng_state(), before)

@@ -1,4 +1,4 @@
-"""The Grid LSTM compared with the paper's equations written out, the original's recordings, and itself."""
+"""The Grid LSTM, compared with the paper's equations, the original's recordings, and itself."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ BLOCKS = [
 
 @pytest.mark.parametrize("paper", [False, True])
 @pytest.mark.parametrize(("N", "priority"), BLOCKS)
-def test_block_equals_the_papers(N: int, priority: tuple[int, ...], paper: bool) -> None:
+def test_the_block_equals_the_papers(N: int, priority: tuple[int, ...], paper: bool) -> None:
     rng = np.random.default_rng(N)
     W, b = rng.uniform(-1, 1, (N, 4 * H, N * H)), rng.uniform(-1, 1, (N, N, 4 * H))
     h, m = rng.uniform(-1, 1, (2, N, 5, H))
@@ -117,7 +117,7 @@ def test_block_equals_the_papers(N: int, priority: tuple[int, ...], paper: bool)
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_the_model_is_the_block_with_two_dimensions_and_depth_prioritised(tied: bool) -> None:
+def test_the_model_equals_the_block_with_two_dimensions_and_depth_prioritised(tied: bool) -> None:
     model = create(3, tied)
     block = registry.find("grid_lstm").module.block
     x, (h, c) = random_input(4, 2, 3)
@@ -201,7 +201,7 @@ def test_forward_and_step_equal_the_naive_loop(T: int, B: int, n_layers: int, ti
     assert_equal(state, (h, c))
 
 
-def test_no_state_means_zeros() -> None:
+def test_without_a_state_the_model_starts_from_zeros() -> None:
     model = create(2)
     x, _ = random_input(3, 2, 2)
     zeros = torch.zeros(2, 2, H).double()
@@ -209,7 +209,7 @@ def test_no_state_means_zeros() -> None:
     assert_equal(model.step(x[0], None), model.step(x[0], (zeros, zeros)))
 
 
-def test_three_chunks_equal_one_pass() -> None:
+def test_three_chunks_with_carried_state_equal_one_pass() -> None:
     model = create(3)
     x, start = random_input(9, 2, 3)
     whole, last = model(x, start)
@@ -272,8 +272,9 @@ def test_dropout_acts_only_in_training() -> None:
 
 
 @pytest.mark.parametrize(("n_layers", "tied", "count"), [(2, True, 412_993), (6, True, 941_377), (2, False, 545_089)])
-def test_parameter_counts(n_layers: int, tied: bool, count: int) -> None:
-    """Tied, 2 x 128 and 6 x 128, as grid-lstm counts them. Untied, each layer adds a depth LSTM of 8 * 128 * 129."""
+def test_the_numbers_of_parameters_are_those_of_the_original(n_layers: int, tied: bool, count: int) -> None:
+    """Counts of grid-lstm for 2 and 6 tied layers of 128 units. If not tied, each layer adds a depth LSTM of 8 * 128 *
+    129 parameters."""
     model = registry.find("grid_lstm").create(65, 128, n_layers, 0.0, tie_weights=tied)
     assert sum(p.numel() for p in model.parameters()) == count
 
@@ -285,8 +286,8 @@ def test_weights_are_tied_by_default() -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_initial_weights(tied: bool) -> None:
-    """Uniform in +-0.08, except for a forget bias of 1 in time.t2h and depth.t2h."""
+def test_initial_weights_have_the_right_distribution(tied: bool) -> None:
+    """They are uniform in +-0.08, except for a forget bias of 1 in time.t2h and depth.t2h."""
     model = registry.find("grid_lstm").create(65, H, 3, 0.0, tie_weights=tied)
     forget = 0
     for name, p in model.state_dict().items():
@@ -355,7 +356,7 @@ def test_steps_equal_the_originals(recording: Recording) -> None:
     recording.compare("states_c", torch.stack(c, dim=1))
 
 
-def test_converting_to_the_recorded_layout_and_back_changes_nothing(recording: Recording) -> None:
+def test_converting_to_the_recorded_layout_and_back_changes_no_value(recording: Recording) -> None:
     _, n_layers, tied = recorded_model(recording)
     arrays = prefixed(recording, "param/")
     back = to_recorded(from_recorded(arrays, n_layers, tied), n_layers, tied)

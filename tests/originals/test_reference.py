@@ -183,11 +183,11 @@ def test_every_array_is_compared_or_left_out_with_a_reason(path: Path) -> None:
     assert case.recording.arrays.keys() - ignored - case.recording.seen == set()
 
 
-def test_there_are_recordings(reference: Path) -> None:
+def test_there_is_at_least_one_recording(reference: Path) -> None:
     assert list(reference.glob("*.npz")), f"no recordings in {reference}"
 
 
-def test_the_comparison_sees_a_wrong_value(path: Path) -> None:
+def test_the_comparison_detects_a_wrong_value(path: Path) -> None:
     watched = {
         "forward and gradients": ("logprobs", "loss", "grad/decoder.weight"),
         "optimizer, carry": ("opt_carry_params",),

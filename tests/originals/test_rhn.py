@@ -49,9 +49,9 @@ LEFT_OUT = {
 
 
 def variables(tensors: dict[str, Tensor], n_layers: int, depth: int) -> dict[str, list[Tensor]]:
-    """Return the program's variables in the order of creation, each as the parts of our tensors that it concatenates.
+    """Return the program's variables in order of creation, each as the parts of our tensors that it concatenates.
 
-    tensors: ours (values or gradients) by parameter name. All parts are views.
+    tensors: our values or gradients, by parameter name. All parts are views.
     """
     parts = {"model/embedding": [tensors["embedding"]]}
     for l in range(n_layers):
@@ -123,7 +123,7 @@ class Case:
 
 
 def split_of(stream: np.ndarray, batch_size: int, seq_length: int) -> Split:
-    """Lay out a stream as the product lays out a train.txt."""
+    """Lay out a stream as charrnn lays out a train.txt."""
     vocabulary = Vocabulary(tuple(range(int(stream.max()) + 1)), "bytes")
     text = Text(vocabulary, {}, {"train": stream}, called={}, fingerprint={}, report=lambda line: None)
     return text.split(batch_size, seq_length, 1.0, 0.0)["train"]
@@ -265,7 +265,7 @@ def check_learning_rates(recording: Recording) -> None:
 
 
 def check_masks(recording: Recording, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the recorded uniform numbers instead of torch's own, the masks must equal the recorded ones."""
+    """From the recorded uniform numbers instead of torch's, the masks must equal the recorded masks."""
     x = recording.tensor("noise_example/x").T.long()
     T, B = x.shape
     _, _, in_size, n_layers = recording.arrays["noise_example/noise_i"].shape
@@ -353,7 +353,7 @@ def test_every_array_is_compared_or_left_out_with_a_reason(path: Path) -> None:
     assert case.recording.arrays.keys() - case.recording.seen == left_out(case.recording)
 
 
-def test_the_comparison_sees_a_wrong_value(path: Path) -> None:
+def test_the_comparison_detects_a_wrong_value(path: Path) -> None:
     for key in (
         "x",
         "fwd/noise/logits",
@@ -386,7 +386,7 @@ def test_schedule_masks_and_sizes_equal_the_originals(schedule: Path, monkeypatc
 
 
 def make(*sizes: int, seed: int = 0, **own: Any) -> nn.Module:
-    """Create a model in float64 with weights so large that every part of it matters."""
+    """Create a model in float64, with weights so large that every part of it affects the result."""
     torch.manual_seed(seed)
     input_size, rnn_size, n_layers = sizes
     return (
@@ -485,7 +485,7 @@ def test_step_equals_forward(model: nn.Module) -> None:
     torch.testing.assert_close(state, final, rtol=0, atol=1e-13)
 
 
-def test_finite_differences(kernels: str) -> None:
+def test_gradients_equal_finite_differences(kernels: str) -> None:
     model = make(4, 3, 2, depth=2, **DROPS)
     x, names = text(4, 2, 4), [name for name, _ in model.named_parameters()]
     masks = model.draw_masks(x, torch.Generator().manual_seed(2))
@@ -544,7 +544,7 @@ def test_kernel_passes_gradcheck(M: int, kernels: str) -> None:
     assert torch.autograd.gradcheck(lambda *tensors: highway.scan(*tensors, n=n), inputs)
 
 
-def test_gradcheck_sees_a_wrong_gradient(kernels: str) -> None:
+def test_gradcheck_detects_a_wrong_gradient(kernels: str) -> None:
     inputs, n = arguments(1, 3, 2, 2, 3, 2, masked=True)
 
     def wrong(x: Tensor, *rest: Tensor) -> Tensor:
@@ -593,7 +593,7 @@ def test_masks_have_the_right_rates_and_shapes() -> None:
             assert not torch.equal(masks.h[0][0], masks.h[0][1])
 
 
-def test_rates_default_to_dropout() -> None:
+def test_the_own_rates_default_to_dropout() -> None:
     model = registry.find("rhn").create(5, 4, 1, 0.25, drop_h=0.5, drop_o=0.0)
     assert model.drops == (0.25, 0.25, 0.5, 0.0)
 
@@ -625,7 +625,7 @@ def test_masks_are_drawn_in_training_and_not_in_evaluation() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_initial_values() -> None:
+def test_initial_weights_have_the_right_distribution() -> None:
     model = registry.find("rhn").create(30, 20, 2, 0.0, init_bias=-3.0)
     for name, p in model.named_parameters():
         values = p[:, 0] if name.startswith("b.") else p

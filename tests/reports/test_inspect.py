@@ -1,4 +1,4 @@
-"""``charrnn inspect`` shows what a checkpoint was made from; text curves have their points in the right places."""
+"""``charrnn inspect`` shows the run behind a checkpoint, and text curves have their points in the right places."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def as_json(folder: Path) -> Any:
     return json.loads(line)
 
 
-def test_json_has_the_contents_of_the_checkpoint(trained: Path) -> None:
+def test_json_prints_the_contents_of_the_checkpoint(trained: Path) -> None:
     found = as_json(trained)
     assert not (trained / "executed").exists(), "no model file is executed"
     saved = Checkpoint.load(trained / "cv")
@@ -77,7 +77,7 @@ def test_json_has_the_contents_of_the_checkpoint(trained: Path) -> None:
     assert found["software"].items() >= software.items()
 
 
-def test_output_is_lines_in_a_pipe_and_fits_a_terminal(trained: Path) -> None:
+def test_the_output_is_lines_in_a_pipe_and_fits_a_terminal(trained: Path) -> None:
     (trained / "executed").unlink(missing_ok=True)
     lines = run(trained, "inspect", "cv").lines
     assert "batch_size\t4\t50" in lines
@@ -102,13 +102,15 @@ def test_values_that_older_checkpoints_lack_are_reported(trained: Path, tmp_path
     assert "counts were not recorded" in said and "not validated" in said and "not recorded" in said
 
 
-def test_a_file_that_is_not_a_checkpoint_gives_one_line(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_checkpoint_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "x.pt").write_bytes(b"nothing")
     assert len(run(tmp_path, "inspect", "x.pt", code=1).errors) == 1
 
 
 @pytest.mark.parametrize("damage", [{"losses": "1.5"}, {"val_losses": {"x": 1.0}}, {"counts": torch.ones(3)}])
-def test_a_checkpoint_with_damaged_training_is_refused(trained: Path, tmp_path: Path, damage: dict[str, Any]) -> None:
+def test_a_checkpoint_with_a_damaged_training_state_is_refused(
+    trained: Path, tmp_path: Path, damage: dict[str, Any]
+) -> None:
     saved = Checkpoint.load(find_newest(trained / "cv"))
     saved.training |= damage
     saved.save(tmp_path / "lm_x.pt")

@@ -1,4 +1,4 @@
-"""Everything that is copied is found, and nothing else, compared with a search that tries every place."""
+"""The copied passages are found, exactly as by a search that tries every place."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def folder_with(folder: Path, **files: str) -> Path:
     return folder
 
 
-def test_splits_are_those_of_training_and_know_their_places(tmp_path: Path) -> None:
+def test_splits_equal_those_of_training_and_know_their_places(tmp_path: Path) -> None:
     whole = "".join(map(chr, range(0x4E00, 0x4E00 + 1000)))  # all characters differ
     text = open_text(folder_with(tmp_path, input=whole), report=silent)
     splits = text.split(3, 10, 0.8, 0.1)
@@ -205,7 +205,7 @@ def figures(**shares: float) -> Figures:
         (figures(n4=1, n5=0.9, n6=0.08), figures(n4=0.9, n5=0.2, n6=0.01), 6, "partly copied"),
         (figures(n4=1, n5=0.9, n6=0.52), figures(n4=0.9, n5=0.2, n6=0.01), 6, "copied"),
         (figures(n4=1, n5=0.9, n6=0.5), figures(n4=0.9, n5=0.009, n6=0.0), 5, "copied"),
-        # a repetitive author: any amount that held-out text has is normal
+        # of a repetitive author: any share that held-out text also has is normal
         (figures(n4=1, n5=0.8), figures(n4=0.9, n5=0.8), 5, "own"),
         (figures(n4=1, n5=0.9), figures(n4=0.9, n5=0.8), 5, "partly copied"),
         (figures(n4=1, n5=0.9), None, 5, "copied"),
@@ -217,7 +217,8 @@ def test_the_verdict_compares_with_held_out_text(text: Figures, held_out: Figure
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two models of one author: one memorised a few lines, the other read a long text twice."""
+    """Two models of one author's text: one memorised a few lines, the other was trained on a long text for two
+    epochs."""
     folder = tmp_path_factory.mktemp("models")
     small, large = author(5, 3000), author(6, 60_000)
     common = (
@@ -269,7 +270,7 @@ def test_a_text_is_compared_like_a_sample(models: Path) -> None:
     assert done.stdout.decode().splitlines()[-1].startswith("own: ")
 
 
-def test_a_mistake_gives_one_line(models: Path) -> None:
+def test_a_mistake_is_reported_in_one_line(models: Path) -> None:
     assert "nothing.txt" in one_line(charrnn("novelty", "nothing.txt", "-data_dir", "memorised", cwd=models, code=1))
     done = charrnn("novelty", "memorised/input.txt", "-data_dir", "nowhere", cwd=models, code=1)
     assert "nowhere" in done.stderr.decode()

@@ -1,4 +1,4 @@
-"""Loss curves: the values that are read from files, and what pictures and text show."""
+"""Loss curves: the values read from files, and their pictures and text."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_checkpoint_and_its_metrics_give_the_same_curves(trained: Path) -> Non
         assert len(validated) > 2
 
 
-def test_a_folder_means_the_newest_checkpoint_of_each_of_its_runs(trained: Path, tmp_path: Path) -> None:
+def test_a_folder_stands_for_the_newest_checkpoint_of_each_of_its_runs(trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained / "cv8", tmp_path / "cv")
     for path in (tmp_path / "cv").glob("lm_lstm_*.pt"):
         path.unlink()
@@ -115,7 +115,7 @@ def test_a_file_that_is_not_metrics_is_refused(tmp_path: Path, line: str) -> Non
         histories.read([tmp_path / "lm_x_metrics.jsonl"])
 
 
-def test_lines_of_other_iterations_and_losses_of_null_are_ignored(trained: Path, tmp_path: Path) -> None:
+def test_lines_of_other_iterations_and_null_losses_are_ignored(trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained / "cv", tmp_path / "cv")
     strays = [{"iteration": i, "epoch": 1, "loss": 1.0, "seconds": None} for i in (-(10**9), 0, 10**9)]
     with (tmp_path / METRICS).open("a") as file:
@@ -305,7 +305,7 @@ def test_no_curve_runs_through_a_legend() -> None:
 # Files.
 
 
-def test_the_suffix_sets_the_format_and_the_same_runs_give_the_same_bytes(tmp_path: Path) -> None:
+def test_the_suffix_sets_the_format_and_the_same_runs_give_the_same_file(tmp_path: Path) -> None:
     strange = [replace(FALLING, name="$x_1^2$ <b> & 𝄞"), SHORT]
     for name, start in (("a.png", b"\x89PNG\r\n\x1a\n"), ("a.PDF", b"%PDF-"), ("a.svg", b"<?xml")):
         plot.save(strange, str(tmp_path / name))
@@ -360,13 +360,13 @@ def test_plot_draws_the_axes_and_names_the_runs(trained: Path, tmp_path: Path) -
         (["data"], "data has no checkpoints"),
     ],
 )
-def test_a_mistake_gives_one_line(trained: Path, args: list[str], said: str) -> None:
+def test_a_mistake_is_reported_in_one_line(trained: Path, args: list[str], said: str) -> None:
     errors = run(trained, "plot", *args, code=1).errors
     assert len(errors) == 1 and said in errors[0]
     assert not list(trained.glob("*.png"))
 
 
-def test_wrong_flags(trained: Path) -> None:
+def test_wrong_flags_are_refused(trained: Path) -> None:
     assert "-x miles: must be one of" in one_line(charrnn("plot", "cv", "-x", "miles", cwd=trained, code=2))
     assert "-text and -output exclude" in one_line(
         charrnn("plot", "cv", "-text", "-output", "a.png", cwd=trained, code=2)
@@ -384,7 +384,7 @@ def test_without_matplotlib_the_message_says_what_to_install(trained: Path, monk
 # Text.
 
 
-def test_text_of_one_run_and_of_several(trained: Path) -> None:
+def test_text_shows_one_run_or_several(trained: Path) -> None:
     output = run(trained, "plot", "cv", "-text", "-x", "epochs", "-y", "bpc", "-smooth", 3).lines
     assert output[0] == "loss in bits per character by epoch; training: mean of 3 iterations"
     assert output[1] == ". training, o validation: lstm"
@@ -396,7 +396,7 @@ def test_text_of_one_run_and_of_several(trained: Path) -> None:
     assert {"a", "A", "b", "c", "C"} <= set(marks) and "B" not in marks, "one run has no validations"
 
 
-def test_names_do_not_drive_the_terminal(trained: Path, tmp_path: Path) -> None:
+def test_escape_sequences_in_names_do_not_reach_the_terminal(trained: Path, tmp_path: Path) -> None:
     evil = "\x1b[31mred\x07"
     shutil.copy(trained / METRICS, tmp_path / f"lm_{evil}_metrics.jsonl")
     output = run(tmp_path, "plot", ".", "-text").lines

@@ -1,4 +1,4 @@
-"""Crashes, signals, full disks and vanished files, in real processes: no finished training is lost."""
+"""No finished training is lost after crashes, signals, full disks and vanished files, in real processes."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_second_signal_stops_at_once_and_damages_nothing(folder: Path, number:
     process = start(folder, "train", "-resume", "cv", "-save_every", 100_000, slow=3600)
     assert wait_for_iteration(process, folder)
     os.kill(process.pid or 0, number)
-    # all of it written, and now on its way to a disk that takes longer than finish() waits
+    # everything is written and is being flushed to a disk that takes longer than finish() waits
     assert wait(lambda: any(path.stat().st_size >= len(before) for path in unfinished(folder / "cv")), process)
     os.kill(process.pid or 0, number)
     assert finish(process) == (130 if number == signal.SIGINT else -number)
@@ -101,7 +101,7 @@ def ignore_hangups() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
-def test_nohup_is_respected(folder: Path) -> None:
+def test_a_run_under_nohup_survives_a_hangup(folder: Path) -> None:
     process = start(folder, *LONG, prepare=ignore_hangups)
     assert wait_for_iteration(process, folder)
     os.kill(process.pid or 0, signal.SIGHUP)
@@ -110,7 +110,7 @@ def test_nohup_is_respected(folder: Path) -> None:
     assert finish(process) == 128 + signal.SIGTERM
 
 
-def test_a_closed_terminal_saves(folder: Path) -> None:
+def test_a_closed_terminal_makes_the_run_save(folder: Path) -> None:
     words = [sys.executable, "-m", "charrnn", *map(str, LONG)]
     pid, terminal = pty.fork()
     if pid == 0:
@@ -126,7 +126,7 @@ def test_a_closed_terminal_saves(folder: Path) -> None:
     assert last_of_all(folder).exists()
 
 
-def test_a_closed_pipe_saves(folder: Path) -> None:
+def test_a_closed_pipe_makes_the_run_save(folder: Path) -> None:
     words = f"{shlex.quote(sys.executable)} -m charrnn {' '.join(map(str, LONG))} -save_every 0 | head -n 30"
     done = subprocess.run(["bash", "-c", words], cwd=folder, capture_output=True, env=environment(), timeout=120)
     assert b"Traceback" not in done.stderr
@@ -139,7 +139,7 @@ def catches(pid: int, number: signal.Signals) -> bool:
     return bool(int(re.findall(r"SigCgt:\s*(\w+)", status)[0], 16) >> (number - 1) & 1)
 
 
-def test_an_interrupt_while_it_starts_says_nothing(folder: Path) -> None:
+def test_an_interrupt_during_startup_prints_nothing(folder: Path) -> None:
     words = [sys.executable, "-m", "charrnn", *map(str, LONG)]
     for seconds in (0, 0.3, 1, 2):
         with subprocess.Popen(words, cwd=folder, env=environment(), stdout=-1, stderr=-1) as process:
@@ -155,11 +155,12 @@ def test_an_interrupt_while_it_starts_says_nothing(folder: Path) -> None:
 
 
 def limit_files(size: int) -> None:
-    """Limit the size of every file, which looks like a full disk. Python ignores the signal that comes with it."""
+    """Limit the size of every file, which looks like a full disk. Python ignores the signal that the system sends for
+    it."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
-def test_no_room_for_the_rolling_checkpoint_is_a_warning(folder: Path) -> None:
+def test_a_disk_too_full_for_the_rolling_checkpoint_leads_to_a_warning(folder: Path) -> None:
     process = start(folder, *STEADY, "-save_every", 100, prepare=partial(limit_files, 30_000))
     assert finish(process) == 1, "at the end the validated checkpoint cannot be saved either"
     text = said(folder)
@@ -170,7 +171,7 @@ def test_no_room_for_the_rolling_checkpoint_is_a_warning(folder: Path) -> None:
     assert not list((folder / "cv").glob("*.pt")) and not unfinished(folder / "cv")
 
 
-def test_no_room_leaves_the_previous_checkpoint_whole(folder: Path) -> None:
+def test_a_full_disk_leaves_the_previous_checkpoint_whole(folder: Path) -> None:
     assert finish(start(folder, *STEADY, "-save_every", 100)) == 0
     before = last_of_all(folder).read_bytes()
     longer = ("train", "-resume", "cv/lm_lstm_last.pt", "-max_epochs", 6)
@@ -181,7 +182,7 @@ def test_no_room_leaves_the_previous_checkpoint_whole(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 100, 3000])
-def test_no_room_for_the_cache_is_an_error_that_leaves_nothing(folder: Path, size: int) -> None:
+def test_a_disk_too_full_for_the_cache_is_an_error_and_leaves_no_file(folder: Path, size: int) -> None:
     assert finish(start(folder, *STEADY, prepare=partial(limit_files, size))) == 1
     log = said(folder)
     wanted = "charrnn: cannot write the vocabulary and token ids to data: File too large"
@@ -202,7 +203,7 @@ def small_disk(tmp_path: Path) -> Path:
     subprocess.run(["umount", place], check=True)
 
 
-def test_a_full_disk_leaves_every_saved_checkpoint_whole(folder: Path, small_disk: Path) -> None:
+def test_a_full_file_system_leaves_every_saved_checkpoint_whole(folder: Path, small_disk: Path) -> None:
     process = start(folder, *STEADY, "-checkpoint_dir", "disk", "-save_every", 50, "-eval_val_every", 60)
     assert finish(process) == 1
     text = said(folder)
@@ -262,7 +263,7 @@ def test_a_run_does_not_resume_with_a_changed_or_missing_text(folder: Path, faul
 
 @pytest.mark.parametrize("file", ["input.npy", "vocab.json"])
 @pytest.mark.parametrize("fault", ["truncated", "flipped", "empty", "gone"])
-def test_a_damaged_cache_is_made_again(folder: Path, whole: Path, file: str, fault: str) -> None:
+def test_a_damaged_cache_is_rebuilt(folder: Path, whole: Path, file: str, fault: str) -> None:
     assert finish(start(folder, *STEADY, "-max_epochs", 0.1)) == 0
     shutil.rmtree(folder / "cv")
     path = folder / "data" / file
@@ -285,7 +286,7 @@ def test_an_unwritable_checkpoint_folder_is_refused_at_once(folder: Path) -> Non
     assert "train_loss" not in output(folder), "it is noticed at once, not after the first epoch"
 
 
-def test_an_unwritable_data_folder_has_its_cache_elsewhere(folder: Path) -> None:
+def test_the_cache_of_an_unwritable_data_folder_is_elsewhere(folder: Path) -> None:
     (folder / "data").chmod(0o555)
     (folder / "home").mkdir()
     place = partial(cache_in, str(folder / "home"))
@@ -307,12 +308,12 @@ def test_a_file_in_place_of_the_folder_is_refused_and_kept(folder: Path) -> None
     assert (folder / "cv").read_text() == "mine"
 
 
-def test_a_missing_folder_is_made(folder: Path) -> None:
+def test_a_missing_folder_is_created(folder: Path) -> None:
     assert finish(start(folder, *STEADY, "-max_epochs", 0.1, "-checkpoint_dir", "a/b/c")) == 0
     assert list((folder / "a/b/c").glob("*.pt"))
 
 
-def test_a_checkpoint_folder_that_vanishes_is_made_again(folder: Path) -> None:
+def test_a_checkpoint_folder_that_vanishes_is_created_again(folder: Path) -> None:
     process = start(folder, *LONG)
     assert wait(lambda: last_of_all(folder).exists(), process)
     shutil.rmtree(folder / "cv", ignore_errors=True)
@@ -322,7 +323,7 @@ def test_a_checkpoint_folder_that_vanishes_is_made_again(folder: Path) -> None:
     newest(folder / "cv")
 
 
-def test_two_runs_of_one_name_cannot_share_a_folder(folder: Path) -> None:
+def test_two_runs_with_the_same_name_cannot_share_a_folder(folder: Path) -> None:
     first = start(folder, *LONG)
     assert wait_for_iteration(first, folder, 10)
     second = folder / "second"
@@ -353,7 +354,7 @@ def test_a_broken_loss_stops_the_run_and_keeps_what_was_saved(folder: Path) -> N
     assert last_of_all(folder).read_bytes() == before
 
 
-def test_rollback_at_most_three_times(folder: Path) -> None:
+def test_a_run_rolls_back_at_most_three_times(folder: Path) -> None:
     assert finish(start(folder, *STEADY, *WILD, "-on_nan", "rollback")) == 1
     text = said(folder)
     assert len(re.findall("Back to iteration 0, at half the learning rate", text)) == 3
@@ -362,13 +363,13 @@ def test_rollback_at_most_three_times(folder: Path) -> None:
 
 
 def limit_memory(size: int) -> None:
-    """Limit the address space to ``size`` bytes more than it is now."""
+    """Limit the address space to ``size`` bytes more than its present size."""
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     resource.setrlimit(resource.RLIMIT_AS, (taken + size, taken + size))
 
 
 @pytest.mark.parametrize("rnn_size", [3000, 6000])
-def test_out_of_memory_says_how_much_is_needed(folder: Path, rnn_size: int) -> None:
+def test_the_message_for_running_out_of_memory_says_how_much_is_needed(folder: Path, rnn_size: int) -> None:
     process = start(folder, *STEADY, "-rnn_size", rnn_size, prepare=partial(limit_memory, 400_000_000))
     assert finish(process) == 1
     message = said(folder).splitlines()[-1]
@@ -379,7 +380,7 @@ def test_out_of_memory_says_how_much_is_needed(folder: Path, rnn_size: int) -> N
     assert 3 * 4 * weights <= needed * 1.01 and needed < 2 * 3 * 4 * weights
 
 
-def test_more_than_the_machine_has_is_refused_before_anything_is_written(folder: Path) -> None:
+def test_a_model_larger_than_the_memory_is_refused_before_anything_is_written(folder: Path) -> None:
     assert finish(start(folder, *STEADY, "-rnn_size", 1_000_000)) == 1
     assert re.search(r"needs about [\d,.]+ GB .*, and there are [\d.]+ GB in all: lower -rnn_size", said(folder))
     assert sorted(path.name for path in folder.rglob("*")) == ["data", "input.txt", "log.txt"]

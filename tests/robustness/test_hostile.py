@@ -1,4 +1,4 @@
-"""Hostile checkpoints: refused in one sentence with exit code 1. None runs code or takes much memory."""
+"""Hostile checkpoints are refused in one sentence, with exit code 1. None runs code or takes much memory."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def plain() -> dict[str, Any]:
 
 
 def content(**changes: Any) -> dict[str, Any]:
-    """Return the content of a checkpoint with some of it replaced. A dict is merged into the one that is there."""
+    """Return the content of a checkpoint with some of it replaced. A dict is merged into the existing one."""
     found = dict(plain())
     for key, value in changes.items():
         merge = isinstance(value, dict) and key in ("options", "weights", "training")
@@ -282,7 +282,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 def refused(*args: object) -> str:
-    """Return the one line on stderr with which a command refuses its input; nothing may be on stdout."""
+    """Return the one line on stderr of a command that refuses its input; stdout must be empty."""
     done = run(Path(), *args, code=1)
     assert done.out == b""
     (line,) = done.errors
@@ -300,7 +300,7 @@ def test_the_valid_checkpoint_loads(honest_file: Path) -> None:
     assert len(run(Path(), "sample", honest_file, "-gpuid", -1, "-length", 3).out) == 4
 
 
-def test_a_forged_checkpoint_without_a_fault_loads(folder: Path) -> None:
+def test_a_handmade_checkpoint_without_a_fault_loads(folder: Path) -> None:
     fits = tensor((len(ALPHABET),), (1,), length=len(ALPHABET), key="w5")
     fits(folder / "one.pt")
     again = Checkpoint.load("one.pt")
@@ -319,7 +319,7 @@ def test_every_command_refuses_it_in_one_sentence(folder: Path, name: str) -> No
     assert not (folder / "cv").exists()
 
 
-# what may be called by a pickle, and how it would show: each of these makes the file ``mark``
+# functions that a pickle could call; each of these would create the file ``mark``
 def bombs(mark: Path) -> dict[str, Any]:
     state = Reduced(os.system, f"touch {shlex.quote(str(mark))}")
     return {
@@ -334,7 +334,7 @@ def bombs(mark: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", bombs(Path()))
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "bare"])
-def test_no_code_of_the_file_is_run(folder: Path, name: str, zipped: bool) -> None:
+def test_no_code_from_the_file_is_run(folder: Path, name: str, zipped: bool) -> None:
     mark = folder / "mark"
     bomb = bombs(mark)[name]
     if zipped:
@@ -351,7 +351,7 @@ def test_no_code_of_the_file_is_run(folder: Path, name: str, zipped: bool) -> No
     assert mark.exists(), "the bomb works with plain pickle"
 
 
-def test_a_model_name_runs_no_file_outside_the_folders_of_models(folder: Path) -> None:
+def test_a_model_name_cannot_lead_to_a_file_outside_the_folders_of_models(folder: Path) -> None:
     (folder / "x.py").write_text(f"open({str(folder / 'mark')!r}, 'w').close()\ndef create(*a, **k): ...\n")
     (folder / "models").mkdir()
     for name in ("../x", str(folder / "x"), "x", "models/../x", "..x", "x.py", "../x.py"):
@@ -374,7 +374,7 @@ def test_a_truncated_checkpoint_is_refused(folder: Path, honest_file: Path) -> N
             Checkpoint.load("one.pt")
 
 
-def test_a_flipped_bit_is_found_or_changes_nothing(folder: Path, honest_file: Path) -> None:
+def test_a_flipped_bit_is_detected_or_has_no_effect(folder: Path, honest_file: Path) -> None:
     whole, data = Checkpoint.load(honest_file), honest_file.read_bytes()
     chance = random.Random(5)
     refused = 0
@@ -422,7 +422,7 @@ def test_hostile_files_take_little_memory(folder: Path, honest_file: Path) -> No
     done = subprocess.run(words, capture_output=True, env=environment(), text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert len(lines) == 2, lines  # the honest one's character, and no file that took much
+    assert len(lines) == 2, lines  # the valid checkpoint's character, and no file that took much memory
     assert int(lines[1].removeprefix("in all ")) < 100_000_000
 
 
@@ -493,7 +493,7 @@ def test_the_undamaged_run_resumes(stopped: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def shown_by(folder: Path, *args: object) -> bytes:
-    """Return what a command shows on a terminal, without carriage returns."""
+    """Return the terminal output of a command, without carriage returns."""
     return on_a_terminal(folder, *args)[1].replace("\r", "").encode()
 
 

@@ -1,9 +1,10 @@
-"""What test_faults and test_fuzz do for seconds, here for hours. Run by hand: pytest leaves out tests marked ``soak``.
+"""The tests of test_faults and test_fuzz, run for hours instead of seconds. Run by hand: pytest leaves out tests
+marked ``soak``.
 
     pytest -n 0 -s -m soak -k kills --kills 100
     pytest -n 0 -s -m soak -k broken_files --attempts 10000 --first 20000
 
-Attempts on broken files are numbered. One that fails is printed with its number, and ``--first NUMBER --attempts 1``
+Attempts on broken files are numbered. A failed one is printed with its number, and ``--first NUMBER --attempts 1``
 repeats it.
 """
 
@@ -20,10 +21,10 @@ from tests.helpers.kills import survive
 
 pytestmark = pytest.mark.soak
 
-KILLS_PER_RUN = 20  # few enough that a run still reaches its end
+KILLS_PER_RUN = 20  # so few that a run still reaches its end
 
 
-def test_many_kills(tmp_path: Path, pytestconfig: pytest.Config) -> None:
+def test_runs_survive_many_kills(tmp_path: Path, pytestconfig: pytest.Config) -> None:
     """After SIGKILLs on a slow disk, every checkpoint loads and every run ends like an undisturbed one."""
     wanted = pytestconfig.getoption("--kills")
     kills = inside = runs = 0
@@ -34,7 +35,9 @@ def test_many_kills(tmp_path: Path, pytestconfig: pytest.Config) -> None:
     print(f"{kills} kills survived in {runs} runs, {inside} of them during a save")
 
 
-def test_many_broken_files(tmp_path: Path, pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_survive_many_broken_files(
+    tmp_path: Path, pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Commands on broken and hostile files either work or end in one clean error message."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     first, attempts = pytestconfig.getoption("--first"), pytestconfig.getoption("--attempts")

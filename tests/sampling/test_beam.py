@@ -1,4 +1,4 @@
-"""Beam search against every possible text, and against a search that reads every candidate from its beginning."""
+"""Beam search, compared with all possible texts and with a search that reads every candidate from its beginning."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SMALL = Vocabulary(tuple(range(97, 101)))
 
 
 def log_probabilities(model: nn.Module, prime: str, text: str) -> list[float]:
-    """Of each character of the text after the prime text, from a single forward pass."""
+    """Return the log probability of each character after the prime text, from a single forward pass."""
     tokens = torch.tensor(SMALL.encode(prime + text))
     logits, _ = model(tokens[:-1, None], None)
     each = logits[:, 0].log_softmax(-1).gather(-1, tokens[1:, None])[:, 0]
@@ -28,7 +28,7 @@ def log_probabilities(model: nn.Module, prime: str, text: str) -> list[float]:
 
 
 def best_of_all(model: nn.Module, prime: str, length: int, stop: str) -> tuple[str, float]:
-    """The most probable text of that length, or that ends with ``stop``, found by looking at every one."""
+    """Return the most probable text of that length, or that ends with ``stop``, by trying all texts."""
     found: dict[str, float] = {}
     for letters in product("abcd", repeat=length):
         text = "".join(letters)
@@ -72,9 +72,7 @@ def test_a_beam_wide_enough_finds_the_most_probable_text(seed: int, stop: str) -
 @pytest.mark.parametrize("stop", ["", "d", "ca"])
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 @pytest.mark.parametrize("seed", range(3))
-def test_a_narrow_beam_writes_the_text_of_a_naive_one_with_its_log_probabilities(
-    seed: int, size: int, stop: str
-) -> None:
+def test_a_narrow_beam_writes_the_text_and_log_probabilities_of_a_naive_search(seed: int, size: int, stop: str) -> None:
     model = make("gru", 4, seed, scale=1)
     written = list(beam_search(Sampler(model, SMALL), "ab", 12, size, stop))
     text = "".join(token.text for token in written)
@@ -110,7 +108,7 @@ def test_a_beam_without_a_prime_text_considers_every_first_character(seed: int) 
 
 
 class Undecided(nn.Module):
-    """Every token is equally probable after any text."""
+    """Gives every token the same probability after any text."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -120,7 +118,7 @@ class Undecided(nn.Module):
         return self.weight[x], ()
 
 
-def test_of_equally_probable_texts_the_first_in_token_order_wins() -> None:
+def test_the_first_in_token_order_of_equally_probable_texts_wins() -> None:
     assert smallest(np.array([2.0, 1.0, 1.0, 0.0, 1.0]), 3).tolist() == [3, 1, 2]
     assert smallest(np.array([1.0] * 100), 4).tolist() == [0, 1, 2, 3]
     for size in (1, 3, 50):

@@ -1,4 +1,4 @@
-"""Temperature, top-k and top-p against the distribution that is meant to be drawn from."""
+"""Temperature, top-k and top-p, compared with the distribution that they should draw from."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ HALVES = np.log([[1.0, 0.5, 0.25, 0.25]])
 
 
 def kept_by(choice: Choice) -> list[int]:
-    """The tokens of HALVES that some draw chooses."""
+    """Return the tokens of HALVES that can be drawn."""
     draws = np.linspace(0, 1, 800, endpoint=False)
     return sorted(set(choice.choose(HALVES.repeat(len(draws), 0), draws).tolist()))
 
 
 def nucleus(probabilities: Tensor, top_k: int, top_p: float) -> Tensor:
-    """The distribution to draw from, built up character by character."""
+    """Return the distribution to draw from, computed character by character."""
     kept: list[int] = []
     order = probabilities.argsort(descending=True).tolist()[: top_k or None]
     whole = sum(probabilities[i].item() for i in order)
@@ -40,7 +40,7 @@ def nucleus(probabilities: Tensor, top_k: int, top_p: float) -> Tensor:
 
 
 @pytest.mark.parametrize(("top_k", "top_p"), [(3, 1.0), (0, 0.7), (5, 0.8), (0, 0.999)])
-def test_top_k_and_top_p_draw_from_the_rest_of_the_distribution(top_k: int, top_p: float) -> None:
+def test_top_k_and_top_p_draw_from_the_remaining_distribution(top_k: int, top_p: float) -> None:
     model = Table(len(VOCABULARY))
     written = Sampler(model, VOCABULARY).write("a", 8_000, Choice(1.3, False, top_k, top_p), [1])
     text = "a" + "".join(token.text for token in written)
@@ -56,16 +56,16 @@ def test_top_k_and_top_p_draw_from_the_rest_of_the_distribution(top_k: int, top_
     ("top_p", "kept"),
     [(0.25, [0]), (0.5, [0]), (0.5 + 1e-9, [0, 1]), (0.75, [0, 1]), (0.75 + 1e-9, [0, 1, 2, 3]), (1.0, [0, 1, 2, 3])],
 )
-def test_top_p_keeps_the_fewest_tokens_that_reach_the_share(top_p: float, kept: list[int]) -> None:
+def test_top_p_keeps_the_fewest_tokens_with_that_total_probability(top_p: float, kept: list[int]) -> None:
     assert kept_by(Choice(top_p=top_p)) == kept
 
 
 @pytest.mark.parametrize(("top_k", "kept"), [(1, [0]), (2, [0, 1]), (3, [0, 1, 2, 3]), (4, [0, 1, 2, 3])])
-def test_top_k_keeps_tokens_as_probable_as_the_last_one(top_k: int, kept: list[int]) -> None:
+def test_top_k_keeps_tokens_as_probable_as_the_last_it_keeps(top_k: int, kept: list[int]) -> None:
     assert kept_by(Choice(top_k=top_k)) == kept
 
 
-def test_top_p_counts_the_share_of_what_top_k_leaves() -> None:
+def test_top_p_applies_to_the_distribution_after_top_k() -> None:
     # of 1/2 and 1/4, the first is two thirds
     assert kept_by(Choice(top_k=2, top_p=0.66)) == [0]
     assert kept_by(Choice(top_k=2, top_p=0.67)) == [0, 1]
@@ -76,7 +76,7 @@ def test_a_draw_chooses_by_the_cumulative_sum() -> None:
     assert Choice().choose(HALVES.repeat(6, 0), draws).tolist() == [0, 0, 1, 1, 2, 3]
 
 
-def test_limits_that_keep_everything_or_one_token() -> None:
+def test_limits_can_keep_everything_or_one_token() -> None:
     sampler = Sampler(make("lstm"), VOCABULARY)
 
     def text(*choice: Any) -> str:

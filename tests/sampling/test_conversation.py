@@ -1,4 +1,4 @@
-"""The conversation without a terminal: which seed, prime text and settings each line has, and Ctrl-C."""
+"""The conversation without a terminal: the seed, prime text and settings of each line, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Interrupted(BytesIO):
         return super().write(data)
 
 
-def test_ctrl_c_ends_the_text_and_not_the_conversation(conversation: Conversation) -> None:
+def test_ctrl_c_ends_the_text_but_not_the_conversation(conversation: Conversation) -> None:
     file = Interrupted()
     conversation.answer("abc", Stream(file))
     assert file.getvalue().decode() == continued("abc", 5)[: len("abc") + 8] + "\n"

@@ -1,4 +1,4 @@
-"""Where written text goes: byte for byte to a file, in whole characters to a terminal, and soon."""
+"""Output of text: bytes to a file, whole characters to a terminal, both without delay."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from charrnn.sampling.output import Stream, write_json, write_plain
 from charrnn.sampling.sampler import Written
 
 
-def test_a_file_gets_the_bytes_and_a_terminal_whole_printable_characters() -> None:
+def test_a_file_gets_the_bytes_and_a_terminal_gets_whole_printable_characters() -> None:
     pieces = [*(bytes([byte]).decode("utf-8", "surrogateescape") for byte in "né \x1b[1m🌸\n".encode()), "\udcf0"]
     raw, shown = BytesIO(), BytesIO()
     for file, escape in ((raw, None), (shown, printable)):

@@ -1,4 +1,4 @@
-"""The sampler against the distribution it draws from, the model's own forward pass, and pinned texts."""
+"""The sampler, compared with the distribution it draws from, the model's forward pass, and pinned texts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_characters_are_as_frequent_as_the_softmax_says(temperature: float) -> N
     assert "c" not in text, "a character of probability 0 is never drawn"
 
 
-def test_greedy_is_the_most_probable() -> None:
+def test_greedy_sampling_takes_the_most_probable_character() -> None:
     model = Table(len(VOCABULARY))
     text = "b" + "".join(sample(model, VOCABULARY, "b", 50, greedy=True))
     for a, b in pairwise(text):
@@ -47,7 +47,7 @@ def test_without_a_prime_text_the_first_character_is_uniform() -> None:
     assert all(130 < count < 270 for count in firsts.values())
 
 
-# by temperature and prime text, the texts of the seeds 123 and 124
+# by temperature and prime text: the texts of seeds 123 and 124
 PINNED = {
     (1.0, "abc"): [
         "caeaddddgafabbbcecdabeedddgddcdbdaadaeefgffdbgbdgbacacgfabgcegffacaafc",
@@ -130,12 +130,12 @@ def test_sampling_leaves_the_model_and_the_global_generator_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_unknown_characters_in_the_prime_text_are_named_before_sampling_starts() -> None:
+def test_unknown_characters_in_the_prime_text_are_reported_before_sampling_starts() -> None:
     with pytest.raises(UserError, match="'!', 'z'"):
         sample(Table(7), VOCABULARY, "az!", 5)
 
 
-def test_broken_weights_are_an_error_not_a_hang() -> None:
+def test_weights_that_are_not_finite_are_an_error() -> None:
     model = Table(7)
     with torch.no_grad():
         model.table.fill_(math.nan)
@@ -152,7 +152,7 @@ def texts(sampler: Sampler, seeds: Sequence[int], length: int = 120, **more: Any
 
 
 @pytest.mark.parametrize("name", registry.models())
-def test_a_seed_writes_one_text_whatever_the_other_streams_and_the_thread_count(name: str) -> None:
+def test_the_text_of_a_seed_depends_neither_on_other_streams_nor_on_the_thread_count(name: str) -> None:
     sampler = Sampler(make(name), VOCABULARY)
     alone = [texts(sampler, [seed])[0] for seed in range(5, 12)]
     assert len(set(alone)) == 7
@@ -168,7 +168,7 @@ def test_a_seed_writes_one_text_whatever_the_other_streams_and_the_thread_count(
 
 
 @pytest.mark.parametrize("name", registry.models())
-def test_rounding_is_too_small_to_change_a_draw(name: str) -> None:
+def test_rounding_is_too_small_to_change_draws(name: str) -> None:
     sampler = Sampler(make(name), VOCABULARY)
 
     def costs(streams: int) -> list[float]:
@@ -191,7 +191,7 @@ def test_without_a_prime_text_each_stream_has_its_own_first_character() -> None:
     assert len({text[0] for text in together}) > 3
 
 
-def test_log_probabilities_are_the_models_own() -> None:
+def test_log_probabilities_equal_the_models() -> None:
     model = make("lstm")
     written = list(Sampler(model, VOCABULARY).write("abc", 50, Choice(0.7, False, 4, 0.9), [3, 4], scored=True))
     for k in range(2):
@@ -215,8 +215,8 @@ def test_a_stream_ends_with_the_stop_text_and_the_others_continue() -> None:
         texts(sampler, [1], stop="a!")
 
 
-def test_a_long_prime_text_is_read_in_blocks() -> None:
-    prime = "abcdefg" * 73 + "ab"  # the last block is a single character, and the rest decides
+def test_a_long_prime_text_read_in_blocks_gives_the_same_text() -> None:
+    prime = "abcdefg" * 73 + "ab"  # the last block is a single character, so the text depends on the earlier blocks
     assert len(prime) == BLOCK + 1
     model = make("lstm")
     with torch.no_grad():
@@ -254,7 +254,7 @@ class Uncopied(Stubborn):
 
 
 @pytest.mark.parametrize("kind", [Stubborn, Uncopied])
-def test_a_model_that_cannot_be_copied_or_made_float64_is_sampled_as_it_is(kind: type[Stubborn]) -> None:
+def test_a_model_that_cannot_be_copied_or_converted_to_float64_is_sampled_directly(kind: type[Stubborn]) -> None:
     model = kind().train()
     characters = sample(model, VOCABULARY, "a", 60, greedy=True)
     text = "a" + next(characters)

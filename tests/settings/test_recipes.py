@@ -1,4 +1,4 @@
-"""Recipes have the published values, and ``-print_config`` prints what would train."""
+"""Recipes have the published values, and ``-print_config`` prints the settings of the run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CHECKOUT = Path(__file__).parent.parent.parent
 ALL = sorted(path.stem for path in (CHECKOUT / "recipes").glob("*.toml"))
 
 # the named settings ptb_sota, enwik8_sota and text8_sota in rhn_train.py of the authors' program
-# (github.com/jzilly/RecurrentHighwayNetworks), by the names there
+# (github.com/jzilly/RecurrentHighwayNetworks), by their names there
 ALIKE = {"init_scale": 0.04, "num_layers": 1, "depth": 10, "learning_rate": 0.2, "weight_decay": 1e-7,
          "max_grad_norm": 10, "max_max_epoch": 500}  # fmt: skip
 WIKIPEDIA = ALIKE | {"init_bias": -4.0, "lr_decay": 1.03, "num_steps": 50, "hidden_size": 1500, "max_epoch": 5,
@@ -77,7 +77,8 @@ def test_the_rhn_recipes_have_the_published_values(name: str) -> None:
     published = {key: value for key, value in PUBLISHED[name].items() if key != "vocab_size"}
     assert read.pop("lr_decay") == pytest.approx(published.pop("lr_decay"), rel=1e-15)
     assert read == published
-    # the rest of the program: plain descent, its reader's tokens, all biases but one kind drawn, no other clipping
+    # the rest of the program: plain gradient descent, its reader's tokens, one kind of bias constant and the rest
+    # drawn, no other clipping
     assert (ours["model"], ours["optimizer"], ours["lr_schedule"], ours["grad_clip"]) == (
         "rhn",
         "sgd",
@@ -120,7 +121,7 @@ def test_the_hutter_recipes_match_the_page_of_grid_lstm(model: str, layers: int,
     kind = "stacked_lstm" if model == "lstm" else model
     found = configure({"num_layers": layers, "dropout": dropout}, f"{kind}_hutter")
     ours = asdict(found.options) | found.model_options
-    # given on the page
+    # given on its page
     page = {"model": model, "num_layers": layers, "dropout": dropout, "rnn_size": 1000, "optimizer": "rmsprop",
             "learning_rate": 1e-3, "seq_length": 50, "batch_size": 50, "train_frac": 0.95,
             "val_frac": 0.05}  # fmt: skip
@@ -136,7 +137,7 @@ QUICK_ONES = ["shakespeare_small", "grid_lstm_small", "rhn_small"]
 
 
 @pytest.mark.parametrize("name", [*PUBLISHED, *HUTTER, *QUICK_ONES])
-def test_published_and_quick_recipes_say_where_they_are_from_and_what_they_take(name: str) -> None:
+def test_published_and_quick_recipes_state_their_source_and_their_cost(name: str) -> None:
     comments = [line for line in recipes.find(name).read_text().split("\n") if line.startswith("#")]
     kinds = [line.split(":")[0] for line in comments[1:]]
     assert "# Numbers" in kinds, "the source of the values"
@@ -156,14 +157,14 @@ def test_every_recipe_is_complete(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_the_printed_settings_of_a_recipe_are_the_recipe(name: str, tmp_path: Path) -> None:
+def test_the_printed_settings_of_a_recipe_equal_the_recipe(name: str, tmp_path: Path) -> None:
     printed = run(tmp_path, "train", "-config", name, "-print_config").lines
     (tmp_path / "mine.toml").write_text("\n".join(printed))
     one, two = configure({}, name), configure({}, str(tmp_path / "mine.toml"))
     assert (one.options, one.model_options) == (two.options, two.model_options)
 
 
-def test_a_recipe_is_found_from_every_folder_and_a_file_of_that_name_wins(tmp_path: Path) -> None:
+def test_a_recipe_is_found_from_any_folder_and_a_file_of_that_name_wins(tmp_path: Path) -> None:
     def rnn_size(config: str) -> Any:
         return tomllib.loads("\n".join(run(tmp_path, "train", "-config", config, "-print_config").lines))["rnn_size"]
 
@@ -175,7 +176,7 @@ def test_a_recipe_is_found_from_every_folder_and_a_file_of_that_name_wins(tmp_pa
     assert (rnn_size("rhn_ptb.toml"), rnn_size("rhn_text8"), rnn_size("rhn_ptb")) == (7, 8, 830)
 
 
-def test_an_unknown_recipe_or_file_gives_one_line(tmp_path: Path) -> None:
+def test_an_unknown_recipe_or_file_is_reported_in_one_line(tmp_path: Path) -> None:
     said = one_line(charrnn("train", "-config", "rhn_enwik", cwd=tmp_path, code=1))
     assert "rhn_enwik:" in said and "(did you mean rhn_enwik8?)" in said and "charrnn recipes" in said
     assert "no/mine.toml: No such file" in one_line(charrnn("train", "-config", "no/mine.toml", cwd=tmp_path, code=1))
@@ -186,7 +187,7 @@ def test_an_unknown_recipe_or_file_gives_one_line(tmp_path: Path) -> None:
     assert "cv: Is a directory" in one_line(charrnn("train", "-config", "cv", cwd=tmp_path, code=1))
 
 
-def test_the_list_of_recipes(tmp_path: Path) -> None:
+def test_every_recipe_is_listed_with_a_description(tmp_path: Path) -> None:
     rows = [line.split("\t") for line in run(tmp_path, "recipes").lines]
     assert [name for name, _ in rows] == ALL
     assert all(len(what) > 20 for _, what in rows)
@@ -243,7 +244,7 @@ def printed(folder: Path, *args: object) -> tuple[dict[str, Any], dict[str, str]
     return values, sources
 
 
-def test_every_setting_has_its_value_and_its_source(tmp_path: Path) -> None:
+def test_every_setting_is_printed_with_its_value_and_source(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(
         'model = "rhn"\ndepth = 3\nrnn_size = 64\ndrop_x = "none"\ntie_embeddings = true'
     )
@@ -277,7 +278,7 @@ def test_strange_values_survive_printing_and_reading(tmp_path: Path) -> None:
     assert "-savefile '\\udcff': TOML cannot hold" in said[-1]
 
 
-def test_printed_settings_are_utf8_whatever_the_encoding_of_the_terminal(tmp_path: Path) -> None:
+def test_printed_settings_are_utf8_for_any_encoding_of_the_terminal(tmp_path: Path) -> None:
     strange = 'dätä "𝄞"'
     for encoding in ("ascii", "latin-1", "utf-8"):  # a file in latin-1 is not TOML
         words = ("train", "-data_dir", strange, "-print_config")
@@ -317,6 +318,6 @@ def test_the_printed_settings_train_the_same_model(tmp_path: Path) -> None:
     assert losses[0] == losses[1] and len(losses[0]) > 5
 
 
-def test_dry_run_and_print_config_exclude_each_other(tmp_path: Path) -> None:
+def test_dry_run_and_print_config_cannot_be_combined(tmp_path: Path) -> None:
     said = one_line(charrnn("train", "-dry_run", "-print_config", cwd=tmp_path, code=2))
     assert "-dry_run and -print_config exclude each other" in said

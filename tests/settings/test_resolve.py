@@ -1,4 +1,4 @@
-"""Settings are settled from plain data: no file, no checkpoint and no model is needed."""
+"""Settings are resolved from plain data; no file, checkpoint or model is needed."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def test_a_flag_wins_over_the_file_and_the_file_over_the_defaults() -> None:
     assert list(found.sources) == [*training_options(), "depth"] and found.notes == ()
 
 
-def test_a_text_on_the_command_line_replaces_that_of_the_file() -> None:
+def test_a_text_on_the_command_line_replaces_the_text_in_the_file() -> None:
     found = resolve({"input": "a.txt"}, sources(file={"data_dir": "there"}))
     assert (found.options.input, found.options.data_dir) == (("a.txt",), TrainingOptions.data_dir)
 
 
-def test_a_checkpoint_to_start_from_fixes_the_architecture_and_gives_the_models_options() -> None:
+def test_an_initial_checkpoint_fixes_the_architecture_and_the_models_options() -> None:
     start = Saved(TrainingOptions(model="mine", rnn_size=7, dropout=0.5), {"depth": 5, "gone": 1})
     found = resolve({"init_from": "one.pt", "rnn_size": 9}, sources(start=start))
     assert (found.options.rnn_size, found.options.dropout, found.model_options) == (7, 0.0, {"depth": 5})
@@ -53,7 +53,7 @@ def test_a_checkpoint_to_start_from_fixes_the_architecture_and_gives_the_models_
 
 
 @pytest.mark.parametrize("name", [name for name, option in training_options().items() if option.type in (int, float)])
-def test_a_resumed_run_changes_free_settings_only(name: str) -> None:
+def test_a_resumed_run_may_change_only_free_settings(name: str) -> None:
     option = training_options()[name]
     resumed = sources(resume=Saved(TrainingOptions(model="mine"), {"depth": 3}), resume_name="cv")
     changed = option.default + 1 if option.type is int else option.default / 2 or 0.5
@@ -69,7 +69,7 @@ def test_a_resumed_run_changes_free_settings_only(name: str) -> None:
 @pytest.mark.parametrize(
     ("where", "message"), [("flag", "the model mine has"), ("file", "mine.toml: the model mine has")]
 )
-def test_an_unknown_setting_is_named_with_its_neighbour(where: str, message: str) -> None:
+def test_the_message_for_an_unknown_setting_suggests_a_similar_one(where: str, message: str) -> None:
     given = {"dept": 3}
     with pytest.raises(UserError, match=rf"^{message} no setting dept \(did you mean depth\?\)"):
         resolve(given if where == "flag" else {}, sources(file=given if where == "file" else {}))
@@ -87,7 +87,9 @@ def test_an_unknown_setting_is_named_with_its_neighbour(where: str, message: str
         (Option("a", str, "", repeatable=True), [("x",), ["x"], "x"], ("x",)),
     ],
 )
-def test_words_and_plain_values_become_a_settings_own_type(option: Option, given: list[Any], wanted: Any) -> None:
+def test_words_and_plain_values_are_converted_to_the_type_of_the_setting(
+    option: Option, given: list[Any], wanted: Any
+) -> None:
     for value in given:
         converted = option.convert(value)
         assert converted == wanted and type(converted) is type(wanted)
@@ -106,7 +108,7 @@ def test_words_and_plain_values_become_a_settings_own_type(option: Option, given
         (Option("a", int, 1, zero="auto"), ["many"], "a whole number or auto"),
     ],
 )
-def test_anything_else_is_refused(option: Option, given: list[Any], must_be: str) -> None:
+def test_values_of_other_types_are_refused(option: Option, given: list[Any], must_be: str) -> None:
     for value in given:
         with pytest.raises(UserError, match=rf"^-a .*({must_be})$"):
             option.convert(value)

@@ -1,4 +1,4 @@
-"""``-dry_run``: its figures against formulas and against a real run, and that it leaves no trace."""
+"""``-dry_run``: its figures are compared with formulas and a real run, and it leaves no trace."""
 
 from __future__ import annotations
 
@@ -28,13 +28,14 @@ def flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def products(model: str) -> int:
-    """Multiplications and additions per character, forward, by the papers' formulas, the one-hot product aside."""
+    """Return the multiplications and additions per character of a forward pass, by the papers' formulas, without the
+    one-hot product."""
     gates = {"lstm": 4, "gru": 3, "rnn": 1}[model]
     return 2 * (gates * H * H * (2 * L - 1) + H * V)
 
 
 @pytest.mark.parametrize("model", ["lstm", "gru", "rnn"])
-def test_the_figures_are_those_of_the_formulas(flags: dict[str, Any], model: str) -> None:
+def test_the_figures_equal_those_of_the_formulas(flags: dict[str, Any], model: str) -> None:
     found = dry_run(prepare(configure(flags | {"model": model, "max_epochs": 2}), silent, keep=False))
     run = new_run(configure(flags | {"model": model}))
     assert found.parameters == sum(p.numel() for p in run.model.parameters())
@@ -45,20 +46,20 @@ def test_the_figures_are_those_of_the_formulas(flags: dict[str, Any], model: str
     one_hot = 2 * {"lstm": 4, "gru": 3, "rnn": 1}[model] * H * V
     expected = 3 * products(model) * B * T
     assert expected <= found.flops <= expected + 3 * one_hot * B * T
-    # at the least one state of every layer and step, and the probabilities
+    # at least one state of every layer and time step, and the probabilities
     assert found.activations >= 4 * B * T * (L * H + V)
     assert found.activations <= 4 * B * T * (30 * L * H + 20 * V)
     assert 0 < found.seconds_per_iteration < 60 and found.timed == 2
 
 
 @pytest.mark.parametrize(("optimizer", "copies"), [("sgd", 0), ("rmsprop", 1), ("adam", 2)])
-def test_the_optimizers_memory_is_its_means(flags: dict[str, Any], optimizer: str, copies: int) -> None:
+def test_the_optimizers_memory_is_that_of_its_running_means(flags: dict[str, Any], optimizer: str, copies: int) -> None:
     found = dry_run(prepare(configure(flags | {"optimizer": optimizer, "precision": "float64"}), silent, keep=False))
     assert found.weights == 8 * found.parameters
     assert copies * found.weights <= found.optimizer <= copies * found.weights + 1000  # a step count per tensor
 
 
-def test_the_activations_grow_with_the_minibatch_and_the_work_with_it(flags: dict[str, Any]) -> None:
+def test_activations_and_work_grow_with_the_minibatch(flags: dict[str, Any]) -> None:
     small, large = (
         dry_run(prepare(configure(flags | {"seq_length": length}), silent, keep=False)) for length in (T, 4 * T)
     )
@@ -67,7 +68,7 @@ def test_the_activations_grow_with_the_minibatch_and_the_work_with_it(flags: dic
     assert large.weights == small.weights
 
 
-def test_a_resumed_run_can_be_tried_out_and_nothing_is_trained(flags: dict[str, Any], tmp_path: Path) -> None:
+def test_a_dry_run_of_a_resumed_run_trains_nothing(flags: dict[str, Any], tmp_path: Path) -> None:
     run = new_run(configure(flags | {"checkpoint_dir": str(tmp_path / "cv"), "max_epochs": 1}))
     for record in run.records():
         if record.val_loss is not None:
@@ -92,7 +93,7 @@ def test_dry_run_prints_its_table_and_writes_nothing(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "tmp") == []
 
 
-def test_products_that_are_added_in_place_count_as_well() -> None:
+def test_products_added_in_place_are_counted_as_well() -> None:
     a, b, c = torch.ones(4, 5), torch.ones(5, 6), torch.zeros(4, 6)
     for multiply, count in (
         (lambda: a @ b, 2 * 4 * 5 * 6),

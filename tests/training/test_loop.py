@@ -1,4 +1,4 @@
-"""The loop itself: schedule, clipping, decay, what it reads and when it gives up."""
+"""The training loop: schedule, clipping, weight decay, what it reads, and when it stops."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def weights(model: nn.Module) -> torch.Tensor:
     return torch.cat([p.detach().ravel() for p in model.parameters()])
 
 
-def test_before_training_the_loss_is_that_of_guessing(splits: dict[str, Split]) -> None:
+def test_before_training_the_loss_is_that_of_a_uniform_guess(splits: dict[str, Split]) -> None:
     characters = len(set(SONG))
     torch.manual_seed(1)
     model = registry.find("lstm").create(characters, 12, 2, 0.0)
@@ -49,12 +49,12 @@ def test_before_training_the_loss_is_that_of_guessing(splits: dict[str, Split]) 
     assert record.loss == pytest.approx(math.log(characters), abs=0.05)
 
 
-def test_the_schedule_is_char_rnns(splits: dict[str, Split]) -> None:
+def test_the_learning_rates_are_char_rnns(splits: dict[str, Split]) -> None:
     options = with_options(max_epochs=6, learning_rate_decay_after=3, learning_rate_decay=0.5)
     training = Training(build(), splits["train"], None, options)
     per_epoch = len(splits["train"])
     expected, rate = [], options.learning_rate
-    for i in range(1, 6 * per_epoch + 1):  # the rate falls after the iterations that end epochs 3, 4, 5, ...
+    for i in range(1, 6 * per_epoch + 1):  # the learning rate falls after the iterations that end epochs 3, 4, 5, ...
         expected.append(rate)
         if i % per_epoch == 0 and i / per_epoch >= 3:
             rate *= 0.5
@@ -62,7 +62,7 @@ def test_the_schedule_is_char_rnns(splits: dict[str, Split]) -> None:
     assert len(set(expected)) == 4
 
 
-def test_the_gradient_is_clipped_by_element_then_by_norm(splits: dict[str, Split]) -> None:
+def test_the_gradient_is_clipped_by_element_and_then_by_norm(splits: dict[str, Split]) -> None:
     model = build()
     options = with_options(grad_clip=0.01, max_grad_norm=0.05, weight_decay=0.02, optimizer="sgd", learning_rate=1.0)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -82,7 +82,7 @@ def test_the_gradient_is_clipped_by_element_then_by_norm(splits: dict[str, Split
     assert record.penalty == pytest.approx(0.5 * 0.02 * squares)
 
 
-def test_reading_losses_late_changes_nothing_but_when(splits: dict[str, Split]) -> None:
+def test_reading_losses_late_does_not_change_them(splits: dict[str, Split]) -> None:
     def run(in_flight: int) -> list[tuple[int, float, float | None]]:
         training = Training(build(0.3), splits["train"], splits["val"], OPTIONS)
         training.in_flight = in_flight
@@ -93,7 +93,7 @@ def test_reading_losses_late_changes_nothing_but_when(splits: dict[str, Split]) 
     assert len(run(16)) == len(splits["train"])
 
 
-def test_a_stop_reads_what_is_in_flight(splits: dict[str, Split]) -> None:
+def test_stopping_first_reads_the_losses_in_flight(splits: dict[str, Split]) -> None:
     training = Training(build(), splits["train"], None, OPTIONS)
     training.in_flight = 4
     seen = []
@@ -105,7 +105,7 @@ def test_a_stop_reads_what_is_in_flight(splits: dict[str, Split]) -> None:
     assert 6 <= training.iteration < 12
 
 
-def test_how_often_one_validates_does_not_change_the_weights(splits: dict[str, Split]) -> None:
+def test_the_number_of_validations_does_not_change_the_weights(splits: dict[str, Split]) -> None:
     def run(every: int) -> torch.Tensor:
         torch.manual_seed(5)
         model = build(0.3)
@@ -116,7 +116,7 @@ def test_how_often_one_validates_does_not_change_the_weights(splits: dict[str, S
     assert torch.equal(run(1), run(10_000))
 
 
-def test_validation_is_the_loss_of_evaluation(splits: dict[str, Split]) -> None:
+def test_the_validation_loss_equals_the_loss_of_evaluation(splits: dict[str, Split]) -> None:
     model = build(0.3)
     for record in Training(model, splits["train"], splits["val"], OPTIONS).run():
         if record.val_loss is not None:
@@ -124,7 +124,7 @@ def test_validation_is_the_loss_of_evaluation(splits: dict[str, Split]) -> None:
             assert model.training
 
 
-def test_split_files_start_each_epoch_from_zeros_and_fractions_do_not(tmp_path: Path) -> None:
+def test_only_split_files_start_each_epoch_from_a_zero_state(tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_text(SONG * 10)
     (tmp_path / "val.txt").write_text(SONG * 4)
     files = open_text(tmp_path, report=lambda line: None).split(4, 16, 0.8, 0.2)
@@ -133,11 +133,11 @@ def test_split_files_start_each_epoch_from_zeros_and_fractions_do_not(tmp_path: 
         split, model = splits["train"], build()
         training = Training(model, split, None, with_options(max_epochs=2, learning_rate=0.0))
         losses = [record.loss for record in training.run()]
-        # with a rate of 0 the second epoch differs from the first only by the state it starts from
+        # at learning rate 0 the second epoch differs from the first only in its initial state
         assert (losses[0] == losses[len(split)]) == expected
 
 
-def test_a_broken_loss_ends_the_run(splits: dict[str, Split]) -> None:
+def test_a_loss_that_is_not_finite_ends_the_run(splits: dict[str, Split]) -> None:
     wild = with_options(optimizer="sgd", learning_rate=1e6, grad_clip=0.0)
     with pytest.raises(Diverged, match=r"exploded.*-learning_rate"):
         list(Training(build(), splits["train"], None, wild).run())
@@ -152,7 +152,7 @@ def test_a_broken_loss_ends_the_run(splits: dict[str, Split]) -> None:
 
 
 class NoTuple(nn.Module):
-    """Returns its state as one tensor, (B, H), whose rows a careless trainer would carry as so many states."""
+    """Returns its state as one tensor, (B, H), whose rows a careless trainer would treat as a tuple of states."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -163,13 +163,13 @@ class NoTuple(nn.Module):
         return logits, h[0]
 
 
-def test_a_state_that_is_no_tuple_is_refused(splits: dict[str, Split]) -> None:
+def test_a_state_that_is_not_a_tuple_is_refused(splits: dict[str, Split]) -> None:
     with pytest.raises(UserError, match="returns its state as Tensor: its forward must return logits and a tuple"):
         next(Training(NoTuple(), splits["train"], None, OPTIONS).run())
 
 
-def test_a_state_saved_in_another_type_is_carried_on_in_this_models(splits: dict[str, Split]) -> None:
-    """With -precision bf16 a GPU's layers and a CPU's kernels carry it in types of their own."""
+def test_a_saved_state_is_converted_to_the_dtype_of_the_models_state(splits: dict[str, Split]) -> None:
+    """With -precision bf16, layers on a GPU and kernels on a CPU carry the state in different dtypes."""
     first = Training(build(), splits["train"], None, OPTIONS)
     next(first.run())
     saved = first.state_dict()
@@ -184,8 +184,8 @@ def test_a_state_saved_in_another_type_is_carried_on_in_this_models(splits: dict
         second.load_state_dict(saved)
 
 
-def test_adam_is_that_of_its_paper() -> None:
-    """Kingma and Ba, arXiv 1412.6980, algorithm 1, with memories other than its own."""
+def test_adam_follows_its_paper() -> None:
+    """Kingma and Ba, arXiv 1412.6980, algorithm 1, with other betas than the paper's."""
     gradients = [0.5, -2.0, 0.25, 1.0]
     p = nn.Parameter(torch.tensor([1.0], dtype=torch.float64))
     optimizer = make_optimizer([p], with_options(optimizer="adam", learning_rate=0.1, beta1=0.6, beta2=0.7))

@@ -1,4 +1,4 @@
-"""What is kept for each weight is what torch's optimizer really keeps; a copy of it does not change."""
+"""The values kept per weight are those that torch's optimizer keeps, and a copy of them does not change."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_every_value_of_the_setting_has_a_rule() -> None:
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_the_memory_of_a_rule_is_that_of_a_step(name: str) -> None:
+def test_the_values_per_weight_of_a_rule_are_those_after_a_step(name: str) -> None:
     weight, optimizer = after_a_step(name)
     kept = [value for value in optimizer.state[weight].values() if value.dim()]
     assert len(kept) == RULES[name].values_per_weight
@@ -25,7 +25,7 @@ def test_the_memory_of_a_rule_is_that_of_a_step(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["rmsprop", "adam"])
-def test_a_saved_state_is_a_copy_that_restores(name: str) -> None:
+def test_a_saved_state_is_a_copy_and_can_be_restored(name: str) -> None:
     options = TrainingOptions(optimizer=name)
     weight, optimizer = after_a_step(name)
     copy = saved(optimizer)

@@ -43,7 +43,7 @@ def test_bf16_rounds_factors_to_eight_bits() -> None:
 
 
 def trained(folder: Path, **flags: object) -> tuple[Run, list[float]]:
-    """A run of a few iterations, and its losses."""
+    """A run of a few iterations and its losses."""
     write_text(folder / "data")
     threads = torch.get_num_threads()
     folders = {"data_dir": str(folder / "data"), "checkpoint_dir": str(folder / "cv")}
@@ -55,7 +55,7 @@ def trained(folder: Path, **flags: object) -> tuple[Run, list[float]]:
 
 
 @pytest.mark.parametrize("name", registry.models())
-def test_training_in_bf16_keeps_float32_weights_and_learns_alike(
+def test_training_in_bf16_keeps_float32_weights_and_reaches_a_similar_loss(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "elsewhere").mkdir()
@@ -83,12 +83,12 @@ def test_a_model_trained_in_bf16_is_validated_evaluated_and_sampled_in_full_prec
 
 
 @pytest.mark.parametrize("name", ["gru", "rnn", "rhn"])
-def test_kernels_ignore_autocast_and_plain_loops_round(name: str) -> None:
+def test_kernels_ignore_autocast_but_plain_loops_round(name: str) -> None:
     model = Case(name, 3).build().float()
     x = torch.arange(21).view(7, 3) % 5
 
     def states(precision: str) -> tuple[Tensor, ...]:
-        """The last hidden state, and the gradients of everything it depends on."""
+        """Return the last hidden state, and the gradients of everything it depends on."""
         with compute.autocast(precision, CPU):
             state = model(x, None)[1][0]
         gradients = torch.autograd.grad(state.square().sum(), list(model.parameters()), allow_unused=True)

@@ -1,4 +1,4 @@
-"""A run that was stopped and resumed is the run that never was: every tensor, every number."""
+"""A run that was stopped and resumed equals an uninterrupted one in every tensor and every number."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path, name: str, pre
 
 @pytest.mark.parametrize("optimizer", ["rmsprop", "adam", "sgd"])
 @pytest.mark.parametrize("kind", ["fractions", "files"])
-def test_every_optimizer_and_both_layouts(tmp_path: Path, optimizer: str, kind: str) -> None:
+def test_resuming_is_exact_with_every_optimizer_and_both_layouts(tmp_path: Path, optimizer: str, kind: str) -> None:
     flags = FLAGS | data(tmp_path / "data", kind) | {"optimizer": optimizer, "weight_decay": 1e-3, "max_grad_norm": 1.0}
     train(tmp_path / "whole", flags)
     train(tmp_path / "parts", flags, stop_at=5)
@@ -44,7 +44,7 @@ def test_every_optimizer_and_both_layouts(tmp_path: Path, optimizer: str, kind: 
 
 @pytest.mark.parametrize("schedule", get_args(Schedule))
 @pytest.mark.parametrize("stop_at", [5, 21])
-def test_every_schedule(tmp_path: Path, schedule: str, stop_at: int) -> None:
+def test_resuming_is_exact_with_every_schedule(tmp_path: Path, schedule: str, stop_at: int) -> None:
     flags = FLAGS | data(tmp_path / "data", "fractions") | {"lr_schedule": schedule, "eval_val_every": 3}
     flags |= {"plateau_patience": 1, "learning_rate": 0.1, "plateau_factor": 0.3}
     whole = train(tmp_path / "whole", flags)
@@ -58,7 +58,7 @@ def test_every_schedule(tmp_path: Path, schedule: str, stop_at: int) -> None:
     assert lines[0] == lines[1]
 
 
-def test_stopping_early_ends_at_the_same_iteration_and_can_be_lifted(tmp_path: Path) -> None:
+def test_early_stopping_ends_at_the_same_iteration_and_can_be_switched_off(tmp_path: Path) -> None:
     flags = FLAGS | data(tmp_path / "data", "fractions") | {"eval_val_every": 2, "learning_rate": 0.2}
     train(tmp_path / "unbounded", flags)
     whole = train(tmp_path / "whole", flags | {"early_stop": 2})
@@ -78,7 +78,7 @@ def test_stopping_early_ends_at_the_same_iteration_and_can_be_lifted(tmp_path: P
     same(unbounded.weights, lifted.checkpoint().weights)
 
 
-def test_what_a_schedule_depends_on_cannot_change(tmp_path: Path) -> None:
+def test_settings_that_a_schedule_depends_on_cannot_change(tmp_path: Path) -> None:
     text = data(tmp_path / "data", "fractions")
     for schedule, name in (("cosine", "max_epochs"), ("onecycle", "max_epochs"), ("plateau", "eval_val_every")):
         train(tmp_path / schedule, FLAGS | text | {"lr_schedule": schedule}, stop_at=3)
@@ -86,7 +86,7 @@ def test_what_a_schedule_depends_on_cannot_change(tmp_path: Path) -> None:
             configure({name: 3}, resume=str(tmp_path / schedule))
 
 
-def test_the_comparison_would_see_a_lost_generator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_comparison_would_detect_a_lost_generator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flags = FLAGS | data(tmp_path / "data", "fractions")
     train(tmp_path / "whole", flags)
     train(tmp_path / "parts", flags, stop_at=5)
@@ -96,7 +96,7 @@ def test_the_comparison_would_see_a_lost_generator(tmp_path: Path, monkeypatch: 
         same_run(tmp_path / "whole/lm_lstm_last.pt", tmp_path / "parts/lm_lstm_last.pt")
 
 
-def test_what_would_change_the_run_is_refused_and_the_rest_may_change(tmp_path: Path) -> None:
+def test_only_settings_that_do_not_affect_the_run_may_change(tmp_path: Path) -> None:
     flags = FLAGS | data(tmp_path / "data", "fractions")
     train(tmp_path / "cv", flags, stop_at=5)
     saved = str(tmp_path / "cv")
@@ -117,9 +117,9 @@ def test_another_text_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3])
-def test_keep_deletes_all_but_the_latest_and_the_best(tmp_path: Path, keep: int) -> None:
+def test_keep_deletes_all_but_the_newest_and_the_best(tmp_path: Path, keep: int) -> None:
     flags = FLAGS | data(tmp_path / "data", "fractions") | {"keep": keep, "eval_val_every": 3, "max_epochs": 2}
-    # so high a rate that the loss goes up and down
+    # with a learning rate so high that the loss rises and falls
     flags |= {"learning_rate": 0.3, "lr_schedule": "constant"}
     other = tmp_path / "cv" / "lm_lstm_epoch0.10_9.0000.pt"
     other.parent.mkdir()
@@ -137,7 +137,7 @@ def test_keep_deletes_all_but_the_latest_and_the_best(tmp_path: Path, keep: int)
     assert run.finish().val_loss == losses[best], "all its digits"
 
 
-def test_the_clock_asks_for_a_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_save_is_due_after_the_given_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flags = FLAGS | data(tmp_path / "data", "fractions") | {"save_minutes": 10, "checkpoint_dir": str(tmp_path / "cv")}
     now = 1000.0
     monkeypatch.setattr("charrnn.training.run.time.monotonic", lambda: now)
@@ -154,7 +154,7 @@ def test_the_clock_asks_for_a_save(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not never.save_is_due()
 
 
-def test_rollback_halves_the_rate_and_goes_on(tmp_path: Path) -> None:
+def test_rollback_halves_the_learning_rate_and_continues(tmp_path: Path) -> None:
     flags = FLAGS | data(tmp_path / "data", "fractions") | {"on_nan": "rollback", "eval_val_every": 5}
     run = new_run(configure(flags | {"checkpoint_dir": str(tmp_path / "cv")}))
     seen = [(record.iteration, record.learning_rate) for record in broken_at_8(run)]
@@ -164,7 +164,7 @@ def test_rollback_halves_the_rate_and_goes_on(tmp_path: Path) -> None:
     assert run.training.iteration == run.training.iterations
 
 
-def test_a_resumed_run_keeps_the_rate_of_its_rollbacks(tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_the_learning_rate_after_its_rollbacks(tmp_path: Path) -> None:
     flags = FLAGS | data(tmp_path / "data", "fractions") | {"on_nan": "rollback", "eval_val_every": 5}
     run = new_run(configure(flags | {"checkpoint_dir": str(tmp_path / "cv"), "lr_schedule": "constant"}))
     for record in broken_at_8(run):

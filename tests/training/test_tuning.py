@@ -1,4 +1,4 @@
-"""Kernels and threads are chosen by timing, and timing leaves nothing behind."""
+"""Kernels and threads are chosen by timing, and timing has no side effects."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ def tune(name: str, notes: list[str] | None = None, **options: Any) -> TrainingO
 
 @pytest.fixture(autouse=True)
 def five_cores() -> Iterator[None]:
-    """Torch uses five threads, as on a machine with five cores. Undoes what the test chooses."""
+    """Let torch use five threads, as on a machine with five cores. Restore the kernels and threads that the test
+    changes."""
     before = torch.get_num_threads()
     torch.set_num_threads(5)
     yield
@@ -54,7 +55,7 @@ def five_cores() -> Iterator[None]:
 
 
 class Timing:
-    """In place of the time measured: one candidate is fastest. Keeps what was timed, in order."""
+    """Replace the measured time, so that one candidate is fastest. Records what was timed, in order."""
 
     def __init__(self) -> None:
         self.timed: list[tuple[str, int]] = []
@@ -92,7 +93,7 @@ def test_the_fastest_candidate_is_chosen(timing: Timing, kernels: str, threads: 
     assert timing.timed == [("torch", n) for n in COUNTS] + [("compiled", n) for n in COUNTS]
 
 
-def test_a_model_without_compiled_kernels_is_timed_with_torchs(timing: Timing) -> None:
+def test_a_model_without_compiled_kernels_is_timed_with_torchs_kernels(timing: Timing) -> None:
     timing.fastest = ("compiled", 2)
     notes: list[str] = []
     assert tune("lstm", notes).threads == 2
@@ -122,7 +123,7 @@ def test_compiled_kernels_are_not_timed_without_the_extra(timing: Timing, monkey
 
 
 @needs_the_extra
-def test_only_what_is_left_open_is_timed(timing: Timing) -> None:
+def test_only_settings_of_auto_are_timed(timing: Timing) -> None:
     def tuned(**options: Any) -> tuple[str, int]:
         timing.timed.clear()
         torch.set_num_threads(5)
@@ -141,7 +142,7 @@ def test_only_what_is_left_open_is_timed(timing: Timing) -> None:
     assert timing.timed == [("compiled", n) for n in COUNTS]
 
 
-def test_compiled_kernels_that_the_model_lacks_are_reported_and_not_recorded() -> None:
+def test_missing_compiled_kernels_are_reported_and_not_recorded() -> None:
     notes: list[str] = []
     assert tune("lstm", notes, kernels="compiled", threads=3).kernels == "torch"
     assert notes == ["-kernels compiled: this lstm has no compiled kernels, using torch"]
@@ -156,7 +157,7 @@ def test_compiled_kernels_without_the_extra_are_an_error(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("own", [{"lr_schedule": "plateau"}, {"early_stop": 2}])
-def test_settings_that_need_validation_do_not_disturb_the_timing(own: dict[str, Any]) -> None:
+def test_settings_that_need_validation_do_not_affect_the_timing(own: dict[str, Any]) -> None:
     tuned = tune("lstm", kernels="auto", **own)
     expected = TrainingOptions(model="lstm", batch_size=B, seq_length=T, kernels="torch", threads=tuned.threads, **own)
     assert tuned == expected
@@ -169,7 +170,7 @@ def test_iterations_are_timed_even_if_a_run_has_only_a_few(minibatches: int) -> 
     assert 0 < took < float("inf")
 
 
-def test_a_broken_loss_is_infinitely_slow() -> None:
+def test_a_loss_that_is_not_finite_counts_as_infinitely_slow() -> None:
     model = model_of("rnn")
     with torch.no_grad():
         next(model.parameters())[:] = torch.nan
@@ -199,7 +200,9 @@ def compiled_gru() -> Any:
     return gru
 
 
-def test_kernels_that_break_the_loss_are_not_chosen(compiled_gru: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_with_a_loss_that_is_not_finite_are_not_chosen(
+    compiled_gru: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(compiled_gru, "scan", lambda x, h, W, R, b: (h + R.sum() * torch.nan).expand(len(x), -1, -1))
     notes: list[str] = []
     assert tune("gru", notes, threads=1).kernels == "torch"
@@ -208,7 +211,7 @@ def test_kernels_that_break_the_loss_are_not_chosen(compiled_gru: Any, monkeypat
         tune("gru", kernels="compiled", threads=1)
 
 
-def test_kernels_that_raise_an_error_leave_nothing_behind(compiled_gru: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_that_raise_an_error_are_undone(compiled_gru: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*arguments: object) -> torch.Tensor:
         raise NotImplementedError("no such instruction")
 
@@ -227,7 +230,7 @@ def test_an_error_of_the_model_is_not_blamed_on_the_kernels(compiled_gru: Any, m
             tune("gru", kernels=kernels, threads=1)
 
 
-def test_a_loss_that_breaks_with_any_kernels_is_not_blamed_on_the_kernels(compiled_gru: Any) -> None:
+def test_a_loss_that_is_not_finite_with_any_kernels_is_not_blamed_on_them(compiled_gru: Any) -> None:
     model, notes = model_of("gru"), []
     with torch.no_grad():
         next(model.parameters())[:] = torch.nan
@@ -239,7 +242,7 @@ def test_a_loss_that_breaks_with_any_kernels_is_not_blamed_on_the_kernels(compil
 # The command
 
 
-def test_the_choice_is_recorded_and_does_not_change_the_first_loss(tmp_path: Path) -> None:
+def test_the_choice_is_saved_and_does_not_change_the_first_loss(tmp_path: Path) -> None:
     write_text(tmp_path / "data")
     words = ("-data_dir", "data", *SMALL, "-dropout", 0.2, "-max_epochs", 0.1)
     env = {"OMP_NUM_THREADS": "2"}
@@ -254,7 +257,7 @@ def test_the_choice_is_recorded_and_does_not_change_the_first_loss(tmp_path: Pat
 
 
 @pytest.mark.parametrize(("given", "count"), [("auto", 0), (0, 0), ("0", 0), ("3", 3)])
-def test_auto_means_by_timing(tmp_path: Path, given: object, count: int) -> None:
+def test_auto_chooses_by_timing(tmp_path: Path, given: object, count: int) -> None:
     assert configure({"threads": given}).options.threads == count
     file = tmp_path / "settings.toml"
     file.write_text(f"threads = {given!r}".replace("'", '"'))
@@ -269,7 +272,7 @@ def test_help_and_errors_name_auto(tmp_path: Path) -> None:
         configure({"threads": "many"})
 
 
-def test_a_number_of_threads_in_the_environment_is_the_most_that_is_tried(tmp_path: Path) -> None:
+def test_no_more_threads_are_tried_than_the_environment_allows(tmp_path: Path) -> None:
     write_text(tmp_path / "data")
     words = [sys.executable, "-m", "charrnn", "train", "-data_dir", "data", *map(str, SMALL), "-max_epochs", "0.1"]
     subprocess.run(words, cwd=tmp_path, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})

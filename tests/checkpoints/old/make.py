@@ -1,7 +1,7 @@
-"""Write the checkpoints of one version of charrnn, with what they lead to: python make.py CHARRNN FOLDER.
+"""Write the checkpoints of one version of charrnn, with the results of using them: python make.py CHARRNN FOLDER.
 
-CHARRNN is the command of that version, FOLDER where its checkpoints go. Only commands are used, so that any version
-will do.
+CHARRNN is the command of that version, FOLDER the folder to write its checkpoints to. Only commands are used, so that
+any version will do.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SMALL += ["-learning_rate", "0.02"]
 ADAM = ["-optimizer", "adam", "-dropout", "0.1"]
 PLATEAU = ["-optimizer", "sgd", "-lr_schedule", "plateau", "-learning_rate", "0.1"]
 PLATEAU += ["-plateau_patience", "1", "-eval_val_every", "30"]
-# the loss explodes once, in the first epoch; from the second on the rate is low
+# the loss explodes once, in the first epoch; from the second on the learning rate is low
 ROLLBACK = ["-optimizer", "sgd", "-learning_rate", "3", "-grad_clip", "0.5", "-on_nan", "rollback", "-save_every", "5"]
 ROLLBACK += ["-learning_rate_decay", "0.5", "-learning_rate_decay_after", "1"]
 ROLLBACK += ["-rnn_size", "6"]
@@ -57,7 +57,7 @@ def write_text(folder: Path, names: list[str]) -> None:
 
 
 def make(charrnn: str, name: str, target: Path) -> dict[str, Any]:
-    """Train, keep the last checkpoint, resume for ten iterations and sample. Return what both gave."""
+    """Train, keep the last checkpoint, resume for ten iterations and sample. Return the losses and the text."""
     names, flags = RUNS[name]
     with TemporaryDirectory() as home:
         folder = Path(home)
