@@ -43,7 +43,7 @@ def train(
     Returns a ``Trained`` with ``best`` and ``newest`` (paths of checkpoints), ``val_loss`` (of the best, in nats per
     token), ``records`` (one per iteration of this call, with ``iteration``, ``loss``, ``val_loss`` and more) and
     ``interrupted``. Ctrl-C, or a notebook's "interrupt", finishes the iteration, saves and returns; a second one raises
-    KeyboardInterrupt at once. The numbers of threads, the kernels and torch's random numbers are put back at the end.
+    KeyboardInterrupt at once. Restores the number of threads, the kernels and torch's random state at the end.
 
     Args:
         text_or_folder: a folder, as for ``data_dir``; a text file or a list of them, as for ``input``; None = as
@@ -57,7 +57,8 @@ def train(
         progress: show the run: in a notebook, on a terminal, or as plain lines elsewhere
         settings: any other setting
 
-    Raises UserError if a setting is unknown or impossible, a text or a checkpoint cannot be used, or the loss breaks.
+    Raises UserError if a setting is unknown or impossible, a text or a checkpoint cannot be used, or the loss becomes
+    NaN or explodes.
     """
     from charrnn.training.train import train
 
@@ -72,7 +73,7 @@ def load(path: str | Path, **options: Any) -> tuple[nn.Module, Vocabulary]:
     """Load the model of a checkpoint, on the CPU and in evaluation mode, and its vocabulary.
 
     Args:
-        path: a checkpoint, or a folder of which the checkpoint with the lowest validation loss is used
+        path: a checkpoint, or a folder, for its checkpoint with the lowest validation loss
         options: settings of the model that do not change its weights, such as ``dropout``, in place of the saved ones
 
     Raises UserError if the file is not a whole checkpoint of charrnn. Runs no code from the checkpoint, only the
@@ -102,7 +103,7 @@ def sample(
 ) -> Iterator[str]:
     """Write text with a trained model, yielding each piece as soon as it is made.
 
-    The pieces are what follows the prime text; the same settings and seed always write the same text. ::
+    The pieces make up the text after the prime text; the same settings and seed always write the same text. ::
 
         for piece in charrnn.sample("cv", "ROMEO:", length=200):
             print(piece, end="")
@@ -155,7 +156,7 @@ def evaluate(
         split: split of the data to score
         data_dir: folder of the data; None = as in training
         batch_size: rows read side by side; 1 = a split file as one stream; None = as in training
-        unk: word that stands for unknown words, for a model of words; "" = as in training
+        unk: the word of a model of words that replaces unknown words; "" = as in training
         ensemble: average the probabilities with those of these checkpoints
         mc_samples: average this many passes with dropout on (Monte Carlo); 0 = off
         seed: seed of the Monte Carlo samples

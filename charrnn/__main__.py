@@ -1,7 +1,7 @@
-"""The process of ``charrnn``, and of ``python -m charrnn``.
+"""The entry point of ``charrnn`` and of ``python -m charrnn``.
 
-Until a command wants it otherwise, Ctrl-C ends the process as it ends any other. Python's own way, an exception,
-may come in the middle of an import, where libraries swallow it and go on without what they were importing. So
+Until a command changes that, Ctrl-C ends the process as usual. Python's own way, an exception,
+may come in the middle of an import, where libraries swallow it and continue without the module. So
 this comes before anything else is imported.
 """
 

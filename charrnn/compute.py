@@ -138,7 +138,7 @@ def one_thread() -> None:
 
 @contextmanager
 def unchanged(gpuid: int) -> Iterator[None]:
-    """Put back, at the end, what a run changes in this process: threads, kernels, precision and random numbers.
+    """Restore, at the end, what a run changes in this process: threads, kernels, precision and random state.
 
     The random numbers are those of the CPU and of GPU number ``gpuid``, if it exists.
     """

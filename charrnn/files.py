@@ -37,7 +37,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-            if sys.platform == "win32":  # which renames no open file
+            if sys.platform == "win32":  # which cannot rename an open file
                 file.close()
             os.replace(file.name, path)
         except BaseException:

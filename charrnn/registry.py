@@ -110,14 +110,16 @@ class ModelFile:
                 continue
             option = parameter.name
             if option in training_options() or option in RESERVED:
-                raise UserError(f"{self.path} declares the option {option}, which charrnn train has already: rename it")
+                raise UserError(f"{self.path} declares the option {option}, which charrnn train already has: rename it")
             if parameter.default is inspect.Parameter.empty:
                 raise UserError(f"{self.path} declares the option {option} without a default: give it one")
             annotation, text = _split(hints.get(option, type(parameter.default)))
             try:
                 options[option] = make_option(option, annotation, parameter.default, help=text)
             except TypeError as error:
-                raise UserError(f"{self.path} declares an option whose type no flag can have: {error}") from None
+                raise UserError(
+                    f"{self.path} declares an option with a type that flags do not support: {error}"
+                ) from None
         return options
 
     def create(self, input_size: int, rnn_size: int, n_layers: int, dropout: float, **own: Any) -> nn.Module:
@@ -152,7 +154,9 @@ class ModelFile:
                 return self.create(input_size, rnn_size, n_layers, dropout, **own)
         except (NotImplementedError, RuntimeError, TypeError) as error:
             if "overflow" in str(error):
-                raise UserError(f"-rnn_size {rnn_size}: a model {self.name} of this size fits no memory") from None
+                raise UserError(
+                    f"-rnn_size {rnn_size}: a model {self.name} of this size does not fit into any memory"
+                ) from None
             return None
 
     def check(self, rnn_size: int, n_layers: int, dropout: float, **own: Any) -> nn.Module | None:

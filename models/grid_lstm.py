@@ -29,7 +29,7 @@ def lstm(h: Sequence[Tensor], c: Tensor, maps: Sequence[Map], paper: bool = Fals
     """Return the new hidden and memory vector of one dimension, from the hidden vectors h (..., H) of all N dimensions.
 
     The dimension has its own memory c (..., H), the paper's m. ``maps`` has a weight (4H, H) and a bias (4H,) for each
-    hidden vector, with rows in the order i, f, g, o. Side by side the weights are the paper's single matrix.
+    hidden vector, with rows in the order i, f, g, o. Concatenated, the weights are the paper's single matrix.
 
     The paper computes h = tanh(o * c). The program, like other LSTMs, computes h = o * tanh(c), unless ``paper``.
     """
@@ -66,7 +66,7 @@ class GridLSTM(nn.Module):
     Both LSTMs of a layer are torch's. Their input is the depth h of the layer below, and their hidden state is a time
     h: the previous step's for the time LSTM, the new one for the depth LSTM. At every time step the depth h starts as
     the token's embedding, and the depth c as zeros. Dropout acts on the depth h that a layer passes up, never on the
-    depth c. The state is the (h, c) of time, each (L, B, H).
+    depth c. The state is the time LSTMs' (h, c), each (L, B, H).
     """
 
     def __init__(self, input_size: int, rnn_size: int, n_layers: int, dropout: float, tie_weights: bool) -> None:

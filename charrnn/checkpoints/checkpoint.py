@@ -51,7 +51,7 @@ class Checkpoint:
     val_loss: float | None = None
     # everything that is needed to resume; empty if that is not possible
     training: dict[str, Any] = field(default_factory=dict)
-    # versions that it was made with
+    # versions of the software that wrote it
     software: dict[str, str] = field(default_factory=software)
 
     @property
@@ -81,7 +81,7 @@ class Checkpoint:
             with replacing(path) as file:
                 torch.save(content, file)
         except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as a RuntimeError
-            raise UserError(f"cannot save {path}: {_reason(error)}; checkpoints written before are untouched") from None
+            raise UserError(f"cannot save {path}: {_reason(error)}; earlier checkpoints are unchanged") from None
         return path
 
     @classmethod
@@ -156,7 +156,7 @@ class Checkpoint:
     def check(self, model_file: ModelFile, **options: Any) -> None:
         """Raise UserError if the weights do not fit the model that the settings describe.
 
-        Takes no memory: it builds only the model's skeleton. ``restore`` checks a model that has none.
+        Takes no memory, since it builds only the model's skeleton. ``restore`` checks a model that has none.
         """
         skeleton = model_file.skeleton(*self._sizes(options), **self._own(options))
         if skeleton is None:
@@ -166,7 +166,7 @@ class Checkpoint:
         for name, tensor in skeleton.state_dict().items():
             if self.weights[name].dtype != tensor.dtype:
                 raise misfit(self.options.model, f"{name} is {self.weights[name].dtype}, not {tensor.dtype}")
-        # names and shapes may fit although many weights share the bytes of one
+        # names and shapes may fit even if many weights share the bytes of one
         in_file = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in self.weights.values()}
         if sum(p.numel() * p.element_size() for p in skeleton.parameters()) > sum(in_file.values()):
             raise misfit(self.options.model, "the file has fewer numbers than the model")

@@ -118,8 +118,8 @@ def kept_in(training: dict[str, Any]) -> list[Kept]:
 def find_best(path: Path) -> Path:
     """Return the file itself, or the checkpoint with the lowest validation loss in a folder.
 
-    The names have four decimals of the loss; only checkpoints equal in those are opened. Of equal ones the newest is
-    best, and also if none has been validated. Raises UserError if there is no checkpoint.
+    The names have four decimals of the loss; only checkpoints equal in those are opened. The newest of equal ones is
+    the best, as it is if none has been validated. Raises UserError if there is no checkpoint.
     """
     if not _is(Path.is_dir, path):
         return _existing(path)
@@ -157,8 +157,8 @@ def newest(files: list[Path]) -> Path:
 def _age(file: Path) -> tuple[int, int, int]:
     """Return a key that sorts checkpoints by age: when they were written, iteration, modification time.
 
-    The first two are what the file says itself, so copies keep their order. Either is 0 if it does not say: earlier
-    versions did not save the time, and a damaged file says nothing.
+    The first two are read from the file, so copies keep their order. Missing values are 0: earlier versions did
+    not save the time, and a damaged file has neither.
     """
     content = _outline(file)
     training = content.get("training")
@@ -168,13 +168,13 @@ def _age(file: Path) -> tuple[int, int, int]:
 
 
 def _loss(file: Path) -> float:
-    """Return the validation loss in a checkpoint, or 0 if it has none: loading it will say what is wrong."""
+    """Return the validation loss in a checkpoint, or 0 if it has none; loading it will report the error."""
     loss = _outline(file).get("val_loss")
     return loss if type(loss) is float else 0.0
 
 
 def _outline(file: Path) -> dict[str, Any]:
-    """Return what a checkpoint holds besides the values of its tensors; empty if it cannot be read."""
+    """Return the content of a checkpoint without the values of its tensors; empty if it cannot be read."""
     from charrnn.checkpoints import archive  # it loads torch, and completing a file's name does not need it
 
     try:

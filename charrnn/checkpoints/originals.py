@@ -105,7 +105,7 @@ def modules(model: str, n_layers: int) -> Iterator[str]:
 
 
 def load(path: Path, report: Report) -> Checkpoint:
-    """Read the checkpoint in a .t7 file, with its precision, settings and vocabulary.
+    """Read a checkpoint from a .t7 file, with its precision, settings and vocabulary.
 
     ``report`` gets a line for each setting that cannot be kept. The original programs save no optimizer, so training
     can start from the checkpoint with init_from but the run cannot be resumed. Raises UserError unless the file is a
@@ -222,7 +222,7 @@ def _tensors(protos: t7.Table, model: str, n_layers: int, rnn_size: int, vocabul
 
 
 def _tie(tensors: dict[str, Array], n_layers: int) -> None:
-    """Replace the depth LSTMs of the layers, which must be equal, by a single one."""
+    """Replace the layers' depth LSTMs, which must be equal, by a single one."""
     for part in ("t2h.weight", "t2h.bias", "d2h.weight", "d2h.bias"):
         first, *others = [tensors.pop(f"layer{k + 1}.depth.{part}") for k in range(n_layers)]
         if not all(np.array_equal(first, other) for other in others):

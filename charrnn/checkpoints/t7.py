@@ -88,7 +88,7 @@ class Reader:
     def read(self) -> Any:
         """Read the next object with everything in it. Raises Unreadable.
 
-        Keeps a stack of its own, since a network's graph nests deeper than Python's stack allows.
+        Keeps its own stack, since a network's graph nests deeper than Python's stack allows.
         """
         stack, value = [self._object()], None
         while stack:
@@ -198,7 +198,7 @@ class Reader:
 
 
 def dtype_of(name: str, element: str) -> np.dtype[Any]:
-    """Return the dtype of a tensor or storage class. Raises Unreadable for classes of a GPU and unknown ones."""
+    """Return the dtype of a tensor or storage class. Raises Unreadable for GPU classes and unknown classes."""
     if element.startswith(("Cuda", "Cl")):
         raise Unreadable(
             f"was saved on a GPU (it has a {name}); convert it with char-rnn's convert_gpu_cpu_checkpoint.lua first"

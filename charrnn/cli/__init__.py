@@ -1,1 +1,1 @@
-"""The command line: one file a command, flags, what is shown. Nothing else imports click or rich."""
+"""The command line: one file per command, the flags, and the display. Nothing else imports click or rich."""

@@ -304,7 +304,7 @@ def ranking(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         console.print(Text(f"{len(rows) - len(shown):,} more; redirect to a file to see all", style="dim"))
 
 
-# upper limits in bits, and the styles of tokens with less surprise, which can be told apart without colours too
+# upper limits in bits, and the styles of tokens with less loss, which differ even without colours
 SURPRISE = ((1.0, "dim"), (3.0, ""), (5.0, "yellow"), (8.0, "bold red"), (inf, "bold reverse red"))
 
 

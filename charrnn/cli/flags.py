@@ -16,7 +16,7 @@ from charrnn.settings import option, recipes
 from charrnn.settings.option import Option
 from charrnn.settings.training import GROUPS
 
-# how help calls the value of a flag, by its type or by what it names
+# names of values in the help, by type or by kind
 METAVARS = {int: "INT", float: "NUMBER", str: "TEXT", bool: "0|1"}
 NAMED = {"file": "FILE", "folder": "DIR", "model": "NAME", "recipe": "FILE"}
 
@@ -41,7 +41,7 @@ class Kind(click.ParamType):  # type: ignore[type-arg]  # generic only from clic
 
 
 class Flag(click.Option):
-    """An Option as a flag. If it is not given its value is None, so that a file can set it."""
+    """An Option as a flag. Its value is None if it is not given, so that a file can set it."""
 
     def __init__(self, option: Option, expose_value: bool = True) -> None:
         declarations = [f"-{option.name}", f"--{option.name}", option.name]

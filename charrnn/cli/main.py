@@ -34,7 +34,7 @@ COMMANDS = {
 }
 
 
-# errors of a full disk, of one with a quota, of a file that may grow no further, of a broken disk
+# errors for a full disk, an exceeded quota, the limit on file sizes, and a broken disk
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 HELP = {"help_option_names": ["-h", "-help", "--help"]}
@@ -115,7 +115,7 @@ def run(args: Sequence[str] | None = None) -> int:
 
 
 def mistake(error: Exception) -> str:
-    """Return the message for an error that the user can put right, or '' for a defect of ours."""
+    """Return the message for an error that the user can fix, or '' for a bug in charrnn."""
     match error:
         case UserError():
             return str(error)

@@ -97,7 +97,7 @@ def sample(checkpoint: str, as_json: bool, interactive: bool, **values: Any) -> 
 
 
 def described(saved: Checkpoint) -> str:
-    """Return a line that says which model it is."""
+    """Return a line that identifies the model."""
     loss = "" if saved.val_loss is None else f", validation loss {saved.val_loss:.4f}"
     return f"{saved.options.model} from epoch {saved.epoch:.2f}{loss}"
 

@@ -40,7 +40,7 @@ def lines(greeting: str) -> Iterator[str]:
             yield data.decode("utf-8", "surrogateescape").removesuffix("\n")
         return
     note(greeting)
-    with suppress(ImportError):  # not every system has it
+    with suppress(ImportError):  # some systems do not have it
         import readline  # noqa: F401  input() edits lines with it
     while True:
         try:

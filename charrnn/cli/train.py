@@ -33,7 +33,7 @@ CONFIG = Option(
 RESUME = Option("resume", str, "", "continue the run of this checkpoint exactly", group="bookkeeping", names="file")
 
 
-# read before the other flags are parsed, since the model that they lead to has flags of its own
+# read before the other flags are parsed, since they determine the model, which has its own flags
 LOADED = [Flag(option, expose_value=False) for option in (CONFIG, RESUME)]
 
 
@@ -65,7 +65,7 @@ Without flags this trains an LSTM on Shakespeare. To train on your own text, sav
 
 
 class TrainCommand(Command):
-    """Finds the model before it parses the flags, because the model declares flags of its own."""
+    """Finds the model before it parses the flags, because the model declares its own flags."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         args = one_by_one(args, "input")

@@ -159,7 +159,7 @@ def first_wrong(values: NDArray[np.uint8], ends: NDArray[np.intp], digits: int) 
 
 
 def symbols(vocabulary: Vocabulary) -> NDArray[np.uint8]:
-    """Return what each token id stands for in a problem: the value of a digit, DELIMITER, NEWLINE or OTHER."""
+    """Return the symbol of each token id: the value of a digit, DELIMITER, NEWLINE or OTHER."""
     table = np.full(len(vocabulary), OTHER, np.uint8)
     for symbol, code in enumerate(vocabulary.split("0123456789-\n")):
         if code in vocabulary.ids:

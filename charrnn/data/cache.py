@@ -1,8 +1,8 @@
 """The token ids of texts, computed once and kept.
 
 ``vocab.json`` holds the vocabulary of characters, ``vocab.words.json`` that of words, and for each text checksums of
-the text and of the file of its ids. The record has a checksum of its own. A cache that is truncated, damaged, out of
-date, or mixed by two processes is therefore noticed, and built again.
+the text and of the file of its ids. The record has its own checksum. A cache that is truncated, damaged, out of
+date, or mixed by two processes is therefore detected and rebuilt.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 @dataclass(frozen=True)
 class EncodedTexts:
-    """Texts as the ids of one vocabulary, by the texts' names."""
+    """The token ids of texts in one vocabulary, by the texts' names."""
 
     vocabulary: Vocabulary
     # how often each token occurs, int64 (V,): characters in all texts, words in the text to train on
@@ -117,7 +117,7 @@ def load(home: Path, texts: Mapping[str, Path], reading: Reading) -> EncodedText
 def vocabulary_in(record: Any, reading: Reading) -> Vocabulary | None:
     """Return the vocabulary in a record; None unless the record is complete and was made by the same reading.
 
-    The seal shows damage. The form is checked because a cache may come with a text from a stranger.
+    The seal detects damage. The form is checked because a cache may come with an untrusted text.
     """
     match record:
         case {"format": int(version), "encoding": reading.encoding, "counts": [*counts], "texts": dict(texts)} if (
@@ -134,7 +134,7 @@ def vocabulary_in(record: Any, reading: Reading) -> Vocabulary | None:
 
 
 def is_complete(known: Any) -> bool:
-    """Return whether a record says everything about a text."""
+    """Return whether a record has everything about a text."""
     match known:
         case {
             "survey": {"sha256": str(), "length": int(length), "crlf_lines": int(), **more},
@@ -157,7 +157,7 @@ def is_unchanged(path: Path, known: dict[str, Any]) -> bool:
 def build(home: Path, texts: Mapping[str, Path], reading: Reading) -> EncodedTexts:
     """Encode the texts and write everything to ``home``.
 
-    The ids are mapped from the very files that were written, before another process can replace them. Raises OSError
+    The ids are mapped from the same files that were written, before another process can replace them. Raises OSError
     if ``home`` cannot be written, and UserError for the texts.
     """
     encoder = ENCODERS[reading.level](reading.encoding)

@@ -18,7 +18,7 @@ IGNORED = -100  # in y, the target of a token that is not predicted; torch's own
 
 
 class Minibatches(Protocol):
-    """What a model is trained or scored on; ``Split`` is the usual one."""
+    """Minibatches that a model is trained or scored on; ``Split`` is the usual kind."""
 
     @property
     def batch_size(self) -> int: ...

@@ -160,7 +160,7 @@ def find_texts(folder: Path) -> dict[str, Path]:
 
 
 def has_text(folder: Path) -> bool:
-    """Return whether a folder has a text, complete or not, so that no data set should be made there."""
+    """Return whether a folder already has a text, complete or not; no data set is made in such a folder."""
     return any((folder / f"{name}.txt").exists() for name in ("input", "train")) or bool(penn_treebank.find(folder))
 
 
@@ -216,7 +216,7 @@ def minibatches(text: Text, options: TrainingOptions) -> Mapping[str, Minibatche
 
 
 def problems(text: Text, batch_size: int) -> dict[str, addition.Problems]:
-    """Return the splits of a text of addition. Those for validation and test leave out no problem."""
+    """Return the splits of a text of addition. Validation and test leave out no problem."""
     if "train" not in text.files:
         raise UserError(
             "-task addition needs train.txt and val.txt, so that no problem is in both: charrnn prepare addition "

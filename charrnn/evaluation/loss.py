@@ -49,7 +49,8 @@ def summed_loss(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def evaluate(model: nn.Module, split: Minibatches) -> Score:
-    """Return the score over all minibatches of a split; the state is carried, except into those that begin afresh."""
+    """Return the score over all minibatches of a split; the state is carried, except into minibatches that start from
+    a zero state."""
     device = device_of(model)
     state: State | None = None
     total = torch.zeros((), dtype=torch.float64, device=device)

@@ -41,7 +41,7 @@ def stack(cells: Sequence[Cell], decoder: Linear) -> Step:
 
 
 def joined(layers: Iterable[State]) -> State:
-    """Stack the layers' states, of arrays (N, H), into the model's, of arrays (L, N, H)."""
+    """Stack the layers' states, arrays (N, H), into the model's state, arrays (L, N, H)."""
     return tuple([np.array(part) for part in zip(*layers, strict=True)])
 
 

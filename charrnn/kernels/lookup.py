@@ -18,9 +18,9 @@ def columns(W: Tensor, x: Tensor) -> Tensor:
 def run(rnn: nn.RNNBase, x: Tensor, state: Any) -> tuple[Tensor, Any]:
     """Return the output and last state of an nn.LSTM, nn.GRU or nn.RNN for the one-hot vectors of x, int64 (T, B).
 
-    Their product with the first layer's W (G, V) is a look-up of columns, but torch's layers only compute products.
-    With more tokens than W has rows, they get the columns as input, and the identity in place of W. The sums are
-    exactly the same, and the vectors are shorter: their length no longer grows with the vocabulary.
+    Their product with the first layer's W (G, V) is a look-up of columns, but torch's layers only compute products. If
+    there are more tokens than W has rows, the layer gets the columns as input, and the identity in place of W. The
+    sums are exactly the same, and the vectors are shorter: their length no longer grows with the vocabulary.
     """
     weights: list[Tensor] = rnn._flat_weights  # type: ignore[assignment]
     W = weights[0]

@@ -219,7 +219,7 @@ def labelled(histories: Sequence[History], labels: Sequence[str]) -> list[Histor
 
 
 def top(histories: Sequence[History], window: int = 0) -> float:
-    """Return the highest loss of the runs after their beginnings: the upper limit of the picture."""
+    """Return the upper limit of the loss axis: the highest loss after the beginnings of the runs."""
     highest = []
     for history in histories:
         start = BEGINNING * len(history.loss)

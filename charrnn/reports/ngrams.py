@@ -82,7 +82,7 @@ class Ngrams:
         self.table[self.keys[~self.found] >> self.shift] = self.PRESENT | self.MISSING
 
     def find(self, hashes: Hashes) -> NDArray[np.bool_]:
-        """Record that n-grams with these hashes were found. Return which of them may be the text's at all."""
+        """Record that n-grams with these hashes were found. Return which of the hashes may be the text's."""
         marks: NDArray[np.uint8] = self.table[hashes >> self.shift]
         if len(new := hashes[marks > self.PRESENT]):
             self.found[self.index(new)[self.has(new)]] = True

@@ -61,7 +61,8 @@ class Choice:
         return chosen
 
     def _smallest_kept(self, weights: Floats) -> Floats:
-        """Return the smallest weight in the smallest set that has the share top_p of the probability, (N, 1)."""
+        """Return the smallest weight in the smallest set of tokens with at least the total probability top_p, (N,
+        1)."""
         descending = -np.sort(-weights)
         cumulative = descending.cumsum(-1)
         last = (cumulative >= self.top_p * cumulative[:, -1:]).argmax(-1)

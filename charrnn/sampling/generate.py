@@ -37,7 +37,7 @@ def continuation(checkpoint: str | Path | Checkpoint, primetext: str, settings: 
 def make_sampler(checkpoint: Checkpoint, options: SamplingOptions, report: Report) -> Sampler:
     """Return a Sampler of the checkpoint's model, on the device that the settings name. Raises UserError."""
     device = choose_device(options.gpuid, report, checkpoint.options.precision)
-    with torch.random.fork_rng([]):  # building draws weights, which the saved ones then replace
+    with torch.random.fork_rng([]):  # building the model draws random weights, which the saved ones then replace
         model = checkpoint.build(checkpoint.model_file())
     return Sampler(model.to(device), checkpoint.vocabulary, getattr(torch, options.precision))
 

@@ -88,7 +88,7 @@ def write_plain(stream: Stream, prime: str, texts: int, written: Iterable[Writte
 
 
 def end_of_line(text: str, stop: str) -> str:
-    """Return the newline that follows a text, or nothing if the text was ended by one."""
+    """Return the newline that follows a text, or '' if the text already ends with one."""
     return "" if stop.endswith("\n") and text.endswith(stop) else "\n"
 
 

@@ -165,7 +165,7 @@ def sample(
 ) -> Iterator[str]:
     """Write ``length`` tokens that continue the prime text, yielding each as soon as it is made.
 
-    The draws come from a generator of their own, so sampling never changes a training run. Raises UserError for an
+    The draws come from a separate generator, so sampling never changes a training run. Raises UserError for an
     unknown token in the prime text, before anything is yielded.
     """
     written = Sampler(model, vocabulary).write(prime, length, Choice(temperature, greedy), [seed])
@@ -216,7 +216,7 @@ def concatenated(states: Iterable[State]) -> State:
 def uniforms(seeds: Sequence[int]) -> Iterator[Floats]:
     """Yield numbers in [0, 1), float64 (N,), one for each seed, at every time step.
 
-    The numbers of a seed are the same on every device and for every thread count, whatever the other seeds are.
+    A seed gives the same numbers on every device and for every thread count, whatever the other seeds are.
     """
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     while True:

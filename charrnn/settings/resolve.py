@@ -97,7 +97,7 @@ def converted(given: Mapping[str, Any], known: Mapping[str, Option], whose: str,
 
 
 def inherited(given: Mapping[str, Any], loaded: Sources) -> tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]:
-    """Return the settings that a checkpoint gives, those of them that nothing overrides, and notes on the latter.
+    """Return all settings of a checkpoint, those that nothing overrides, and notes on the overridden ones.
 
     Raises UserError if what is given changes a setting that a resumed run must keep.
     """

@@ -53,7 +53,7 @@ class Summary:
 def advice(losses: Sequence[float], val_losses: Mapping[int, float], dropout: float = 0.0) -> str:
     """Return what to try next, or '' if the losses show neither of the two classic faults.
 
-    The training losses are those of all iterations; between two validations their mean counts. Overfitting: at each of
+    ``losses`` has the loss of every iteration; the mean between two validations is used. Overfitting: at each of
     the last three validations or more, the validation loss is more than 1 % above the best one, while the training loss
     has fallen since. Underfitting: over the last third of the validations, at least three, both losses have improved by
     less than 1 %, and they differ by less than 5 %.

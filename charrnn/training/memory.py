@@ -1,4 +1,4 @@
-"""How much memory a training run needs, and what to say if it is not there."""
+"""Estimates the memory of a training run, and explains running out of it."""
 
 from __future__ import annotations
 

@@ -57,8 +57,8 @@ def sinks(options: TrainingOptions, folder: RunFolder, report: Report) -> list[S
 class MetricsFile:
     """One line of JSON per iteration, with the fields of Record, and with the results of a validation if there was one.
 
-    Each line is written at once, completely. Numbers that JSON does not have are null. A full disk costs lines, which
-    is reported once, but not the run.
+    Each line is written at once, completely. Numbers that JSON does not have are null. On a full disk lines are lost,
+    which is reported once, but the run continues.
     """
 
     def __init__(self, path: Path, report: Report) -> None:
@@ -109,7 +109,7 @@ class MetricsFile:
 
 
 class Events:
-    """TensorBoard's events, in a format of its own."""
+    """TensorBoard's events, in its own format."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -154,7 +154,7 @@ def as_dict(record: Record) -> dict[str, float | None]:
 def end_of(path: Path, losses: Sequence[float]) -> int:
     """Return where the lines of these iterations end in a metrics file, in bytes.
 
-    A line with another loss ends them: it comes from another run of that name. So does a line that is cut short.
+    A line with another loss ends them: it comes from another run of that name. So does a truncated line.
     """
     end = 0
     with path.open("rb") as lines:

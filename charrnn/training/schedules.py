@@ -21,7 +21,7 @@ LAST = FIRST / 1e4
 def learning_rate(
     options: TrainingOptions, iteration: int, iterations: int, per_epoch: int, reductions: int = 0
 ) -> float:
-    """Return the learning rate of the iteration after ``iteration`` others.
+    """Return the learning rate after ``iteration`` completed iterations.
 
     The run has ``iterations`` in all, ``per_epoch`` in an epoch; plateau has lowered the rate ``reductions`` times.
 

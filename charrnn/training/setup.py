@@ -98,7 +98,7 @@ def prepare(configuration: Configuration, report: Report, keep: bool = True) -> 
     Writes only the text's vocabulary and token ids, for the next time, and without ``keep`` not even these.
     """
     options = configuration.options
-    notes = list(configuration.notes)  # reported once nothing can go wrong any more: a mistake is one line
+    notes = list(configuration.notes)  # reported only after all checks, so that a mistake prints a single line
     device = choose_device(options.gpuid, notes.append, options.precision)
     compute.prepare(options.precision, device, notes.append)
     keep_freed_memory()

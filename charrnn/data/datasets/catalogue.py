@@ -46,7 +46,7 @@ def for_folder(folder: str | Path) -> str | None:
 
 
 def prepare(name: str, folder: str | Path, report: Report, progress: Progress | None = None, **options: Any) -> None:
-    """Make a named text's files in a folder, which is created if necessary. Correct files that exist stay.
+    """Make a named text's files in a folder, which is created if necessary. Existing correct files are left unchanged.
 
     ``report`` is called with one line of text at each step, and ``progress`` as in ``download``; without ``progress``,
     ``report`` gets a line at each tenth. ``options`` are those of the data set; missing ones have their defaults.

@@ -1,4 +1,4 @@
-"""Download a file without holding it in memory, from a server that need not be honest."""
+"""Download a file without holding it in memory, from an untrusted server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Penn Treebank as Mikolov prepared it, in three files that the user has and that are read as they are."""
+"""The Penn Treebank as Mikolov prepared it, in three files that the user provides and that are read unchanged."""
 
 from __future__ import annotations
 

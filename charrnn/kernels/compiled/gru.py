@@ -26,7 +26,7 @@ class Weights(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What the forward pass keeps of a part's b rows."""
+    """Values that the forward pass keeps for a part's b rows."""
 
     states: Array  # (T + 1, b, H), the given one first
     gates: Array  # r, z, n (T, b, 3H)
@@ -77,7 +77,7 @@ def backward_pass(
 
 @compile
 def forward(row: int, K: int, x: Array, h: Array, weights: Weights, y: Array, kept: Kept) -> None:
-    """Take b rows, from ``row``, through all time steps: fill their y (T, B, H) and what is kept."""
+    """Take b rows, from ``row``, through all time steps: fill their y (T, B, H) and the kept values."""
     states, gates, resets = kept
     T, b, H = resets.shape
     states[0] = h[row : row + b]
@@ -143,7 +143,8 @@ def backward(
 def step_backward(
     t: int, row: int, dy: Array, weights: Weights, kept: Kept, direct: Array, by_rz: Array, d_gates: Array
 ) -> None:
-    """Back through one step: fill d_gates (b, 3H), and pass the gradients of the state on to the step before."""
+    """Backpropagate through one step: fill d_gates (b, 3H), and pass the gradients of the state on to the step
+    before."""
     gates, states, H = kept.gates[t], kept.states[t], kept.resets.shape[2]
     d_reset = np.empty(direct.shape, direct.dtype)
     for i in range(len(gates)):
@@ -156,7 +157,7 @@ def step_backward(
 
 @compile
 def update_backward(gates: Array, h: Array, dh: Array, by_rz: Array, dy: Array, d_gates: Array) -> None:
-    """Back through the second half of a row's step: the gradients of the sums inside z and n.
+    """Backpropagate through the second half of a row's step: the gradients of the sums inside z and n.
 
     dh (H,), with by_rz and dy added, is the gradient of the new h; it becomes the part that reaches the old h directly.
     """
@@ -173,7 +174,8 @@ def update_backward(gates: Array, h: Array, dh: Array, by_rz: Array, dy: Array, 
 
 @compile
 def reset_backward(gates: Array, h: Array, d_reset: Array, dh: Array, d_gates: Array) -> None:
-    """Back through the first half: the gradient of the sum inside r, and what reaches dh (H,) by way of r * h."""
+    """Backpropagate through the first half: the gradient of the sum inside r, and what reaches dh (H,) by way of r *
+    h."""
     for j in range(len(h)):
         d_gates[j] = d_reset[j] * h[j] * gates[j] * (one - gates[j])
     for j in range(len(h)):

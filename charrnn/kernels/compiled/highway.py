@@ -27,7 +27,7 @@ class Weights(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What the forward pass keeps of a part's b rows, (D, T, b, S) each."""
+    """Values that the forward pass keeps for a part's b rows, (D, T, b, S) each."""
 
     entering: Array  # the state that enters each depth
     h: Array
@@ -84,7 +84,7 @@ def acting_from_the_right(R: Tensor, rows: int, cut: Callable[[Tensor, int], Arr
 
 @compile
 def forward(row: int, K: int, x: Array, s: Array, weights: Weights, y: Array, kept: Kept) -> None:
-    """Take b rows, from ``row``, through all time steps: fill their y (T, B, S) and what is kept."""
+    """Take b rows, from ``row``, through all time steps: fill their y (T, B, S) and the kept values."""
     W, R, bias, n = weights
     entering, h, t = kept
     D, T, b, S = h.shape
@@ -145,7 +145,7 @@ def backward(
 
 @compile
 def step_backward(step: int, k: int, row: int, weights: Weights, kept: Kept, ds: Array, dh: Array, dt: Array) -> None:
-    """Back through all depths of one step, number k of its block: fill dh and dt, and pass ds (b, S) on."""
+    """Backpropagate through all depths of one step, number k of its block: fill dh and dt, and pass ds (b, S) on."""
     entering, h, t = kept
     n, b = weights.n, len(ds)
     by_h, by_t = np.empty(ds.shape, ds.dtype), np.empty(ds.shape, ds.dtype)
@@ -164,7 +164,8 @@ def step_backward(step: int, k: int, row: int, weights: Weights, kept: Kept, ds:
 
 @compile
 def highway_backward(h: Array, t: Array, s: Array, ds: Array, dh: Array, dt: Array) -> None:
-    """Back through one depth of one row: the gradients of the sums inside h and t. ds keeps what 1 - t lets pass."""
+    """Backpropagate through one depth of one row: the gradients of the sums inside h and t. ds keeps what 1 - t lets
+    pass."""
     for j in range(len(s)):
         dh[j] = ds[j] * t[j] * (one - h[j] * h[j])
     for j in range(len(s)):

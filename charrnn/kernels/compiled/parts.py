@@ -76,7 +76,7 @@ class _Scan(torch.autograd.Function):
 
 
 def check(x: Tensor, inputs: int, *shapes: tuple[Tensor, tuple[int, ...]]) -> None:
-    """Check everything that compiled code would not notice: it reads on past the end of an array.
+    """Check what compiled code does not, since it would read past the end of an array.
 
     Raises IndexError if token ids x are not below ``inputs``, and ValueError if a tensor has another shape than given
     here or another dtype than the first one.

@@ -25,7 +25,7 @@ class Weights(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What the forward pass keeps of a part's b rows."""
+    """Values that the forward pass keeps for a part's b rows."""
 
     states: Array  # (T + 1, b, H), the given one first
 
@@ -68,7 +68,7 @@ def backward_pass(
 
 @compile
 def forward(row: int, K: int, x: Array, h: Array, weights: Weights, y: Array, kept: Kept) -> None:
-    """Take b rows, from ``row``, through all time steps: fill their y (T, B, H) and what is kept."""
+    """Take b rows, from ``row``, through all time steps: fill their y (T, B, H) and the kept values."""
     states = kept.states
     T, b = states.shape[0] - 1, states.shape[1]
     states[0] = h[row : row + b]
@@ -113,6 +113,6 @@ def backward(
 
 @compile
 def cell_backward(h: Array, dh: Array, dy: Array, d_sum: Array) -> None:
-    """Back through one step of one row: the gradient of the sum inside its tanh (H,)."""
+    """Backpropagate through one step of one row: the gradient of the sum inside its tanh (H,)."""
     for j in range(len(h)):
         d_sum[j] = (dh[j] + dy[j]) * (one - h[j] * h[j])
