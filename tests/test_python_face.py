@@ -127,7 +127,7 @@ def test_random_numbers_and_threads_are_restored(folder: Path) -> None:
         ({"temperature": 0}, "-temperature 0: must be positive"),
         ({"length": 2.5}, "-length 2.5: must be a whole number"),
         ({"unknown": "ignore"}, "-unknown ignore: must be one of error, skip"),
-        ({"beam": 3, "top_k": 2}, "-beam and -top_k exclude each other"),
+        ({"beam": 3, "top_k": 2}, "-beam and -top_k cannot be combined"),
         ({"checkpoint": "nowhere"}, "nowhere"),
     ],
 )
@@ -182,8 +182,8 @@ def test_an_evaluation_returns_plain_numbers(folder: Path) -> None:
     [
         ({"text": "Ω or so"}, "'Ω'"),
         ({"text": "a"}, "at least two characters"),
-        ({"text": "The dog", "split": "train"}, "-text and -split exclude each other"),
-        ({"mc_samples": 2, "dynamic": 0.1}, "-mc_samples and -dynamic exclude each other"),
+        ({"text": "The dog", "split": "train"}, "-text and -split cannot be combined"),
+        ({"mc_samples": 2, "dynamic": 0.1}, "-mc_samples and -dynamic cannot be combined"),
         ({"dynamic": -1}, "-dynamic -1: must be at least 0"),
         ({"split": "all"}, "-split all: must be one of train, val, test"),
         ({"unk": "the"}, "-unk the"),
@@ -368,7 +368,7 @@ def test_training_prints_the_lines_of_the_command(
         ({"model": "gru", "depth": 4}, "the model gru has no setting depth"),
         ({"text_or_folder": "To be,\nor not"}, "not the text: write the text to a file"),
         ({"text_or_folder": []}, "no text files are given"),
-        ({"text_or_folder": "x", "input": "y"}, "the text is named twice"),
+        ({"text_or_folder": "x", "input": "y"}, "the text is given twice"),
     ],
 )
 def test_training_reports_wrong_arguments(settings: dict[str, Any], message: str) -> None:

@@ -154,7 +154,7 @@ def find_texts(folder: Path) -> dict[str, Path]:
             f"{folder} has {train} but no {val}: add it, or name the text input.txt to split it by fractions"
         )
     raise UserError(
-        f"{f'no text found in {folder}' if folder_exists else f'no folder {folder}'}: put yours at "
+        f"{f'no text found in {folder}' if folder_exists else f'no folder {folder}'}: put your text at "
         f"{folder / 'input.txt'} (or train.txt and val.txt there), or make a named one with charrnn prepare"
     )
 
@@ -167,7 +167,7 @@ def has_text(folder: Path) -> bool:
 def report_crlf(paths: Mapping[str, Path], surveys: Mapping[str, Survey], report: Report) -> None:
     crlf = {str(paths[name]): found.crlf_lines for name, found in surveys.items() if found.crlf_lines}
     if crlf:
-        report(f"{', '.join(crlf)}: {sum(crlf.values()):,} lines end in CRLF; the CR is kept as a character of its own")
+        report(f"{', '.join(crlf)}: {sum(crlf.values()):,} lines end in CRLF; the CR is kept as a separate character")
 
 
 def words_to_train_on(encoded: EncodedTexts, name: str, unk: str) -> Words:
@@ -226,7 +226,7 @@ def problems(text: Text, batch_size: int) -> dict[str, addition.Problems]:
     train = replace(splits.pop("train"), batch_size=batch_size)
     if not len(train):
         raise UserError(
-            f"{text.called['train']} has {len(train.lines)} problems, and a minibatch takes {batch_size}: "
+            f"{text.called['train']} has {len(train.lines)} problems, but a minibatch takes {batch_size}: "
             "lower -batch_size"
         )
     return {"train": train} | {name: split.in_equal_parts() for name, split in splits.items()}

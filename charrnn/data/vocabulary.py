@@ -91,7 +91,7 @@ class Vocabulary:
         return [ord(character) for character in text]
 
     def normalize(self, text: str) -> str:
-        """Return the text in the form that ``decode`` produces. Characters stay as they are."""
+        """Return the text in the form that ``decode`` produces. Characters do not change."""
         return text
 
     def encode(self, text: str) -> list[int]:

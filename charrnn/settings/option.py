@@ -210,7 +210,7 @@ def exclude(pairs: Iterable[tuple[str, str]], given: Mapping[str, str]) -> None:
     """Raise UserError if both settings of a pair are given. ``given`` has the flag of each setting, by name."""
     for one, other in pairs:
         if one in given and other in given:
-            raise UserError(f"{given[one]} and {given[other]} exclude each other: give one of them")
+            raise UserError(f"{given[one]} and {given[other]} cannot be combined: give only one of them")
 
 
 POSITIVE = Interval(low=0, open_low=True)

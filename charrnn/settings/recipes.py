@@ -66,7 +66,7 @@ def find(config: str) -> Path:
 def as_toml(values: Mapping[str, Any], sources: Mapping[str, str]) -> str:
     """Return the settings as a TOML file for -config, each with its source in a comment.
 
-    Both mappings are keyed by the names of the flags. Of -data_dir and -input, which exclude each other, the one
+    Both mappings are keyed by the names of the flags. Of -data_dir and -input, which cannot be combined, the one
     without effect is commented out. Raises UserError for a value that is not UTF-8.
     """
     idle = "data_dir" if values["input"] else "input"

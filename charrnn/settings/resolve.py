@@ -53,7 +53,7 @@ ARCHITECTURE = ("model", "rnn_size", "num_layers")
 
 
 def check_exclusive(flags: Mapping[str, Any], file: Mapping[str, Any], resume: str | None) -> None:
-    """Raise UserError if two settings are given that exclude each other."""
+    """Raise UserError if two settings are given that cannot be combined."""
     for given in (file, flags):
         if given.keys() >= TEXT:
             raise UserError("-input names the text itself, -data_dir the folder that it is in: give one of them")

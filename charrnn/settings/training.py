@@ -203,7 +203,7 @@ class TrainingOptions:
         return self.savefile or self.model
 
     def check(self) -> None:
-        """Raise UserError for settings that exclude each other or are not available."""
+        """Raise UserError for settings that cannot be combined or are not available."""
         check_fractions(self.train_frac, self.val_frac)
         if self.task == "addition" and self.level == "word":
             raise UserError("-task addition reads sums character by character: leave out -level word")

@@ -111,7 +111,7 @@ class Training:
         self.reductions, self.stalled = schedules.progress(losses, self.options.plateau_patience)
 
     def run(self) -> Iterator[Record]:
-        """Train to the end, one record per iteration. Raises Diverged if the loss breaks."""
+        """Train to the end, one record per iteration. Raises Diverged if the loss becomes NaN or explodes."""
         self.model.train()
         while self.iteration < self.iterations and not self.stopping and not self.stopped_early:
             started = time.perf_counter()

@@ -65,7 +65,7 @@ def train(
     given = {name: plain(value) for name, value in settings.items() if value is not None}
     if texts is not None:
         if both := given.keys() & {"data_dir", "input"}:
-            raise UserError(f"the text is named twice, first without a name and then as {both.pop()}: name it once")
+            raise UserError(f"the text is given twice, first without a name and then as {both.pop()}: give it once")
         given |= named(texts)
     resumed = None if resume is None else find_newest(Path(resume))
     configuration = configure(given, str(config) if config else None, str(resumed) if resumed else None)
@@ -116,7 +116,7 @@ def named(texts: Texts) -> dict[str, Any]:
         is_file = os.path.isfile(name) or (glob.has_magic(name) and not os.path.isdir(name))
         return {"input": (name,)} if is_file else {"data_dir": name}
     if not texts:
-        raise UserError("no text files are given: name at least one")
+        raise UserError("no text file given: name at least one")
     return {"input": tuple(map(os.fspath, texts))}
 
 

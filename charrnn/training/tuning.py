@@ -86,7 +86,8 @@ def problem_of_compiled(model: nn.Module, train: Minibatches, options: TrainingO
         advice = f"; if this persists, delete {code_cache.folder()}"
         if not code_cache.filled():
             report("compiling the kernels, which takes some seconds")
-        problem = "" if completes(model, train, options, "compiled") else "the loss breaks in its first iteration"
+        works = completes(model, train, options, "compiled")
+        problem = "" if works else "the loss becomes NaN or explodes in the first iteration"
     except Exception as error:  # numba fails differently on every machine
         message = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         problem = f"the compiled kernels do not run here ({message}){advice}"

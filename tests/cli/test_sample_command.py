@@ -218,5 +218,5 @@ def test_a_conversation_works_on_a_terminal(trained: Path, sampled: Sampled) -> 
 )
 def test_flags_that_cannot_be_combined_are_refused(flags: str) -> None:
     message = run(Path(), "sample", "cv", *flags.split(), code=2).err.decode()
-    assert "exclude each other" in message
+    assert "cannot be combined" in message
     assert all(word in message for word in flags.split() if word.startswith("-") and word != "-primetext")

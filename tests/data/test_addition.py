@@ -181,7 +181,7 @@ def test_prepare_writes_what_train_reads_and_replaces_nothing(tmp_path: Path) ->
     again = charrnn("prepare", "addition", *flags, cwd=tmp_path)
     assert "nothing to do" in again.stderr.decode() + again.stdout.decode()
     other = charrnn("prepare", "addition", *flags[:6], cwd=tmp_path, code=1)
-    assert "train.txt is not addition's, and it stays as it is" in one_line(other)
+    assert "train.txt is not addition's, so it was left unchanged" in one_line(other)
     for name, then in before.items():
         now = (folder / name).stat()
         assert (now.st_ino, now.st_mtime_ns) == (then.st_ino, then.st_mtime_ns)
@@ -379,7 +379,7 @@ def test_the_time_steps_are_the_length_of_a_problem(tmp_path: Path) -> None:
         assert new_run(configure(flags | given_steps)).options.seq_length == 13
     with pytest.raises(UserError, match=r"-seq_length 14: a problem of this text has 13"):
         new_run(configure(flags | {"seq_length": 14}))
-    with pytest.raises(UserError, match=r"20 problems, and a minibatch takes 21: lower -batch_size"):
+    with pytest.raises(UserError, match=r"20 problems, but a minibatch takes 21: lower -batch_size"):
         new_run(configure(flags | {"batch_size": 21}))
     with pytest.raises(UserError, match="-level word"):
         configure(flags | {"level": "word"})

@@ -328,7 +328,7 @@ def test_a_different_input_txt_is_left_alone(content: bytes, tmp_path: Path, pag
     stamp = path.stat().st_mtime_ns
     message = refusal(tmp_path)
     assert str(path) in message
-    assert "stays as it is" in message
+    assert "was left unchanged" in message
     assert asked == []
     assert (path.read_bytes(), path.stat().st_mtime_ns) == (content, stamp)
     assert os.listdir(tmp_path) == ["input.txt"]
@@ -341,7 +341,7 @@ def test_anything_named_input_txt_is_left_alone(kind: str, tmp_path: Path, page:
         path.mkdir()
     else:
         path.symlink_to("elsewhere")
-    assert "stays as it is" in refusal(tmp_path)
+    assert "was left unchanged" in refusal(tmp_path)
     assert asked == []
     assert path.is_dir() if kind == "folder" else path.is_symlink()
 

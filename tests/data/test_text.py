@@ -43,7 +43,7 @@ def tinyshakespeare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     try:
         datasets.prepare("tinyshakespeare", folder, silent)
     except UserError as error:
-        pytest.skip(f"tinyshakespeare cannot be had here: {error}")
+        pytest.skip(f"tinyshakespeare is not available here: {error}")
     return folder
 
 
@@ -236,7 +236,7 @@ def test_lines_that_end_in_crlf_are_counted_each_time(tmp_path: Path, encoding: 
         text = open_text(tmp_path, Reading(encoding), lines.append)
     expected = (
         f"{tmp_path / 'train.txt'}, {tmp_path / 'test.txt'}: 3,004 lines end in CRLF; "
-        "the CR is kept as a character of its own"
+        "the CR is kept as a separate character"
     )
     assert lines == [expected, expected]
     assert ord("\r") in text.vocabulary.codes
@@ -281,7 +281,7 @@ def test_a_missing_folder_says_what_to_put_where(tmp_path: Path) -> None:
         with pytest.raises(UserError) as caught:
             open_text(folder, Reading(), pytest.fail)
         assert str(caught.value) == (
-            f"{cause} {folder}: put yours at {folder / 'input.txt'} (or train.txt and val.txt there), "
+            f"{cause} {folder}: put your text at {folder / 'input.txt'} (or train.txt and val.txt there), "
             "or make a named one with charrnn prepare"
         )
 

@@ -251,7 +251,7 @@ def test_a_zip_file_of_the_users_is_used_or_left_alone(site: Site, tmp_path: Pat
     found.write_bytes(pack(("enwik8", TEXT[::-1])))
     message = refusal(site, tmp_path)
     assert message == (
-        f"{found} does not contain enwik8 (its SHA-256 does not match), and it stays as it is: "
+        f"{found} does not contain enwik8 (its SHA-256 does not match), so it was left unchanged: "
         "move it away to download it"
     )
     assert os.listdir(tmp_path) == ["enwik8.zip"]

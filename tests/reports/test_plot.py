@@ -368,7 +368,7 @@ def test_a_mistake_is_reported_in_one_line(trained: Path, args: list[str], said:
 
 def test_wrong_flags_are_refused(trained: Path) -> None:
     assert "-x miles: must be one of" in one_line(charrnn("plot", "cv", "-x", "miles", cwd=trained, code=2))
-    assert "-text and -output exclude" in one_line(
+    assert "-text and -output cannot be combined" in one_line(
         charrnn("plot", "cv", "-text", "-output", "a.png", cwd=trained, code=2)
     )
 

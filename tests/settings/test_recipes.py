@@ -320,4 +320,4 @@ def test_the_printed_settings_train_the_same_model(tmp_path: Path) -> None:
 
 def test_dry_run_and_print_config_cannot_be_combined(tmp_path: Path) -> None:
     said = one_line(charrnn("train", "-dry_run", "-print_config", cwd=tmp_path, code=2))
-    assert "-dry_run and -print_config exclude each other" in said
+    assert "-dry_run and -print_config cannot be combined" in said

@@ -17,7 +17,7 @@ def split_path(folder: Path, split: str) -> Path:
 
 
 def in_the_way(path: Path, text: str) -> UserError:
-    return UserError(f"{path} is not {text}'s, and it stays as it is: move it away or choose another folder")
+    return UserError(f"{path} is not {text}'s, so it was left unchanged: move it away or choose another folder")
 
 
 def write_splits(folder: Path, text: str, pieces: Iterable[tuple[str, bytes]]) -> list[Path]:

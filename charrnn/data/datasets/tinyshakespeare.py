@@ -82,7 +82,7 @@ def _keep(path: Path) -> None:
     """Raise UserError unless the existing file is tinyshakespeare."""
     if path.is_file() and path.stat().st_size == SIZE and is_canonical(path.read_bytes()):
         return
-    raise UserError(f"{path} is not tinyshakespeare, and it stays as it is: move it away or choose another folder")
+    raise UserError(f"{path} is not tinyshakespeare, so it was left unchanged: move it away or choose another folder")
 
 
 def _tinyshakespeare(path: Path, report: Report) -> bytes:

@@ -106,8 +106,8 @@ def _is_here(archive: Archive, folder: Path) -> bool:
             file_digest(file, lambda: digest)
     if digest.hexdigest() != archive.sha256:
         raise UserError(
-            f"the texts in {folder} have the sizes of {archive.name}'s but different contents, and they stay as they "
-            "are: move them away or choose another folder"
+            f"the texts in {folder} have the sizes of {archive.name}'s but different contents, so they were left "
+            "unchanged: move them away or choose another folder"
         )
     return True
 
@@ -118,7 +118,7 @@ def _unpack_found(archive: Archive, path: Path, report: Report, progress: Progre
         _unpack(archive, path, path.parent, report, progress)
     except Unavailable as error:
         raise UserError(
-            f"{path} does not contain {archive.name} ({error}), and it stays as it is: move it away to download it"
+            f"{path} does not contain {archive.name} ({error}), so it was left unchanged: move it away to download it"
         ) from None
 
 
