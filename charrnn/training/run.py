@@ -1,4 +1,4 @@
-"""A training run: trains a set-up, keeps checkpoints and metrics, and rolls back if the loss becomes NaN or explodes."""
+"""A training run: train a set-up, keep checkpoints and metrics, and go back if the loss becomes NaN or explodes."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ def test_a_different_file_is_left_alone_and_named(kind: str, split: str, site: S
         path.write_bytes(content)
     before = sorted(os.listdir(tmp_path))
     message = refusal(site, tmp_path)
-    assert "as they are" in message if kind == "all of the same size" else f"{path} is not enwik8's" in message
+    assert "left unchanged" in message if kind == "all of the same size" else f"{path} is not enwik8's" in message
     assert sorted(os.listdir(tmp_path)) == before
     assert bool(site.asked) == (kind == "same size")
     assert path.is_dir() or path.is_symlink() or path.read_bytes() == content
