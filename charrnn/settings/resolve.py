@@ -25,7 +25,7 @@ class Sources:
     model: Any
     # the checkpoint that -init_from names
     start: Any = None
-    # the checkpoint that -resume names, and its name in messages
+    # the checkpoint that -resume names, or the newest in that folder, and its file
     resume: Any = None
     resume_name: str | None = None
 
@@ -97,7 +97,7 @@ def converted(given: Mapping[str, Any], known: Mapping[str, Option], whose: str,
 
 
 def inherited(given: Mapping[str, Any], loaded: Sources) -> tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]:
-    """Return all settings of a checkpoint, those that nothing overrides, and notes on the overridden ones.
+    """Return all settings of a checkpoint, those that nothing overrides, and notes for the user.
 
     Raises UserError if what is given changes a setting that a resumed run must keep.
     """
@@ -113,7 +113,7 @@ def inherited(given: Mapping[str, Any], loaded: Sources) -> tuple[dict[str, Any]
             saved["input"] = ()
         if saved["kernels"] == "auto":  # written before there was a choice of kernels
             saved["kernels"] = "torch"
-        return saved, {}, ()
+        return saved, {}, (f"resuming from {loaded.resume_name}, epoch {resume.epoch:.2f}",)
     return {}, {}, ()
 
 

@@ -43,16 +43,13 @@ def load(flags: Mapping[str, Any], config: str | None, resume: str | None) -> So
     file = recipes.read_toml(recipes.find(config)) if config else {}
     check_exclusive(flags, file, resume)
     chosen = {**file, **flags}
-    start = _checkpoint(chosen["init_from"]) if chosen.get("init_from") else None
-    resumed = _checkpoint(resume, newest=True) if resume else None
+    start = Checkpoint.load(chosen["init_from"]) if chosen.get("init_from") else None
+    newest = find_newest(Path(resume)) if resume else None
+    resumed = Checkpoint.load(newest) if newest else None
     saved = start or resumed
     name = saved.options.model if saved else chosen.get("model", TrainingOptions.model)
     model = registry.find(training_options()["model"].convert(name))
-    return Sources(file, config, model, start, resumed, resume)
-
-
-def _checkpoint(path: Any, newest: bool = False) -> Checkpoint:
-    return Checkpoint.load(find_newest(Path(path)) if newest else str(path))
+    return Sources(file, config, model, start, resumed, str(newest) if newest else None)
 
 
 @dataclass(frozen=True)

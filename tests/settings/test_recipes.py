@@ -294,7 +294,8 @@ def test_a_checkpoint_is_a_source_of_settings(tmp_path: Path) -> None:
     saved = Checkpoint.load(tmp_path / "cv")
     values, sources = printed(tmp_path, "-resume", "cv", "-max_epochs", 3)
     assert (sources.pop("max_epochs"), values.pop("max_epochs")) == ("flag", 3)
-    assert set(sources.values()) == {"checkpoint cv"}
+    (file,) = (tmp_path / "cv").glob("*.pt")
+    assert set(sources.values()) == {f"checkpoint cv/{file.name}"}
     expected = asdict(saved.options) | saved.model_options
     expected |= {"input": []} | {name: "none" for name, value in expected.items() if value is None}
     assert values == {name: expected[name] for name in values} and len(values) == len(expected) - 1

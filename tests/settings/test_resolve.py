@@ -23,6 +23,7 @@ class Model:
 class Saved:
     options: TrainingOptions
     model_options: dict[str, Any]
+    epoch: float = 1.5
 
 
 def sources(**given: Any) -> Sources:
@@ -61,6 +62,7 @@ def test_a_resumed_run_may_change_only_free_settings(name: str) -> None:
         found = resolve({name: changed}, resumed)
         assert getattr(found.options, name) == changed and found.sources[name] == "flag"
         assert found.sources["rnn_size"] == "checkpoint cv"
+        assert found.notes == ("resuming from cv, epoch 1.50",)
     else:
         with pytest.raises(UserError, match=rf"-{name} \S+ \(was"):
             resolve({name: changed}, resumed)

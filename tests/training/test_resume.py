@@ -185,5 +185,6 @@ def test_a_copied_folder_resumes_from_its_newest_checkpoint(tmp_path: Path) -> N
         assert len(files) == 3
         for seconds, path in enumerate(reversed(files), 10**9):
             os.utime(path, (seconds, seconds) if reverse else (0, 0))
-        run = new_run(configure({"checkpoint_dir": str(tmp_path / "copy")}, resume=str(tmp_path / "copy")))
-        assert run.training.iteration == 20
+        configuration = configure({"checkpoint_dir": str(tmp_path / "copy")}, resume=str(tmp_path / "copy"))
+        assert str(files[-1]) in configuration.notes[0]
+        assert new_run(configuration).training.iteration == 20
