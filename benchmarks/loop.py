@@ -40,7 +40,7 @@ def run(quick: bool) -> list[Row]:
 
 
 def displayed(iteration: Callable[[], Any]) -> Callable[[], None]:
-    """Return the iteration together with printing its line."""
+    """Return a call that runs the iteration and prints its line."""
     display = PlainDisplay(1, Vocabulary)
 
     def call() -> None:

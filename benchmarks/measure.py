@@ -88,7 +88,7 @@ def thread_counts() -> list[int]:
 
 
 def machine() -> Row:
-    """Return what the figures depend on."""
+    """Return the hardware and the versions of software that the figures depend on."""
     return {
         "processor": processor_name(),
         "processors": processors(),

@@ -175,7 +175,7 @@ def built_in_folder() -> Path:
 
 
 def models() -> dict[str, ModelFile]:
-    """Every model that can be named, by name, built-in ones first. Executes no model file."""
+    """All available models by name, built-in ones first. Executes no model file."""
     found: dict[str, ModelFile] = {}
     for file in _candidates():
         if file.name not in found and file.has_create:

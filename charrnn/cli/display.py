@@ -191,7 +191,7 @@ class LiveDisplay(Redrawn):
 class NotebookDisplay(Redrawn):
     """Redraws one output of a Jupyter notebook: progress, the main figures, the latest validations, the latest sample.
 
-    It needs no widgets, and a saved notebook keeps what it showed last.
+    It needs no widgets, and a saved notebook keeps its last state.
     """
 
     REDRAWS_PER_SECOND = 4

@@ -13,7 +13,7 @@ CHOICE = "Choice of a token"
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How a model writes text."""
+    """The settings of writing text with a model."""
 
     unknown: Literal["error", "skip"] = setting(
         "error", "if the prime text has unknown characters or words: stop with an error, or skip them", "Sampling"

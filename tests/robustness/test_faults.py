@@ -345,7 +345,7 @@ def test_two_runs_with_the_same_name_cannot_share_a_folder(folder: Path) -> None
 WILD = ("-learning_rate", 1e6, "-optimizer", "sgd", "-grad_clip", 0)
 
 
-def test_a_broken_loss_stops_the_run_and_keeps_what_was_saved(folder: Path) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoints(folder: Path) -> None:
     stopped_run(folder)
     before = last_of_all(folder).read_bytes()
     wild = (*STEADY, *WILD, "-init_from", "cv/lm_lstm_last.pt")

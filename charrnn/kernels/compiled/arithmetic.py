@@ -68,7 +68,7 @@ def _exp(x: Any) -> Callable[[Any], Any]:
             x = low
         if x > high:
             x = high
-        n = np.floor((x if x == x else half) * per_ln2 + half)  # NaN has no integer
+        n = np.floor((x if x == x else half) * per_ln2 + half)  # NaN cannot be converted to an integer
         r = x - n * ln2 - n * ln2_rest
         series = first
         for coefficient in coefficients:
