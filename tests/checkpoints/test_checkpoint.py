@@ -131,7 +131,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path: Path, monk
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", no_space)
-    with pytest.raises(UserError, match=r"No space left.*untouched"):
+    with pytest.raises(UserError, match=r"No space left.*unchanged"):
         make(seed=9).save(path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]

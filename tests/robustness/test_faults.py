@@ -164,7 +164,7 @@ def test_a_disk_too_full_for_the_rolling_checkpoint_leads_to_a_warning(folder: P
     process = start(folder, *STEADY, "-save_every", 100, prepare=partial(limit_files, 30_000))
     assert finish(process) == 1, "at the end the validated checkpoint cannot be saved either"
     text = said(folder)
-    warnings = re.findall(r"cannot save cv/lm_lstm_last\.pt: (.*); .*untouched; training continues", text)
+    warnings = re.findall(r"cannot save cv/lm_lstm_last\.pt: (.*); .*unchanged; training continues", text)
     assert len(warnings) == 2
     assert "File too large" in warnings[0]
     assert re.search(r"^charrnn: cannot save cv/lm_lstm_epoch4\.00_\S+: File too large", text, re.MULTILINE)
