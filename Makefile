@@ -23,7 +23,7 @@ help:
 	@echo 'make docs    build the site, in docs/_build/html'
 	@echo 'make bench   measure how fast charrnn is here; ARGS="training" chooses a part'
 	@echo
-	@echo 'Each needs only Python 3.11 or newer. On Linux, torch from PyPI brings CUDA, several gigabytes. Without a GPU,'
+	@echo 'Each needs only Python 3.11 or newer. On Linux, torch from PyPI comes with CUDA, several gigabytes. Without a GPU,'
 	@echo 'add TORCH_INDEX=https://download.pytorch.org/whl/cpu to the first command.'
 
 train: .venv/charrnn.stamp

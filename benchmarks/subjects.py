@@ -133,7 +133,7 @@ def by_hand(model: nn.Module, minibatches: Split) -> Callable[[], Any]:
 
 
 def bare(model: nn.Module, minibatches: Split) -> Callable[[], Any]:
-    """Return the minimum of any loop: forward, backward and update on a single minibatch, without a state."""
+    """Return the least that any training loop does: forward, backward and update on one minibatch, without a state."""
     optimizer = torch.optim.RMSprop(model.parameters(), lr=2e-3, alpha=0.95, eps=1e-8)
     x, y = minibatches.batch(0)
 

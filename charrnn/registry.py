@@ -144,8 +144,7 @@ class ModelFile:
     def skeleton(self, input_size: int, rnn_size: int, n_layers: int, dropout: float, **own: Any) -> nn.Module | None:
         """Build the model on torch's meta device: names, shapes and types of its weights, in no memory.
 
-        Returns None if the model cannot be built there. Raises UserError as ``create`` does, and for sizes that
-        overflow.
+        Returns None if the model cannot be built there. Raises UserError as ``create`` does, and if sizes overflow.
         """
         import torch
 

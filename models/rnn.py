@@ -28,7 +28,7 @@ class RNN(nn.Module):
 
     Dropout acts between layers and before the decoder. The state is (h,), of shape (L, B, H).
 
-    ``use_kernel = False`` computes the same with torch's own RNN, as on a GPU.
+    ``use_kernel = False`` does the same computation with torch's own RNN, as on a GPU.
     """
 
     def __init__(self, input_size: int, rnn_size: int, n_layers: int, dropout: float) -> None:

@@ -26,7 +26,7 @@ ORDER = """
 """
 LEVEL = {name: level for level, names in enumerate(ORDER.split("|")) for name in names.split()}
 
-# packages that must respond before torch and numpy could be loaded
+# packages that must respond in less time than loading torch or numpy takes
 LIGHT = ("charrnn.settings", "charrnn.data.datasets", "charrnn.errors", "charrnn.files", "charrnn.registry")
 
 FAST = ("numba", "scipy", "threadpoolctl")  # the extra [fast]: what only the compiled kernels may need

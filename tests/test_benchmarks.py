@@ -1,5 +1,4 @@
-"""The benchmarks compare like with like: plain networks compute the same as ours, and the formulas count their
-operations."""
+"""The benchmarks compare like with like: plain networks compute what ours compute, and formulas count their work."""
 
 from __future__ import annotations
 

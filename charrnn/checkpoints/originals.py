@@ -53,8 +53,8 @@ def layout(model: str, n_layers: int, tied: bool) -> dict[str, Source]:
     """Return the source of each tensor in our state_dict.
 
     The original tensors are named after their place and role: layer1.i2h.weight, layer1.reset.h2h.bias,
-    layer2.time.t2h.weight, layer2.depth.d2h.weight (depth.d2h.weight if shared by the layers), embedding.weight,
-    decoder.bias.
+    layer2.time.t2h.weight, layer2.depth.d2h.weight (depth.d2h.weight if shared by the layers),
+    embedding.weight, decoder.bias.
     """
     sources = {"embedding.weight": Source(("embedding.weight",))} if model == "grid_lstm" else {}
     for kind in ("weight", "bias"):

@@ -18,7 +18,7 @@ from charrnn.cli.flags import flags as as_typed
 from charrnn.compute import wait_briefly
 from charrnn.errors import UserError, nearest, printable
 
-# the short help is here so that `charrnn --help` need not load a command, nor torch
+# the short help is here so that `charrnn --help` need not load a command or torch
 COMMANDS = {
     "train": "Train a model on a text.",
     "sample": "Write text with a trained model.",

@@ -33,7 +33,7 @@ SWITCHES = [
     click.Option([FROM_STDIN], is_flag=True, hidden=True),
     switch("until_newline", "end a text after its first line"),
     switch("json", "print a JSON object for each text, with the log probability of each token", "as_json"),
-    switch("interactive", "type texts, see them continued, change settings on the way"),
+    switch("interactive", "type texts, see them continued, change settings along the way"),
 ]
 
 NOT_INTERACTIVE = (

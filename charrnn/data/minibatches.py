@@ -32,7 +32,7 @@ class Minibatches(Protocol):
 
     @property
     def carries(self) -> bool:
-        """Whether an epoch starts from the state in which the last one ended."""
+        """Whether an epoch starts from the state in which the previous one ended."""
 
     def __len__(self) -> int: ...
 
@@ -58,7 +58,7 @@ class Split:
     minibatches: int
     batch_size: int
     seq_length: int
-    # whether an epoch starts from the state in which the last one ended
+    # whether an epoch starts from the state in which the previous one ended
     carries: bool
 
     def __len__(self) -> int:

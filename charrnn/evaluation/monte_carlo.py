@@ -64,7 +64,7 @@ def sample_losses(model: nn.Module, x: Tensor, y: Tensor, generator: torch.Gener
 
 @contextmanager
 def _dropping(model: nn.Module, generator: torch.Generator) -> Iterator[None]:
-    """Drop out as in training, with random numbers that depend on the generator alone and leave the global ones."""
+    """Apply dropout as in training, with a seed from the generator; torch's global generators are left unchanged."""
     device, was_training = device_of(model), model.training
     seed = int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device))
     gpus = [device] if device.type == "cuda" else []

@@ -2,8 +2,8 @@
 
 The layer is a chain of T * D small steps, each a product and a few pointwise operations, and autograd would keep a
 graph of them all. Here everything that need not wait for the chain is taken out of it: the input products are one
-product before it, and the weight gradients one product per depth for each block of steps. What stays in the chain
-writes into buffers allocated once.
+product before it, and the weight gradients one product per depth for each block of steps. The operations
+that remain in the chain write into buffers allocated once.
 
 Shapes: T time steps, B rows, I inputs, S units, D depths. On an axis of size 2, the first entry belongs to the
 candidate h and the second to the transform gate t. M is 1 if h and t share their dropout masks and 2 if each has its

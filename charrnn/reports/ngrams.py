@@ -82,7 +82,7 @@ class Ngrams:
         self.table[self.keys[~self.found] >> self.shift] = self.PRESENT | self.MISSING
 
     def find(self, hashes: Hashes) -> NDArray[np.bool_]:
-        """Record that n-grams with these hashes were found. Return which of the hashes may be the text's."""
+        """Record that n-grams with these hashes were found. Return which of the hashes may occur in the text."""
         marks: NDArray[np.uint8] = self.table[hashes >> self.shift]
         if len(new := hashes[marks > self.PRESENT]):
             self.found[self.index(new)[self.has(new)]] = True
@@ -92,7 +92,7 @@ class Ngrams:
         return np.not_equal(marks, 0)
 
     def has(self, hashes: Hashes) -> NDArray[np.bool_]:
-        """Return which of the hashes are the text's."""
+        """Return which of the hashes occur in the text."""
         return np.equal(self.keys[self.index(hashes)], hashes)
 
     def index(self, hashes: Hashes) -> NDArray[np.intp]:

@@ -67,7 +67,7 @@ class Corpus:
                 self.tokens[start : start + len(tokens)] = tokens
 
     def place(self, index: int) -> tuple[str, int]:
-        """Return the file of a token, and the number of tokens before it there."""
+        """Return the file of a token, and the number of tokens that precede it in that file."""
         k = int(np.searchsorted(self.starts, index, side="right")) - 1
         name, offset, _ = self.pieces[k]
         return name, offset + index - int(self.starts[k])
@@ -121,7 +121,7 @@ def line(text: Text, name: str, offset: int) -> int:
 
 
 def judge(text: Figures, held_out: Figures | None) -> tuple[int, Verdict]:
-    """Return the smallest n whose n-grams are rare in held-out text, and the verdict that follows from the text's."""
+    """Return the smallest n at which held-out text shares few n-grams with training, and the verdict on the text."""
     natural = held_out.shares if held_out else {}
     common = [n for n in text.shares if n in natural] or list(text.shares)
     n = next((n for n in common if natural.get(n, 1.0) <= RARE), common[-1])

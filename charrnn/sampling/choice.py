@@ -61,8 +61,7 @@ class Choice:
         return chosen
 
     def _smallest_kept(self, weights: Floats) -> Floats:
-        """Return the smallest weight in the smallest set of tokens with at least the total probability top_p, (N,
-        1)."""
+        """Return the smallest weight (N, 1) in the smallest set of tokens with a total probability of top_p or more."""
         descending = -np.sort(-weights)
         cumulative = descending.cumsum(-1)
         last = (cumulative >= self.top_p * cumulative[:, -1:]).argmax(-1)

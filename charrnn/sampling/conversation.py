@@ -1,4 +1,4 @@
-"""A conversation with a model: type a text, read how the model continues it, change settings on the way."""
+"""A conversation with a model: type a text, read how the model continues it, change settings along the way."""
 
 from __future__ import annotations
 

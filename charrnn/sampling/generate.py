@@ -43,7 +43,7 @@ def make_sampler(checkpoint: Checkpoint, options: SamplingOptions, report: Repor
 
 
 def generate(sampler: Sampler, prime: str, options: SamplingOptions, scored: bool = False) -> Iterator[Written]:
-    """Continue the prime text: by beam search, or in ``num_samples`` streams whose seeds count up.
+    """Continue the prime text: by beam search, or in ``num_samples`` streams with consecutive seeds.
 
     Raises UserError for unknown tokens and for a temperature that is not positive, before anything is yielded.
     """

@@ -128,7 +128,7 @@ class Sampler:
         return self.vocabulary.encode(text)
 
     def read(self, prime: list[int], streams: int) -> tuple[Floats | None, State | None]:
-        """Return the logits (N, V) and the state after the prime text, equal for all N streams; None without one."""
+        """Return the logits (N, V) and the state after the prime text, equal for all N streams; None if it is empty."""
         if not prime:
             return None, None
         x = torch.tensor(prime, device=self.device)[:, None]

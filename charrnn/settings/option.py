@@ -98,7 +98,7 @@ class Option:
         if self.type in (int, float) and converted not in self.within:
             raise self._wrong(value, str(self.within))
         if self.type is int and abs(converted) >= 2**63:
-            raise self._wrong(value, "a number of 64 bits")
+            raise self._wrong(value, "a 64-bit number")
         if self.type is float and abs(converted) > FLOAT32:
             raise self._wrong(value, "a number that fits into single precision")
         return converted

@@ -37,7 +37,7 @@ class SamplingOptions:
     )
 
     precision: Literal["float64", "float32"] = setting(
-        "float64", "float32 is faster, but -num_samples and the machine may change a text", "device"
+        "float64", "float32 is faster, but texts may then vary with -num_samples and the machine", "device"
     )
     gpuid: int = setting(0, "number of the GPU; -1 = CPU", "device", Interval(low=-1))
 

@@ -78,7 +78,7 @@ class Training:
         self.reductions = 0
         # number of validations since the best one
         self.stalled = 0
-        # how often the run went back to a checkpoint because its loss broke
+        # how often the run went back to a checkpoint because its loss became NaN or exploded
         self.rollbacks = 0
         self.stopping = False
         # reading a loss makes the host wait for the device: on a GPU read several at a time

@@ -94,7 +94,7 @@ def saved(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 def restore(optimizer: torch.optim.Optimizer, options: TrainingOptions, saved: dict[str, Any]) -> None:
     """Restore what the optimizer knew of each parameter, and the last learning rate; the options hold the rest.
 
-    Raises ValueError if it does not fit the parameters, or any error for what ``saved`` cannot have returned.
+    Raises ValueError if the state does not fit the parameters. One that ``saved`` could not return may raise any error.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     # a step with one weight shows what the rule keeps

@@ -142,8 +142,8 @@ def check_model(configuration: Configuration, device: torch.device) -> None:
 def open_run_text(options: TrainingOptions, report: Report, keep: bool, before: Checkpoint | None) -> Text:
     """Open the text that the settings name, and first create it if it is one that charrnn can make.
 
-    Words have the ids of the checkpoint that the run continues from: no two texts have the same words in the same
-    order.
+    Words have the ids of the checkpoint that the run continues from, since no two texts have the same words
+    in the same order.
     """
     known = None
     if before and options.level == before.vocabulary.level and isinstance(before.vocabulary, Words):

@@ -29,8 +29,8 @@ def tune(model: nn.Module, train: Minibatches, options: TrainingOptions, report:
     """Set this process to compute on the CPU with the options' kernels and threads, and return these options.
 
     Choices that the options leave open are made by timing a few iterations on a copy of the model. More threads are not
-    always faster: in small products they mostly wait for each other. The model and torch's random numbers do not
-    change.
+    always faster: in small products they mostly wait for each other. The model and torch's random numbers are
+    left unchanged.
 
     Raises UserError if the options ask for the compiled kernels and these cannot run.
     """

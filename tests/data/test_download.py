@@ -120,7 +120,7 @@ def test_a_silent_server_is_given_up_after_a_time_limit(
 ) -> None:
     monkeypatch.setattr(module, "SILENCE", 0.2)
     site.stall = after
-    assert refusal(site, path) == "nothing came for 0.2 seconds"
+    assert refusal(site, path) == "nothing arrived for 0.2 seconds"
 
 
 def test_an_unreachable_server_and_an_invalid_answer_are_reported() -> None:
@@ -161,7 +161,7 @@ def test_a_large_file_takes_little_memory(site: Site, path: Path) -> None:
     assert peak < 4_000_000
 
 
-def test_progress_lines_come_by_tenths() -> None:
+def test_progress_is_reported_at_every_tenth() -> None:
     lines: list[str] = []
     progress = by_tenths(lines.append)
     for done in range(0, 36_000_001, 1_000_000):

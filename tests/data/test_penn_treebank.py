@@ -48,7 +48,7 @@ def test_the_files_are_read_under_their_own_names(corpus: Path, tmp_path: Path) 
     assert open_text(corpus, Reading(), pytest.fail).vocabulary.level == "char"
 
 
-def test_files_under_charrnns_own_names_go_first(corpus: Path) -> None:
+def test_files_under_charrnns_own_names_take_precedence(corpus: Path) -> None:
     assert has_text(corpus)
     (corpus / "input.txt").write_text("a b\n")
     assert open_text(corpus, WORDS, pytest.fail).files.keys() == {"input"}

@@ -130,8 +130,7 @@ def test_equals_the_recorded_readers_of_bytes(reference: Path, tmp_path: Path, r
 def naive_minibatches(
     text: str, targets: str, rows: list[int], columns: range, seq_length: int, alphabet: list[str]
 ) -> list[tuple[list[list[int]], list[list[int]]]]:
-    """Lay out minibatches character by character; rows begin at ``rows``, minibatches at every seq_length-th time
-    step."""
+    """Lay out minibatches character by character: rows begin at ``rows``, minibatches every seq_length steps."""
     return [
         tuple(
             [[alphabet.index(source[row + k + t]) for row in rows] for t in range(seq_length)]

@@ -1,5 +1,4 @@
-"""The word level, compared with plain splitting and counting and with recordings of the PTB reader, and in real
-processes."""
+"""The word level, compared with plain splitting, with the recorded PTB reader, and in real processes."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Kill training runs again and again, and check that they still end with the same result. For test_faults and
-test_soak."""
+"""Kill training runs again and again, and check that they end with the same result (test_faults, test_soak)."""
 
 from __future__ import annotations
 
@@ -121,7 +120,7 @@ def survive(folder: Path, kills: int, seed: int) -> Kills:
     """Train once undisturbed and once with up to ``kills`` kills, half of them aimed at saves on a slow disk.
 
     There are fewer kills if the run ends first. Raises AssertionError unless every checkpoint on the way is whole and
-    both runs end equal.
+    both runs end with the same result.
     """
     chance = random.Random(seed)
     whole, parts = folder / "whole", folder / "parts"

@@ -1,7 +1,7 @@
 """Every built-in model keeps the contract, and the contract's checks detect each way to break it.
 
-Also compares lstm, gru and rnn with loops over single units, written from their papers, and checks their numbers of
-parameters.
+Also compares lstm, gru and rnn with loops over single units, written from their papers, and checks how many
+parameters they have.
 """
 
 from __future__ import annotations
@@ -332,8 +332,7 @@ def rnn_unit(j, x, h, W, R, b, b_R):
 
 
 def naive(unit, layers, decoder, x, state):
-    """Return the logits of each time step and the last state for one row of text, one unit at a time, in Python
-    numbers.
+    """Return each time step's logits and the last state for one row of text, unit by unit, in Python numbers.
 
     state: for each layer its vectors, h first.
     """

@@ -217,8 +217,7 @@ def test_the_verdict_compares_with_held_out_text(text: Figures, held_out: Figure
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two models of one author's text: one memorised a few lines, the other was trained on a long text for two
-    epochs."""
+    """Two models of one author: one memorised a few lines, the other was trained on a long text for two epochs."""
     folder = tmp_path_factory.mktemp("models")
     small, large = author(5, 3000), author(6, 60_000)
     common = (

@@ -155,8 +155,7 @@ def test_an_interrupt_during_startup_prints_nothing(folder: Path) -> None:
 
 
 def limit_files(size: int) -> None:
-    """Limit the size of every file, which looks like a full disk. Python ignores the signal that the system sends for
-    it."""
+    """Limit the size of every file, which looks like a full disk. Python ignores the signal that the system sends."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
@@ -380,7 +379,7 @@ def test_the_message_for_running_out_of_memory_says_how_much_is_needed(folder: P
     assert 3 * 4 * weights <= needed * 1.01 and needed < 2 * 3 * 4 * weights
 
 
-def test_a_model_larger_than_the_memory_is_refused_before_anything_is_written(folder: Path) -> None:
+def test_a_model_larger_than_memory_is_refused_before_anything_is_written(folder: Path) -> None:
     assert finish(start(folder, *STEADY, "-rnn_size", 1_000_000)) == 1
     assert re.search(r"needs about [\d,.]+ GB .*, and there are [\d.]+ GB in all: lower -rnn_size", said(folder))
     assert sorted(path.name for path in folder.rglob("*")) == ["data", "input.txt", "log.txt"]

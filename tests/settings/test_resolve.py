@@ -102,7 +102,7 @@ def test_words_and_plain_values_are_converted_to_the_type_of_the_setting(
     [
         (Option("a", bool, False), ["yes", 2, None, [1], "1.0"], "0 or 1|needs a value"),
         (Option("a", int, 0), ["x", 1.5, "1.0", True, float("inf"), float("nan"), [1], ""], "a whole number"),
-        (Option("a", int, 0), [2**63, "-" + "9" * 30], "a number of 64 bits"),
+        (Option("a", int, 0), [2**63, "-" + "9" * 30], "a 64-bit number"),
         (Option("a", float, 0.0), ["x", "inf", "nan", False, {}, ""], "a number"),
         (Option("a", float, 0.0), [1e39], "a number that fits into single precision"),
         (Option("a", str, ""), [1, True, "a\0b", "\ud800"], "text"),

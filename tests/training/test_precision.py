@@ -1,4 +1,4 @@
-"""bf16 shortens only the factors of products in training; tf32 needs a GPU that supports it."""
+"""bf16 rounds only the factors of products in training; tf32 needs a GPU that supports it."""
 
 from __future__ import annotations
 

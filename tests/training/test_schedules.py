@@ -81,7 +81,7 @@ def test_onecycle_works_with_very_few_iterations(iterations: int, warm_up: float
 @example([1.0, 1.1, 1.2, 1.0, 1.3, 0.9], 2)
 def test_plateau_equals_torchs(series: list[float], patience: int) -> None:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    # torch waits for one bad value more than its patience
+    # torch waits for one more bad value than its patience
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
         optimizer, factor=0.5, patience=patience - 1, threshold=0.0, eps=0.0
     )

@@ -46,8 +46,7 @@ def tune(name: str, notes: list[str] | None = None, **options: Any) -> TrainingO
 
 @pytest.fixture(autouse=True)
 def five_cores() -> Iterator[None]:
-    """Let torch use five threads, as on a machine with five cores. Restore the kernels and threads that the test
-    changes."""
+    """Let torch use five threads, as on a machine with five cores. Restore the kernels and threads afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(5)
     yield
@@ -123,7 +122,7 @@ def test_compiled_kernels_are_not_timed_without_the_extra(timing: Timing, monkey
 
 
 @needs_the_extra
-def test_only_settings_of_auto_are_timed(timing: Timing) -> None:
+def test_only_settings_left_at_auto_are_timed(timing: Timing) -> None:
     def tuned(**options: Any) -> tuple[str, int]:
         timing.timed.clear()
         torch.set_num_threads(5)

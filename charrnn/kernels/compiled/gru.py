@@ -143,8 +143,7 @@ def backward(
 def step_backward(
     t: int, row: int, dy: Array, weights: Weights, kept: Kept, direct: Array, by_rz: Array, d_gates: Array
 ) -> None:
-    """Backpropagate through one step: fill d_gates (b, 3H), and pass the gradients of the state on to the step
-    before."""
+    """Backpropagate through one step: fill d_gates (b, 3H), and pass the state's gradients to the step before."""
     gates, states, H = kept.gates[t], kept.states[t], kept.resets.shape[2]
     d_reset = np.empty(direct.shape, direct.dtype)
     for i in range(len(gates)):
@@ -174,8 +173,7 @@ def update_backward(gates: Array, h: Array, dh: Array, by_rz: Array, dy: Array, 
 
 @compile
 def reset_backward(gates: Array, h: Array, d_reset: Array, dh: Array, d_gates: Array) -> None:
-    """Backpropagate through the first half: the gradient of the sum inside r, and what reaches dh (H,) by way of r *
-    h."""
+    """Backpropagate through the first half: the gradient of the sum in r, and what reaches dh (H,) through r * h."""
     for j in range(len(h)):
         d_gates[j] = d_reset[j] * h[j] * gates[j] * (one - gates[j])
     for j in range(len(h)):

@@ -164,8 +164,7 @@ def step_backward(step: int, k: int, row: int, weights: Weights, kept: Kept, ds:
 
 @compile
 def highway_backward(h: Array, t: Array, s: Array, ds: Array, dh: Array, dt: Array) -> None:
-    """Backpropagate through one depth of one row: the gradients of the sums inside h and t. ds keeps what 1 - t lets
-    pass."""
+    """Backpropagate through one depth of one row: the gradients of the sums in h and t. ds keeps what 1 - t passes."""
     for j in range(len(s)):
         dh[j] = ds[j] * t[j] * (one - h[j] * h[j])
     for j in range(len(s)):

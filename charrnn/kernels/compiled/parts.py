@@ -89,7 +89,7 @@ def check(x: Tensor, inputs: int, *shapes: tuple[Tensor, tuple[int, ...]]) -> No
         if tensor.shape != shape:
             raise ValueError(f"a tensor of shape {tuple(tensor.shape)}, but the layer needs {shape}")
         if tensor.dtype != shapes[0][0].dtype:
-            raise ValueError(f"a tensor of {tensor.dtype} and one of {shapes[0][0].dtype}: all must have one dtype")
+            raise ValueError(f"a tensor of {tensor.dtype} and one of {shapes[0][0].dtype}: all dtypes must be equal")
 
 
 # Threads
