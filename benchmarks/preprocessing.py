@@ -18,7 +18,9 @@ ALPHABETS = {
 # runs in a separate process; prints the seconds, and by how many bytes the peak memory grew after the imports
 PREPARE = """
 import resource, sys, time
+from charrnn.compute import keep_freed_memory
 from charrnn.data.text import open_text
+keep_freed_memory()  # as charrnn train does before it opens the text
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 before = peak()
