@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from charrnn.errors import UserError
+from charrnn.errors import UserError, unreadable
 
 
 def note(line: str) -> None:
@@ -21,7 +21,7 @@ def read(file: str, encoding: str) -> str:
         data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
         return data.decode("utf-8", "surrogateescape" if encoding == "bytes" else "strict")
     except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}") from None
+        raise unreadable(file, error) from None
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is not UTF-8 at byte {error.start}: convert it first") from None
 

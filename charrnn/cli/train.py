@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from charrnn import registry
-from charrnn.cli.flags import Command, Flag, exclude, given, one_by_one
+from charrnn.cli.flags import Command, Flag, exclude, given, one_by_one, switch
 from charrnn.settings import recipes
 from charrnn.settings.option import Option
 from charrnn.settings.resolve import Configuration, Sources, resolve
@@ -37,18 +37,10 @@ RESUME = Option("resume", str, "", "continue the run of this checkpoint exactly"
 LOADED = [Flag(option, expose_value=False) for option in (CONFIG, RESUME)]
 
 
-DRY_RUN = click.Option(
-    ["-dry_run", "--dry_run"],
-    is_flag=True,
-    help="show the time and memory that the run would take, without training or writing anything",
-)
+DRY_RUN = switch("dry_run", "show the time and memory that the run would take, without training or writing anything")
 
 
-PRINT_CONFIG = click.Option(
-    ["-print_config", "--print_config"],
-    is_flag=True,
-    help="print every setting and its source, as a file for -config, without training",
-)
+PRINT_CONFIG = switch("print_config", "print every setting and its source, as a file for -config, without training")
 
 
 EXCLUSIVE = (("dry_run", "print_config"),)
