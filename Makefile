@@ -1,10 +1,10 @@
 # Everything happens in .venv, which the first command sets up and later ones reuse. Paths are relative, so the checkout
-# may lie in a folder whose name has spaces. Windows: see README.md for the pip commands.
+# may be in a folder whose name has spaces. Windows: see README.md for the pip commands.
 
 # the first Python that is new enough
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
-# where torch comes from, if not from pip's own index; and what is handed to the command
+# the index to install torch from, if not pip's own, and extra arguments for the command
 TORCH_INDEX ?=
 ARGS ?=
 
@@ -21,7 +21,7 @@ help:
 	@echo 'make test    set up .venv with the test packages, and run all tests; ARGS="-k resume" adds options'
 	@echo 'make lint    check style and types'
 	@echo 'make docs    build the site, in docs/_build/html'
-	@echo 'make bench   measure how fast charrnn is here; ARGS="training" chooses a part'
+	@echo 'make bench   measure the speed of charrnn on this machine; ARGS="training" chooses a part'
 	@echo
 	@echo 'Each needs only Python 3.11 or newer. On Linux, torch from PyPI comes with CUDA, several gigabytes. Without a GPU,'
 	@echo 'add TORCH_INDEX=https://download.pytorch.org/whl/cpu to the first command.'
@@ -43,7 +43,7 @@ docs: .venv/docs.stamp
 bench: .venv/fast.stamp
 	$(python) -m benchmarks $(ARGS)
 
-# torch first and by its exact version, whichever index it comes from
+# install torch first, at its exact version, whichever index it comes from
 .venv/torch.stamp: constraints.txt
 	@if [ -z '$(PYTHON)' ]; then echo 'make: Python 3.11 or newer is needed; name it with PYTHON=PATH' >&2; exit 1; fi
 	@echo 'setting up .venv'
