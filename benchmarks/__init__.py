@@ -1,1 +1,1 @@
-"""How fast charrnn is, and how close to what the machine can do: ``python -m benchmarks``."""
+"""Measure how fast charrnn is, and how close to the limits of the machine: ``python -m benchmarks``."""

@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all figures to this file")
     parser.add_argument("--markdown", metavar="FILE", type=Path, help="write the tables to this file")
     parser.add_argument("--picture", metavar="FILE", type=Path, help="draw the part growth (needs matplotlib)")
-    parser.add_argument("--quick", action="store_true", help="a few repeats of a few sizes, to check that it runs")
+    parser.add_argument("--quick", action="store_true", help="few repeats and sizes, to check that everything runs")
     arguments = parser.parse_args()
     if unknown := set(arguments.parts) - set(PARTS):
         parser.error(f"unknown part {', '.join(sorted(unknown))}; the parts are {', '.join(PARTS)}")

@@ -1,4 +1,4 @@
-"""Separate processes for the two sides of a comparison: one set up as by `charrnn train`, one with torch's defaults."""
+"""Separate processes for the two sides of a comparison: one set up like `charrnn train`, one with torch's defaults."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from charrnn import compute
 
 Iteration = Callable[[], Any]
 PAUSE = 0.01  # seconds after which the threads of the previous process no longer spin
-TURN = 0.15  # seconds of consecutive iterations
+TURN = 0.15  # seconds that one measurement lasts at least
 
 
 class Process:
@@ -39,7 +39,7 @@ class Process:
         self.process.join()
 
     def arm(self, make: Callable[..., Iteration], *arguments: Any) -> Callable[[], float]:
-        """Call make(*arguments) there. Return a function that times the iteration a few times and gives its seconds."""
+        """Call make(*arguments) there. Return a function that runs the resulting iteration and returns its seconds."""
         self._ask((make, arguments))
         number = self.made
         self.made += 1
@@ -64,7 +64,7 @@ class Process:
 
 
 def serve(connection: Connection) -> None:
-    """Serve the other end: make an iteration, drop all, or run one and answer with its seconds."""
+    """Obey the other end's orders: make an iteration, drop them all, or run one and answer with its seconds."""
     made: list[Iteration] = []
     while True:
         order = connection.recv()
@@ -83,7 +83,7 @@ def serve(connection: Connection) -> None:
 
 
 def turn(iteration: Iteration) -> float:
-    """Return the mean seconds of consecutive iterations. A short first one only warms up caches and threads."""
+    """Return the mean seconds of an iteration. If the first one is short, it only warms up caches and threads."""
     took = wall(iteration)
     if took > TURN:
         return took

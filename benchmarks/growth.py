@@ -48,7 +48,7 @@ def run(quick: bool) -> list[Row]:
 
 
 def one(name: str, axis: str, value: int) -> tuple[Subject, Sizes]:
-    """Return the default sizes with one of them changed."""
+    """Return a model and a minibatch of the default sizes, with one size changed."""
     size = {"rnn_size": 128, "num_layers": 2, "batch_size": BATCH, "seq_length": SEQUENCE} | {axis: value}
     return Subject(name, size["rnn_size"], size["num_layers"]), Sizes(size["batch_size"], size["seq_length"])
 

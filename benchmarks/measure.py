@@ -1,4 +1,4 @@
-"""Time things in turn, so that disturbances affect all alike; and measure what the machine can do."""
+"""Time calls in turn, so that disturbances affect all of them alike, and describe the machine."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ PRODUCT_FLOPS = 2 * PRODUCT**3
 
 
 def product() -> Callable[[], Any]:
-    """Return a large float32 product in torch, as a measure of what the machine can do."""
+    """Return a call that computes a large float32 product in torch, to measure what the machine can do."""
     a, b, out = (torch.randn(PRODUCT, PRODUCT) for _ in range(3))
     return partial(torch.mm, a, b, out=out)
 
@@ -83,7 +83,7 @@ def processors() -> int:
 
 
 def thread_counts() -> list[int]:
-    """Return 1 and, if there are more, the number of processors."""
+    """Return the numbers of threads to measure with: 1 and, if it is larger, the number of processors."""
     return sorted({1, processors()})
 
 

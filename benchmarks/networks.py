@@ -12,7 +12,7 @@ State = tuple[Tensor, ...]
 
 
 class Layers(nn.Module):
-    """One-hot characters into nn.LSTM, nn.GRU or nn.RNN."""
+    """nn.LSTM, nn.GRU or nn.RNN on one-hot characters, with a linear decoder."""
 
     def __init__(self, layers: nn.RNNBase) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class RHNLoop(nn.Module):
 
 
 def plain(name: str, V: int, H: int, L: int, depth: int = 5) -> dict[str, nn.Module]:
-    """Return the plain versions of a model by their names."""
+    """Return the plain networks that a model is compared with, by name. Raises ValueError for an unknown model."""
     match name:
         case "lstm":
             return {"nn.LSTM": Layers(nn.LSTM(V, H, L))}

@@ -15,7 +15,7 @@ ALPHABETS = {
     "ASCII": "".join(map(chr, range(32, 127))) + "\n",
     "mixed UTF-8": "".join(map(chr, range(32, 127))) + "äöüßéèñ¿αβγδабвгдежз日本語漢字山川🌸🚀\n",
 }
-# runs in a separate process; prints the seconds, and by how many bytes the peak memory grew after the imports
+# runs in a separate process; prints the seconds and the growth of the peak memory after the imports, in bytes
 PREPARE = """
 import resource, sys, time
 from charrnn.compute import keep_freed_memory
@@ -58,7 +58,7 @@ def write_text(path: Path, alphabet: str, size: int) -> None:
 
 
 def prepare(folder: Path) -> tuple[float, float]:
-    """Return the seconds and bytes of memory without a cache."""
+    """Turn the text in a folder into token ids without a cache. Return the seconds and the bytes of memory."""
     for cached in (*folder.glob("*.npy"), *folder.glob("vocab.json")):
         cached.unlink()
     done = subprocess.run([sys.executable, "-c", PREPARE, str(folder)], capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""Start-up: seconds to the help text and to the first sampled character, compared with bare imports."""
+"""Start-up: seconds to the help text and to the first sampled character, compared with importing torch and loading."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ BATCH = SEQUENCE = 50
 
 @dataclass(frozen=True)
 class Subject:
-    """A model and its sizes. Its name is that of ``networks``: the model's, and any option."""
+    """A model and its sizes. ``networks`` uses the same names: the model's, followed by an option if any."""
 
     name: str
     size: int
@@ -68,7 +68,7 @@ def training(model: nn.Module, minibatches: Split) -> Callable[[], Any]:
 
 
 def kernels_of(subject: Subject) -> tuple[backend.Kernels, ...]:
-    """Return the kernels that can compute a model on this machine."""
+    """Return the kinds of kernels that can run a model on this machine."""
     return ("torch", "compiled") if subject.name in COMPILED and backend.available() else ("torch",)
 
 
@@ -81,16 +81,16 @@ class Sizes:
         return split(self.batch_size, self.seq_length, minibatches=20)
 
 
-# Call these in the measuring process: their arguments can be sent to it, but their results cannot be sent back.
+# The following are called in the measuring process: their arguments can be sent to it, their results not back.
 
 
 def ours(subject: Subject, kernels: backend.Kernels, threads: int, sizes: Sizes) -> Callable[[], Any]:
-    """Return an iteration of charrnn's training with these kernels and threads."""
+    """Return a call that runs one iteration of charrnn's training with these kernels and this number of threads."""
     return with_kernels(kernels, threads, training(subject.model(), sizes.split()))
 
 
 def plainly(subject: Subject, way: str, threads: int, sizes: Sizes) -> Callable[[], Any]:
-    """Return an iteration that trains one of the plain networks with a hand-written loop."""
+    """Return a call that runs one iteration of a plain network in a hand-written training loop."""
     network = plain(subject.name, V, subject.size, subject.layers)[way]
     return with_kernels("torch", threads, by_hand(network, sizes.split()))
 
@@ -100,7 +100,7 @@ def large_product(threads: int) -> Callable[[], Any]:
 
 
 def with_kernels(kernels: backend.Kernels, threads: int, iteration: Callable[[], Any]) -> Callable[[], Any]:
-    """Return the iteration with these kernels and threads set before each call."""
+    """Return a call that selects these kernels and threads, and then runs the iteration."""
 
     def call() -> Any:
         backend.use(kernels, threads)
@@ -110,7 +110,7 @@ def with_kernels(kernels: backend.Kernels, threads: int, iteration: Callable[[],
 
 
 def by_hand(model: nn.Module, minibatches: Split) -> Callable[[], Any]:
-    """Return an iteration of a hand-written training loop with the same data, loss, clipping and optimizer."""
+    """Return a call that runs one iteration of a hand-written loop with the same data, loss, clipping and optimizer."""
     parameters = list(model.parameters())
     optimizer = torch.optim.RMSprop(parameters, lr=2e-3, alpha=0.95, eps=1e-8)
     state: tuple[Tensor, ...] | None = None
@@ -133,7 +133,7 @@ def by_hand(model: nn.Module, minibatches: Split) -> Callable[[], Any]:
 
 
 def bare(model: nn.Module, minibatches: Split) -> Callable[[], Any]:
-    """Return the least that any training loop does: forward, backward and update on one minibatch, without a state."""
+    """Return a call that does the least any training loop does: forward, backward and update, without a state."""
     optimizer = torch.optim.RMSprop(model.parameters(), lr=2e-3, alpha=0.95, eps=1e-8)
     x, y = minibatches.batch(0)
 

@@ -1,6 +1,6 @@
 """Training: milliseconds per iteration, compared with the same network in plain torch, and the share of the machine's
-rate of large matrix products, measured in turn with it. charrnn and the plain loop each run in a process of their own,
-the latter with torch's defaults."""
+rate of large matrix products, which is measured alternately with them. charrnn and the plain network each run in their
+own process, the latter with torch's defaults."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def run(quick: bool) -> list[Row]:
 
 
 def compare(subject: Subject, charrnn: Process, torch: Process, repeats: int) -> list[Row]:
-    """Return a row per number of threads and kernels. The ratios compare the best over all numbers of threads."""
+    """Return a row per kind of kernels and number of threads. "Times as fast" compares the best number of each side."""
     work = 3 * BATCH * SEQUENCE * flops(subject.name, V, subject.size, subject.layers)
     ways = plain(subject.name, V, subject.size, subject.layers)
     measured: dict[int, dict[str, Timing]] = {}

@@ -24,7 +24,7 @@ html_show_sphinx = False
 pygments_style = "friendly"
 pygments_dark_style = "monokai"
 
-# For -b linkcheck, the only builder that needs a network. Anchors on GitHub are made by scripts and cannot be checked.
+# For -b linkcheck, the only builder that needs a network. Anchors on GitHub cannot be checked, since scripts make them.
 linkcheck_anchors_ignore_for_url = [r"https://github\.com/.*"]
 linkcheck_timeout = 20
 linkcheck_retries = 2
@@ -35,5 +35,5 @@ def setup(app):
 
 
 def without_links_to_the_checkout(app, page, source):
-    """Reduce links to files outside docs/, which are not pages of the site, to their text."""
+    """Replace links to files outside docs/, which are not pages of the site, by their text."""
     source[0] = re.sub(r"\[([^\]]+)\]\(\.\./[^)]+\)", r"\1", source[0])

@@ -1,7 +1,7 @@
 """Draw the picture of the live display in the README: python docs/pictures.py
 
-It trains for real, in a temporary folder, with the program's own display on a console that records. The run stops
-in the middle, as if somebody had pressed Ctrl-C, and what the display showed until then is written as an SVG file.
+It runs a real training in a temporary folder, with the program's own display on a recording console. The run stops
+in the middle, as if somebody had pressed Ctrl-C, and what the display has shown so far is written as an SVG file.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ WIDTH = 90
 
 
 class Recorded(display.LiveDisplay):
-    """The live display on a console that records. It takes the picture at one iteration, then ends the run.
+    """The live display on a recording console. It takes the picture at one iteration, then ends the run.
 
     Off a terminal, rich prints the bar and the figures only once, when the display closes. A recording of a
     terminal would hold every redraw.
@@ -45,7 +45,7 @@ class Recorded(display.LiveDisplay):
 
     def show(self, record: Any) -> None:
         if record.iteration == self.stop_at:
-            self.drawn = 0.0  # draw this one, however recent the last
+            self.drawn = 0.0  # draw this update, however recent the last one
         super().show(record)
         if record.iteration == self.stop_at:
             self.live.stop()

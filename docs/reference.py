@@ -27,11 +27,11 @@ You can put every setting of `charrnn train`, including the model's own, in a TO
 name of its flag without the dash. Checkpoints store all settings.
 """
 TABLE = ("| flag | default | meaning |", "| --- | --- | --- |")
-ENDLESS = 2**31 - 1  # a bound that only keeps a number within its machine type does not help a reader
+ENDLESS = 2**31 - 1  # an upper bound this high only keeps a number within its machine type: leave it out of the page
 
 
 def page() -> str:
-    """Return the whole page."""
+    """Return the whole page as Markdown."""
     context = click.Context(cli, info_name="charrnn")
     return "\n".join([HEAD, *(line for name in COMMANDS for line in section(name, context)), *models()])
 
@@ -57,7 +57,7 @@ def section(name: str, context: click.Context) -> Iterator[str]:
 def models() -> Iterator[str]:
     """Yield the flags that each built-in model adds to `charrnn train`."""
     yield "## Flags of the models\n"
-    yield "Flags of `charrnn train` with that `-model`. A model of your own adds flags in the same way.\n"
+    yield "`charrnn train` has these flags with that `-model`. A model of your own adds flags in the same way.\n"
     for file in registry.models().values():
         own = list(file.options.values()) if file.origin == registry.BUILT_IN else []
         if own:

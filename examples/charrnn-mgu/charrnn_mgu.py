@@ -25,7 +25,7 @@ def create(
 
 
 class Layer(nn.Module):
-    """One layer. from_input holds (W_f, W_n); in the first layer, whose input is one-hot, it is a row look-up."""
+    """One layer. from_input holds (W_f, W_n); in the first layer, which reads token ids, it is a row look-up."""
 
     def __init__(self, from_input: nn.Module, rnn_size: int, gate_bias: float) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The minimal gated unit fulfils the contract of all models and computes the paper's equations."""
+"""The minimal gated unit keeps the contract of all models and computes the paper's equations."""
 
 from math import exp, tanh
 
