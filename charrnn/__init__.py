@@ -114,11 +114,11 @@ def sample(
         length: characters or words to write
         temperature: below 1: safer text; above 1: wilder text
         sample: True = draw each token at random; False = take the most probable
-        top_k: draw among this many of the most probable tokens; 0 = all
-        top_p: draw among the most probable tokens that together have this share of the probability
-        beam: search for the most probable text with this many candidates, drawing nothing; 0 = off
+        top_k: draw from this many of the most probable tokens; 0 = all
+        top_p: draw from the most probable tokens that together have this share of the probability
+        beam: search for the most probable text with this many candidates, without random draws; 0 = off
         seed: seed of the random draws
-        stop: end the text once it has written this
+        stop: end the text after writing this
         unknown: if the prime text has unknown characters or words: "error" = raise UserError, "skip" = skip them
         precision: "float64", or "float32", which is faster but may write another text on another machine
         gpuid: number of the GPU; -1 = CPU
@@ -147,21 +147,21 @@ def evaluate(
 ) -> Evaluation:
     """Score a text with a trained model.
 
-    Returns an ``Evaluation`` with ``loss`` (mean, in nats per token), ``bits_per_character`` (None for a model of
-    words), ``perplexity`` (per token), ``tokens`` (how many were predicted), ``measures`` and ``dynamic``.
+    Returns an ``Evaluation`` with ``loss`` (mean, in nats per token), ``bits_per_character`` (None for a
+    word-level model), ``perplexity`` (per token), ``tokens`` (how many were predicted), ``measures`` and ``dynamic``.
 
     Args:
         checkpoint: a checkpoint, loaded or not, or a folder: its checkpoint with the lowest validation loss is used
         text: the text to score; None = a split of the data
         split: split of the data to score
-        data_dir: folder of the data; None = as in training
-        batch_size: rows read side by side; 1 = a split file as one stream; None = as in training
-        unk: the word of a model of words that replaces unknown words; "" = as in training
+        data_dir: folder with the text; None = as in training
+        batch_size: rows of text to read at once; 1 = read a split file as one stream; None = as in training
+        unk: for a word-level model, the word that stands for unknown words; "" = as in training
         ensemble: average the probabilities with those of these checkpoints
         mc_samples: average this many passes with dropout on (Monte Carlo); 0 = off
         seed: seed of the Monte Carlo samples
-        dynamic: evaluate dynamically too: after each seq_length of training, learn from the text just scored, at this
-            learning rate; the result is in ``dynamic``
+        dynamic: also evaluate dynamically: learn from the text as it is scored, in steps of the run's seq_length, at
+            this learning rate; the result is in ``dynamic``
         gpuid: number of the GPU; -1 = CPU
 
     Raises UserError if a setting is impossible, the checkpoint cannot be used, or the text has unknown tokens.

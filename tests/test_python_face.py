@@ -366,7 +366,7 @@ def test_training_prints_the_lines_of_the_command(
     [
         ({"rnn_sise": 4}, "the model lstm has no setting rnn_sise (did you mean rnn_size?)"),
         ({"model": "gru", "depth": 4}, "the model gru has no setting depth"),
-        ({"text_or_folder": "To be,\nor not"}, "not the text: write the text to a file"),
+        ({"text_or_folder": "To be,\nor not"}, "not the text itself: write the text to a file"),
         ({"text_or_folder": []}, "no text file given"),
         ({"text_or_folder": "x", "input": "y"}, "the text is given twice"),
     ],

@@ -1,1 +1,1 @@
-"""The command line: one file per command, the flags, and the display. Nothing else imports click or rich."""
+"""The command line: one file per command, the flags, and the display. No other package imports click or rich."""

@@ -21,7 +21,7 @@ fish:  charrnn completion fish > ~/.config/fish/completions/charrnn.fish
 def completion(shell: str) -> None:
     found = get_completion_class(shell)
     assert found is not None
-    # the variable, which click derives from the name, is how the script asks charrnn for completions
+    # the script asks charrnn for completions through this variable; click derives its name from the program's
     print(found(click.get_current_context().find_root().command, {}, "charrnn", "_CHARRNN_COMPLETE").source())
 
 

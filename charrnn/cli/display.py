@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def shown(setup: Setup) -> Iterator[Viewer]:
-    """Provide the display of a run: in a notebook, on a terminal that can draw it, or plain lines elsewhere."""
+    """Provide the display of a run: for a notebook, for a terminal that can redraw lines, or plain lines elsewhere."""
     options, vocabulary = setup.options, type(setup.vocabulary)
     tokens, val_losses = options.batch_size * options.seq_length, list(setup.training.val_losses.values())
     console = Console(highlight=False)
@@ -59,7 +59,7 @@ def shown(setup: Setup) -> Iterator[Viewer]:
 
 
 class PlainDisplay:
-    """Prints char-rnn's lines on stdout, for logs and pipes."""
+    """Prints progress lines in char-rnn's format on stdout, for logs and pipes."""
 
     def __init__(self, print_every: int, vocabulary: type[Vocabulary]) -> None:
         self.print_every = print_every
@@ -93,12 +93,12 @@ class PlainDisplay:
 
 
 class Redrawn:
-    """The figures of a run, which a display redraws in place a few times a second."""
+    """Base of the displays that redraw a run's figures in place a few times a second."""
 
     REDRAWS_PER_SECOND = 8
 
     def __init__(self, tokens: int, val_losses: Sequence[float], vocabulary: type[Vocabulary]) -> None:
-        # per iteration
+        # tokens per iteration
         self.tokens = tokens
         self.vocabulary = vocabulary
         self.units = vocabulary.units
@@ -182,7 +182,7 @@ class LiveDisplay(Redrawn):
     def _draw(self, record: Record) -> Table:
         figures = self.figures(record)
         cells = [Text.assemble((f"{name} ", "dim"), value, no_wrap=True) for name, value in figures.items()]
-        drawn = Table.grid(expand=True)  # unlike a Group, it ends the bar's line
+        drawn = Table.grid(expand=True)  # unlike a Group, a grid ends the line after the bar
         drawn.add_row(ProgressBar(total=record.iterations, completed=record.iteration))
         drawn.add_row(Columns(cells, padding=(0, 2)))
         return drawn
@@ -243,17 +243,17 @@ class NotebookDisplay(Redrawn):
 
 
 def report(line: str) -> None:
-    """Print a line on stderr, or in a notebook, where that looks like an error, on stdout."""
+    """Print a line on stderr, or on stdout in a notebook, where stderr looks like an error."""
     print(line, file=sys.stdout if Console().is_jupyter else sys.stderr, flush=True)
 
 
 def shares(measures: Mapping[str, float]) -> str:
-    """Return shares in words, each with its name."""
+    """Return each name with its share in percent."""
     return ", ".join(f"{name.replace('_', ' ')} {share:.2%}" for name, share in measures.items())
 
 
 def width() -> int:
-    """Return the width of the terminal in characters, or a default without one."""
+    """Return the width of the terminal in characters, or a default if the output is not a terminal."""
     return Console().width
 
 
@@ -277,7 +277,7 @@ def flow(cells: Sequence[str]) -> None:
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table on a terminal, and elsewhere the rows as tab-separated lines."""
+    """Print a table on a terminal, or the rows as tab-separated lines elsewhere."""
     if not sys.stdout.isatty():
         for row in rows:
             print("\t".join(row))
@@ -289,7 +289,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def ranking(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table on a terminal: the first rows, as many as fit, one line each. The last column is cut to fit."""
+    """Print the first rows of a table, as many as fit on the terminal, one per line. The last column is cut to fit."""
     console = Console(highlight=False)
     shown = rows[: max(1, console.height - 6)]  # leaves room for the heading, the lines below and the prompt
     *figures, (text, *_) = zip(headings, *shown, strict=True)
@@ -304,12 +304,12 @@ def ranking(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         console.print(Text(f"{len(rows) - len(shown):,} more; redirect to a file to see all", style="dim"))
 
 
-# upper limits in bits, and the styles of tokens with less loss, which differ even without colours
+# upper limits in bits, and the style of tokens whose loss is lower; the styles differ even without colours
 SURPRISE = ((1.0, "dim"), (3.0, ""), (5.0, "yellow"), (8.0, "bold red"), (inf, "bold reverse red"))
 
 
 def surprise(tokens: Iterable[tuple[str, float | None]]) -> None:
-    """Print a text on a terminal, each token in the style of its loss, which is in nats, or None if it has none."""
+    """Print a text on a terminal, each token in the style of its loss in nats, or unstyled if that is None."""
     decoder = getincrementaldecoder("utf-8")("surrogateescape")  # joins bytes into characters
     text, loss = Text(), 0.0
     for token, nats in tokens:
@@ -329,7 +329,7 @@ def surprise(tokens: Iterable[tuple[str, float | None]]) -> None:
 
 @contextmanager
 def transfers() -> Iterator[download.Progress | None]:
-    """Yield a function that shows a progress bar on stderr for each download or file to unpack; None off a terminal."""
+    """Yield a function that draws progress bars for downloads and unpacking on stderr, or None off a terminal."""
     console = Console(stderr=True, highlight=False)
     if not console.is_terminal or console.is_dumb_terminal:
         yield None

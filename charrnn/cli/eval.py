@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from charrnn.evaluation.scoring import Scored, Scorer
 
 OPTIONS = [
-    Option("text", str, "", "score this file instead; - = stdin", "data", names="file"),
+    Option("text", str, "", "score this file instead of a split; - = stdin", "data", names="file"),
     *options_of(EvaluationOptions).values(),
     Option("ensemble", str, (), "average the probabilities with those of this checkpoint; may be repeated", "model",
            repeatable=True, names="file"),
@@ -28,15 +28,15 @@ OPTIONS = [
 
 SWITCHES = [
     switch("per_line", "list the lines with their losses, worst first"),
-    switch("per_char", "the loss of each token: as JSON lines, or on a terminal as text coloured by surprise"),
+    switch("per_char", "show each token's loss: on a terminal as text coloured by surprise, elsewhere as JSON lines"),
     switch("json", "print one JSON object", "as_json"),
 ]
 
 HELP = """Score a text with a trained model.
 
-CHECKPOINT is a file, or a folder: then its checkpoint with the lowest validation loss is used. Prints the
-mean loss in nats, bits per character, perplexity, and how many characters were predicted; for a model of
-words, the loss and the perplexity per word.
+CHECKPOINT is a file, or a folder, whose checkpoint with the lowest validation loss is used. Prints the mean
+loss in nats, the bits per character, the perplexity, and the number of characters predicted; for a word-level
+model, the loss and the perplexity per word.
 """
 
 
@@ -61,13 +61,13 @@ def evaluate(checkpoint: str, per_line: bool, per_char: bool, as_json: bool, **v
         show_lines(scored)
     if per_char:
         show_tokens(scored)
-    # details have stdout to themselves
+    # with -per_line or -per_char, stdout has only the details
     for line in summary(scored, called, options):
         (note if scorer.each else print)(line)
 
 
 def as_object(scorer: Scorer, scored: Scored, called: str, per_line: bool, per_char: bool) -> dict[str, Any]:
-    """Return everything as one object of plain values."""
+    """Return all results as one object of plain values, for JSON."""
     vocabulary = scored.vocabulary
     found: dict[str, Any] = {"checkpoint": scorer.names[0], "scored": called, **figures(scored.static, vocabulary)}
     if scorer.names[1:]:
@@ -84,7 +84,7 @@ def as_object(scorer: Scorer, scored: Scored, called: str, per_line: bool, per_c
 
 
 def summary(scored: Scored, called: str, options: EvaluationOptions) -> Iterator[str]:
-    """Yield a line for each score of the text."""
+    """Yield the summary, one line per score."""
     from charrnn.cli.display import shares
 
     vocabulary, static = scored.vocabulary, scored.static
@@ -92,7 +92,8 @@ def summary(scored: Scored, called: str, options: EvaluationOptions) -> Iterator
     if static.measures:
         yield f"{called}: {shares(static.measures)}"
     if scored.dynamic:
-        yield f"{called}, dynamic evaluation at rate {options.dynamic:g}: {vocabulary.describe(scored.dynamic.loss)}"
+        described = vocabulary.describe(scored.dynamic.loss)
+        yield f"{called}, dynamic evaluation at learning rate {options.dynamic:g}: {described}"
 
 
 def figures(score: Score, vocabulary: Vocabulary) -> dict[str, float]:
@@ -103,7 +104,7 @@ def figures(score: Score, vocabulary: Vocabulary) -> dict[str, float]:
 
 
 def show_lines(scored: Scored) -> None:
-    """Print a table of as many lines as a terminal shows; to a file or pipe, all of them, separated by tabs."""
+    """Print the scored lines: a table of as many as fit on a terminal, or all of them, tab-separated, elsewhere."""
     from charrnn.cli.display import ranking
     from charrnn.errors import printable
     from charrnn.sampling.output import destination
@@ -128,7 +129,7 @@ def show_lines(scored: Scored) -> None:
 
 
 def show_tokens(scored: Scored) -> None:
-    """Print the coloured text on a terminal; JSON lines to a file or pipe."""
+    """Print the coloured text on a terminal, or JSON lines elsewhere."""
     from charrnn.cli.display import surprise
 
     if sys.stdout.isatty():

@@ -1,4 +1,4 @@
-"""char-rnn's way of writing flags, on click: ``-rnn_size 128``, with one dash or two."""
+"""Flags in char-rnn's style, on top of click: ``-rnn_size 128``, with one dash or two."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ METAVARS = {int: "INT", float: "NUMBER", str: "TEXT", bool: "0|1"}
 NAMED = {"file": "FILE", "folder": "DIR", "model": "NAME", "recipe": "FILE"}
 
 
-class Kind(click.ParamType):  # type: ignore[type-arg]  # generic only from click 8.4
+class Kind(click.ParamType):  # type: ignore[type-arg]  # generic only since click 8.4
     """The type of a flag's value, as its Option defines it."""
 
     def __init__(self, option: Option) -> None:
@@ -70,7 +70,7 @@ class Flag(click.Option):
 
 
 def switch(name: str, help: str, variable: str | None = None) -> click.Option:
-    """Return a flag without a value."""
+    """Return a flag that takes no value."""
     return click.Option([f"-{name}", f"--{name}", variable or name], is_flag=True, help=help)
 
 
@@ -87,7 +87,7 @@ class Command(click.Command):
             if name not in self.arity(ctx):
                 known = sorted({spelling.lstrip("-") for spelling in self.arity(ctx)})
                 close = nearest(name.lstrip("-"), known).replace("mean ", "mean -")
-                raise click.UsageError(f"no flag {name}{close}; {ctx.command_path} -h lists the flags", ctx)
+                raise click.UsageError(f"unknown flag {name}{close}; {ctx.command_path} -h lists the flags", ctx)
         return super().parse_args(ctx, args)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
@@ -114,7 +114,7 @@ def given(args: Sequence[str], arity: dict[str, int]) -> list[tuple[str, str]]:
     """Return the flags on a command line, each with the word that follows it, or ''.
 
     A value is never mistaken for a flag: ``-primetext "-- he"`` is one flag with its value. A flag that ``arity``
-    does not list counts as having one value.
+    does not list is assumed to take one value.
     """
     found = []
     i = 0
@@ -132,7 +132,7 @@ def given(args: Sequence[str], arity: dict[str, int]) -> list[tuple[str, str]]:
 
 
 def one_by_one(args: Sequence[str], name: str) -> list[str]:
-    """Rewrite ``-NAME a b c``, which a shell makes of ``-NAME *.txt``, as ``-NAME a -NAME b -NAME c``."""
+    """Rewrite ``-NAME a b c``, a shell's expansion of ``-NAME *.txt``, as ``-NAME a -NAME b -NAME c``."""
     spelled, repeated = (f"-{name}", f"--{name}"), ""
     rest: list[str] = []
     for word in args:
@@ -145,7 +145,7 @@ def one_by_one(args: Sequence[str], name: str) -> list[str]:
 
 
 def exclude(*pairs: tuple[str, str]) -> None:
-    """Raise click.UsageError if both parameters of a pair, given by name, are on the command line."""
+    """Raise click.UsageError if both parameters of a pair of names are on the command line."""
     ctx = click.get_current_context()
     spelled = {p.name or "": p.opts[0] for p in ctx.command.get_params(ctx)}
     there = {n: flag for n, flag in spelled.items() if ctx.get_parameter_source(n) is ParameterSource.COMMANDLINE}

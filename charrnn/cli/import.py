@@ -18,10 +18,10 @@ OPTIONS = [Option("force", bool, False, "1 = replace NEW if it exists", "bookkee
 
 HELP = """Convert a checkpoint of the original char-rnn or grid-lstm.
 
-OLD is a file lm_....t7 of a model lstm, gru, rnn or grid_lstm, saved on a CPU. NEW is the file to write, or a
-folder. The weights keep their precision, and the options their values. You can sample from the new checkpoint,
-evaluate it, or start training from it with -init_from. The original programs save no optimizer, so it cannot be
-resumed.
+OLD is an lm_....t7 file of an lstm, gru, rnn or grid_lstm model, saved on a CPU. NEW is the file to write, or a
+folder. The weights keep their precision, and the options keep their values. You can sample from the new
+checkpoint, evaluate it, or start training from it with -init_from. The run cannot be resumed, because the
+original programs do not save the optimizer's state.
 """
 
 

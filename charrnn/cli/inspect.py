@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 HELP = """Show the contents of a checkpoint: model, parameters, vocabulary, losses, settings, software.
 
-CHECKPOINT is a file, or a folder, which means its checkpoint with the lowest validation loss. Neither code in
-the file nor the model's own file is executed.
+CHECKPOINT is a file, or a folder, whose checkpoint with the lowest validation loss is used. No code in the
+checkpoint or in the model's file is executed.
 """
 
 
@@ -74,7 +74,7 @@ def show_losses(found: Inspection) -> None:
 
 
 def show_settings(found: Inspection) -> None:
-    """Show every setting, with its default where it differs."""
+    """Show every setting, with its default if that differs."""
     rows = []
     for name, option in training_options().items():
         value = getattr(found.saved.options, name)
@@ -85,7 +85,7 @@ def show_settings(found: Inspection) -> None:
 
 def show_software(found: Inspection) -> None:
     display.heading("software")
-    display.table(("of", "version"), list(found.saved.software.items()) or [("not recorded", "")])
+    display.table(("name", "version"), list(found.saved.software.items()) or [("not recorded", "")])
 
 
 def words(value: Any) -> str:

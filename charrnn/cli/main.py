@@ -26,7 +26,7 @@ COMMANDS = {
     "inspect": "Show the contents of a checkpoint.",
     "novelty": "Measure how much of a text is copied from the training text.",
     "import": "Convert a checkpoint of the original char-rnn.",
-    "prepare": "Make a named data set.",
+    "prepare": "Prepare a named data set.",
     "models": "List the models for -model.",
     "recipes": "List the recipes for -config.",
     "plot": "Draw the learning curves of runs.",
@@ -78,7 +78,7 @@ def cli() -> None:
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with 0, 1 after an error, 2 for wrong usage, or 130 if interrupted."""
-    wait_briefly()  # here, before anything can load torch
+    wait_briefly()  # before anything can load torch
     code = run(args)
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -89,16 +89,16 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
 
 
 def run(args: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code. A user's mistake is one line on stderr."""
+    """Run the command line and return the exit code. Print an error that the user can fix as one line on stderr."""
     try:
         result = cli.main(args, prog_name="charrnn", standalone_mode=False)
         code = result if isinstance(result, int) else 0
-        with suppress(OSError) if code else nullcontext():  # a signal's code outlives the terminal
+        with suppress(OSError) if code else nullcontext():  # if the terminal is gone, keep the exit code of the signal
             sys.stdout.flush()
         return code
     except (KeyboardInterrupt, click.Abort):
         return 130
-    except BrokenPipeError:  # the program that reads the output has seen enough
+    except BrokenPipeError:  # the program that reads the output has closed the pipe
         give_up(sys.stdout)
         return 0
     except click.exceptions.NoArgsIsHelpError as error:
@@ -119,13 +119,13 @@ def mistake(error: Exception) -> str:
     match error:
         case UserError():
             return str(error)
-        case OSError(errno=number, filename=None) if number in UNWRITABLE:  # files with a name report a UserError
+        case OSError(errno=number, filename=None) if number in UNWRITABLE:  # for a named file, a UserError is raised
             give_up(sys.stdout)
             return f"cannot write the output: {error.strerror}; send it elsewhere"
         case UnicodeEncodeError() if is_of_stdout(error):
             character = error.object[error.start]
             remedy = "set PYTHONIOENCODING=utf-8:surrogateescape in the environment"
-            return f"the output is {sys.stdout.encoding}, which has no {character!a}: {remedy}"
+            return f"{character!a} cannot be printed in {sys.stdout.encoding}, the output's encoding: {remedy}"
         case MemoryError() | RuntimeError():
             from charrnn.compute import ran_out
 
@@ -144,7 +144,7 @@ def is_of_stdout(error: UnicodeEncodeError) -> bool:
 
 
 def give_up(stream: TextIO) -> None:
-    """Discard what is still to be written. Otherwise Python tries again at exit, complains, and ends with 120."""
+    """Discard unwritten output. Otherwise Python tries to write it at exit, complains, and exits with code 120."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 

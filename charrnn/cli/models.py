@@ -10,7 +10,7 @@ def models() -> None:
     from charrnn.cli.display import table
 
     rows = [(name, str(file.path), file.summary) for name, file in registry.models().items()]
-    table(("model", "file", "what it is"), rows)
+    table(("model", "file", "description"), rows)
 
 
 command = Command("models", [], callback=models, help="List the models for -model. None of their code is executed.")

@@ -48,9 +48,10 @@ EXCERPT = 300  # characters shown of the longest passage
 
 HELP = """Measure how much of a text is copied from the training text.
 
-CHECKPOINT, a file or a folder: examine a sample of -length characters (or words) of its model. TEXT, a file or -
-for stdin: examine that text. Prints which share of its n-grams occur in the training text, and the longest copied
-passage with its place. The same figures for held-out text, the val and test splits, show what is normal.
+Give a CHECKPOINT (a file or a folder) to examine a sample of -length characters (or words) from its model, or a
+TEXT (a file, or - for stdin) to examine that text. Prints the share of its n-grams that occur in the training
+text, and the longest copied passage with its location. For comparison, it prints the same figures for held-out
+text, the val and test splits.
 """
 
 
@@ -81,7 +82,7 @@ def is_checkpoint(source: str) -> bool:
 
 
 def sampled(source: str, values: dict[str, Any]) -> tuple[TrainingOptions, str]:
-    """Return the settings of a checkpoint's run, and a sample of its model."""
+    """Return the settings of a checkpoint's run, and a sample from its model."""
     one_thread()
     from charrnn.checkpoints.checkpoint import Checkpoint
     from charrnn.sampling.generate import generate, make_sampler
@@ -110,7 +111,7 @@ def show(found: Novelty, unit: str) -> None:
             f"{excerpt}{' ...' if len(found.passage) > EXCERPT else ''}"
         )
     if held_out and held_out.longest:
-        print(f"longest passage of {held_out.characters:,} {unit}s of held-out text: {held_out.longest.length:,}")
+        print(f"longest passage in {held_out.characters:,} {unit}s of held-out text: {held_out.longest.length:,}")
     baseline = percent(natural.get(found.n)) if held_out else "none to compare with"
     print(
         f"{found.verdict}: {percent(text.shares[found.n])} of its {found.n}-{unit} passages occur in the training text "

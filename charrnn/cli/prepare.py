@@ -1,4 +1,4 @@
-"""``charrnn prepare``: make a named data set."""
+"""``charrnn prepare``: prepare a named data set."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from charrnn.data.datasets import catalogue
 from charrnn.settings.option import Option
 
 DATA_DIR = Option(
-    "data_dir", str, None, "folder for its files  [data/NAME]", group="data", optional=True, names="folder"
+    "data_dir", str, None, "folder for the files  [data/NAME]", group="data", optional=True, names="folder"
 )
 
 
@@ -35,5 +35,5 @@ command = Command(
     "prepare",
     [click.Argument(["name"], shell_complete=complete), Flag(DATA_DIR), *map(Flag, OWN)],
     callback=prepare,
-    help=f"Make a named data set: {', '.join(catalogue.names())}.",
+    help=f"Prepare a named data set: {', '.join(catalogue.names())}.",
 )

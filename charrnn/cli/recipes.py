@@ -9,7 +9,7 @@ from charrnn.settings import recipes as known
 def recipes() -> None:
     from charrnn.cli.display import table
 
-    table(("recipe", "what it is"), [(name, known.summary(path)) for name, path in known.recipes().items()])
+    table(("recipe", "description"), [(name, known.summary(path)) for name, path in known.recipes().items()])
 
 
 HELP = """List the recipes for -config.

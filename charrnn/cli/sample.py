@@ -50,9 +50,9 @@ CONFLICTS = [
 
 HELP = """Write text with a trained model.
 
-CHECKPOINT is a file, or a folder: then its checkpoint with the lowest validation loss is used. The text
-goes to stdout as it is made: the prime text, then -length characters (or words, for a model of words),
-then a newline.
+CHECKPOINT is a file, or a folder, whose checkpoint with the lowest validation loss is used. The text goes to
+stdout as it is generated: the prime text, then -length characters (or words, for a word-level model), then a
+newline.
 """
 
 
@@ -115,7 +115,7 @@ def converse(conversation: Conversation) -> None:
     from charrnn.sampling.output import destination
 
     with destination("", printable) as stream:
-        for line in lines("type a text to continue; /help shows the commands, Ctrl-D ends"):
+        for line in lines("type a text to continue; /help shows the commands, Ctrl-D quits"):
             try:
                 conversation.answer(line, stream)
             except UserError as error:

@@ -27,21 +27,21 @@ def read(file: str, encoding: str) -> str:
 
 
 def read_stdin() -> str:
-    """Return all of stdin as text; bytes that are not UTF-8 become surrogate escapes, for the encoding ``bytes``."""
+    """Return all of stdin as text. Bytes that are not UTF-8 become surrogate escapes, for ``-encoding bytes``."""
     if sys.stdin.isatty():
-        raise UserError("-primetext without a value reads the text from stdin: pipe a text in, or give one")
+        raise UserError("-primetext without a value reads from stdin: pipe a text in, or give a value")
     return sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
 
 
 def lines(greeting: str) -> Iterator[str]:
-    """Yield the lines of stdin; on a terminal, after a greeting, with a prompt, line editing and history."""
+    """Yield the lines of stdin. On a terminal, show a greeting and a prompt, with line editing and history."""
     if not sys.stdin.isatty():
         for data in sys.stdin.buffer:
             yield data.decode("utf-8", "surrogateescape").removesuffix("\n")
         return
     note(greeting)
     with suppress(ImportError):  # some systems do not have it
-        import readline  # noqa: F401  input() edits lines with it
+        import readline  # noqa: F401  input() uses it for line editing
     while True:
         try:
             yield input("> ")

@@ -115,7 +115,7 @@ def try_out(setup: Setup) -> int:
     from charrnn.cli.display import table
     from charrnn.training.dry_run import dry_run
 
-    table(("what", "how much"), dry_run(setup).rows())
+    table(("item", "value"), dry_run(setup).rows())
     return 0
 
 
@@ -124,7 +124,7 @@ def follow(setup: Setup, display: Viewer) -> int:
     from charrnn.training.run import Run, stopping
 
     run = Run(setup, display.note)
-    # nohup ignores SIGHUP
+    # leave SIGHUP ignored under nohup
     heeded = [n for n in SIGNALS if n == signal.SIGINT or signal.getsignal(n) is not signal.SIG_IGN]
     with stopping(run, heeded, display) as signals:
         try:
@@ -135,7 +135,7 @@ def follow(setup: Setup, display: Viewer) -> int:
                 return 0
             saved = run.save_last()
             display.note(f"stopped; saved to {saved}. To continue: charrnn train -resume {saved}")
-        except OSError:  # the terminal or pipe that we write to is gone; files raise UserError
+        except OSError:  # the terminal or pipe that we write to is gone; unwritable files raise UserError
             run.save_last()
             if not signals:
                 raise

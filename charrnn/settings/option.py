@@ -1,4 +1,4 @@
-"""One setting: its type, its range, and how a word or a plain value becomes its value."""
+"""One setting: its type, its range, and the conversion of words and plain values to its type."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from charrnn.errors import UserError
 
-FLOAT32 = 3.4e38  # about the largest number of single precision
+FLOAT32 = 3.4e38  # about the largest single-precision number
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Interval:
         return above and below
 
     def __str__(self) -> str:
-        """In the words that follow "must be"."""
+        """Return the words that follow "must be" in a message."""
         low = f"{'above' if self.open_low else 'at least'} {self.low:,.15g}"
         if self.high == math.inf:
             return low
@@ -41,7 +41,7 @@ class Interval:
 
 ANY = Interval()
 
-# the kind of thing that a setting of text names
+# the kind of thing that a text setting names
 Names = Literal["", "file", "folder", "model", "recipe"]
 
 
@@ -57,13 +57,13 @@ class Option:
     group: str = "model"
     # empty: any value of the type
     choices: tuple[Any, ...] = ()
-    # None, in words "none", is a value too
+    # whether None, written "none", is allowed
     optional: bool = False
     within: Interval = ANY
     # the flag may be given several times; the value is a tuple
     repeatable: bool = False
     names: Names = ""
-    # the word for the number 0
+    # a word that means 0, such as auto
     zero: str = ""
     # whether a resumed run may change it, and the learning rate schedules with which it may not
     on_resume: Literal["fixed", "free"] = "fixed"
@@ -73,7 +73,7 @@ class Option:
         """Return the value in the setting's own type; for a repeatable setting, a tuple of such values.
 
         Takes the words of a command line as well as the typed values of a TOML file or a checkpoint.
-        Raises UserError, naming the setting, if the value is of another type or out of range.
+        Raises UserError, naming the setting, if the value is of the wrong type or out of range.
         """
         if self.repeatable:
             values = value if isinstance(value, (list, tuple)) else (value,)
@@ -81,7 +81,7 @@ class Option:
         return self.convert_one(value)
 
     def convert_one(self, value: Any) -> Any:
-        """Return one value of a repeatable setting, or the value of any other, in the setting's own type."""
+        """Convert one value, even if the setting is repeatable. Raises UserError as ``convert`` does."""
         if value is None or (self.optional and isinstance(value, str) and value.lower() == "none"):
             if self.optional:
                 return None
@@ -140,13 +140,13 @@ def _plain(value: Any) -> int | float | str:
 
 
 def _to_text(value: Any) -> str:
-    """Refuse what the operating system cannot take as a name, since most texts among the settings are names."""
+    """Return the text. Raises ValueError if it cannot be a file name, as most text settings are names."""
     if not isinstance(value, str) or b"\0" in os.fsencode(value):  # raises UnicodeEncodeError, a ValueError
         raise ValueError
     return value
 
 
-# how a value is converted to each type, and what it must be if that raises KeyError, ValueError or OverflowError
+# the converter for each type, and the words after "must be" if it raises KeyError, ValueError or OverflowError
 CONVERTERS: dict[type, tuple[Callable[[Any], Any], str]] = {
     bool: (_to_bool, "0 or 1"),
     int: (_to_int, "a whole number"),
@@ -156,7 +156,7 @@ CONVERTERS: dict[type, tuple[Callable[[Any], Any], str]] = {
 
 
 def shown(value: Any) -> str:
-    """Return the beginning of a value, to quote it in a message."""
+    """Return a value as text, shortened for a message."""
     text = str(value)
     return text if len(text) < 60 else f"{text[:50]}..."
 
@@ -202,12 +202,12 @@ def checked(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
 
 
 def changed(settings: Any) -> dict[str, str]:
-    """Return the settings that differ from their defaults: their names, and their flags."""
+    """Return the flag of each setting that differs from its default, by name."""
     return {f.name: f"-{f.name}" for f in fields(settings) if getattr(settings, f.name) != f.default}
 
 
 def exclude(pairs: Iterable[tuple[str, str]], given: Mapping[str, str]) -> None:
-    """Raise UserError if both settings of a pair are given. ``given`` has the flag of each setting, by name."""
+    """Raise UserError if both settings of a pair are given. ``given`` maps names to flags."""
     for one, other in pairs:
         if one in given and other in given:
             raise UserError(f"{given[one]} and {given[other]} cannot be combined: give only one of them")

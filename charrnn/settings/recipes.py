@@ -1,4 +1,4 @@
-"""TOML files of settings: those that come with the program, which are called recipes, and any other."""
+"""TOML files of settings: recipes, which come with the program, and the user's own files."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def recipes() -> dict[str, Path]:
 
 
 def summary(path: Path) -> str:
-    """Return the first line of a recipe, a comment that says what it is."""
+    """Return the first line of a recipe, a comment that describes it."""
     with path.open(encoding="utf-8") as lines:
         return next(lines, "").lstrip("#").strip()
 
@@ -55,7 +55,7 @@ def find(config: str) -> Path:
     name = path.name.removesuffix(".toml")
     if path.name == config and (recipe := known.get(name)):
         return recipe
-    if name in known and not os.path.lexists(config):  # a path in a checkout, used outside one
+    if name in known and not os.path.lexists(config):  # a path that exists only in a checkout
         raise UserError(f"-config {config}: no such file; for the recipe use -config {name}")
     if path.name == config and not path.suffix and not os.path.isdir(config):
         hint = nearest(config, list(known))
@@ -66,8 +66,8 @@ def find(config: str) -> Path:
 def as_toml(values: Mapping[str, Any], sources: Mapping[str, str]) -> str:
     """Return the settings as a TOML file for -config, each with its source in a comment.
 
-    Both mappings are keyed by the names of the flags. Of -data_dir and -input, which cannot be combined, the one
-    without effect is commented out. Raises UserError for a value that is not UTF-8.
+    Both mappings are keyed by the names of the flags. -data_dir and -input cannot be combined, so the one without
+    effect is commented out. Raises UserError for a value that is not UTF-8.
     """
     idle = "data_dir" if values["input"] else "input"
     lines = {name: f"{'# ' if name == idle else ''}{name} = {as_value(name, value)}" for name, value in values.items()}
@@ -80,7 +80,7 @@ def as_toml(values: Mapping[str, Any], sources: Mapping[str, str]) -> str:
 
 
 def as_value(name: str, value: Any) -> str:
-    """Return a setting's value in TOML, which has no null; flags say none for that."""
+    """Return a setting's value in TOML, which has no null: None becomes "none", as on the command line."""
     match value:
         case None:
             return '"none"'

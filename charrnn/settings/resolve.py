@@ -1,4 +1,4 @@
-"""Settle the settings of a training run from its flags, its TOML file, its checkpoint and the defaults."""
+"""Resolve the settings of a training run from its flags, its TOML file, its checkpoint and the defaults."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Sources:
     model: Any
     # the checkpoint that -init_from names
     start: Any = None
-    # the checkpoint that -resume names, or the newest in that folder, and its file
+    # the checkpoint that -resume names, or the newest one in the folder that it names, and its file
     resume: Any = None
     resume_name: str | None = None
 
@@ -45,10 +45,10 @@ class Configuration:
     notes: tuple[str, ...]
 
 
-# two ways to name the text: one on the command line replaces either in the file
+# two ways to name the text; either one on the command line replaces both in the file
 TEXT = {"data_dir", "input"}
 
-# with -init_from these are the checkpoint's
+# with -init_from, the checkpoint determines these
 ARCHITECTURE = ("model", "rnn_size", "num_layers")
 
 
@@ -56,13 +56,13 @@ def check_exclusive(flags: Mapping[str, Any], file: Mapping[str, Any], resume: s
     """Raise UserError if two settings are given that cannot be combined."""
     for given in (file, flags):
         if given.keys() >= TEXT:
-            raise UserError("-input names the text itself, -data_dir the folder that it is in: give one of them")
+            raise UserError("-input names the text itself and -data_dir its folder: give only one of them")
     if resume and {**file, **flags}.get("init_from"):
-        raise UserError("-resume continues a run, -init_from begins a new one: give one of them")
+        raise UserError("-resume continues a run and -init_from begins a new one: give only one of them")
 
 
 def resolve(flags: Mapping[str, Any], loaded: Sources) -> Configuration:
-    """Settle every setting: a flag wins over the file, the file over a checkpoint, a checkpoint over the defaults.
+    """Resolve every setting: flags override the file, the file a checkpoint, and a checkpoint the defaults.
 
     Raises UserError for an unknown setting, a wrong value, or a change that a resumed run cannot make.
     """
@@ -97,7 +97,7 @@ def converted(given: Mapping[str, Any], known: Mapping[str, Option], whose: str,
 
 
 def inherited(given: Mapping[str, Any], loaded: Sources) -> tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]:
-    """Return all settings of a checkpoint, those that nothing overrides, and notes for the user.
+    """Return a checkpoint's settings: those that can be overridden, those that cannot, and notes for the user.
 
     Raises UserError if what is given changes a setting that a resumed run must keep.
     """
@@ -111,7 +111,7 @@ def inherited(given: Mapping[str, Any], loaded: Sources) -> tuple[dict[str, Any]
         refuse_changes(given, saved)
         if "data_dir" in given:
             saved["input"] = ()
-        if saved["kernels"] == "auto":  # written before there was a choice of kernels
+        if saved["kernels"] == "auto":  # written by a version without the compiled kernels
             saved["kernels"] = "torch"
         return saved, {}, (f"resuming from {loaded.resume_name}, epoch {resume.epoch:.2f}",)
     return {}, {}, ()

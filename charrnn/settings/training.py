@@ -47,10 +47,10 @@ def setting(
     on_resume: Literal["fixed", "free"] = "fixed",
     fixed_by: tuple[Schedule, ...] = (),
 ) -> Any:
-    """Return a dataclass field for a setting, with the facts that an Option needs.
+    """Return a dataclass field for a setting, with the metadata for its Option.
 
     A resumed run may change a setting that is ``free``. Such a setting changes no weights, or only their rounding. With
-    a learning rate schedule in ``fixed_by`` it does change them, so it is fixed.
+    a learning rate schedule in ``fixed_by``, it does change them, so it is fixed.
     """
     metadata = dict(locals())
     return field(default=metadata.pop("default"), metadata=metadata)
@@ -72,12 +72,12 @@ class TrainingOptions:
     )
     input: tuple[str, ...] = setting(
         (),
-        "text file; for several, repeat it or give a pattern: they are joined in order of name",
+        "text file or pattern; may be repeated; the files are joined in order of name",
         "data",
         names="file",
         on_resume="free",
     )
-    level: Level = setting("char", "one token per character, or per word between white space", "data")
+    level: Level = setting("char", "one token per character, or per word, separated by white space", "data")
     unk: str = setting(
         "", "with -level word: token for words that are not in train.txt; empty = such words are errors", "data"
     )
@@ -85,7 +85,7 @@ class TrainingOptions:
     train_frac: float = setting(0.95, "share of input.txt to train on", "data", Interval(0, 1, open_low=True))
     val_frac: float = setting(0.05, "share of input.txt to validate on; the rest is for testing", "data", FRACTION)
 
-    model: str = setting("lstm", "a built-in model, or a file models/NAME.py of your own", "model", names="model")
+    model: str = setting("lstm", "a built-in model, or your own file models/NAME.py", "model", names="model")
     rnn_size: int = setting(128, "units in each layer", "model", Interval(1, 2**20))
     num_layers: int = setting(2, "number of layers", "model", Interval(1, 1000))
     dropout: float = setting(0.0, "share of units dropped between layers during training; 0 = none", "model", RATE)
@@ -94,16 +94,16 @@ class TrainingOptions:
     )
 
     optimizer: Literal["rmsprop", "adam", "sgd"] = setting("rmsprop", "rule that updates the weights", "optimisation")
-    learning_rate: float = setting(2e-3, "learning rate; with onecycle its peak", "optimisation", FROM_ZERO)
+    learning_rate: float = setting(2e-3, "learning rate; with onecycle, the peak", "optimisation", FROM_ZERO)
     lr_schedule: Schedule = setting("epoch_decay", "how the learning rate changes over the run", "optimisation")
     learning_rate_decay: float = setting(
-        0.97, "epoch_decay: factor on the learning rate after each epoch", "optimisation", POSITIVE
+        0.97, "epoch_decay: multiply the learning rate by this after each epoch", "optimisation", POSITIVE
     )
     learning_rate_decay_after: int = setting(
         10, "epoch_decay: number of epochs at the full learning rate", "optimisation", FROM_ZERO
     )
     plateau_factor: float = setting(
-        0.5, "plateau: factor on the learning rate", "optimisation", Interval(0, 1, True, True)
+        0.5, "plateau: multiply the learning rate by this to lower it", "optimisation", Interval(0, 1, True, True)
     )
     plateau_patience: int = setting(
         2,
@@ -134,7 +134,9 @@ class TrainingOptions:
     )
     grad_clip: float = setting(5.0, "clip each element of the gradient to +-this; 0 = off", "optimisation", FROM_ZERO)
     max_grad_norm: float = setting(0.0, "scale the gradient down to this norm; 0 = off", "optimisation", FROM_ZERO)
-    weight_decay: float = setting(0.0, "L2 penalty, part of the clipped gradient", "optimisation", FROM_ZERO)
+    weight_decay: float = setting(
+        0.0, "L2 penalty on the weights, added to the gradient before clipping", "optimisation", FROM_ZERO
+    )
 
     seed: int = setting(123, "seed of all random numbers", "bookkeeping", Interval(0, 2**63 - 1))
     print_every: int = setting(1, "print a line every N iterations", "bookkeeping", FROM_ONE, on_resume="free")
@@ -188,18 +190,18 @@ class TrainingOptions:
     )
     kernels: Literal["auto", "torch", "compiled"] = setting(
         "auto",
-        "kernels for gru, rnn and rhn on a CPU; auto = the faster, found by timing",
+        "kernels for gru, rnn and rhn on a CPU; auto = the faster ones, found by timing",
         "device",
         on_resume="free",
     )
     accurate_gpu_timing: bool = setting(
-        False, "wait for the GPU at every iteration: exact times, slower", "device", on_resume="free"
+        False, "wait for the GPU at every iteration: exact times, but slower", "device", on_resume="free"
     )
     opencl: bool = setting(False, "char-rnn's switch for OpenCL, which PyTorch does not support", "device")
 
     @property
     def run_name(self) -> str:
-        """The name in the names of the run's files: lm_NAME_..."""
+        """The NAME in the run's file names, lm_NAME_..."""
         return self.savefile or self.model
 
     def check(self) -> None:
@@ -210,7 +212,7 @@ class TrainingOptions:
         if self.kernels == "compiled" and self.precision == "bf16":
             raise UserError("-kernels compiled computes in float32 or float64: leave out -precision bf16")
         if self.unk and self.level == "char":
-            raise UserError(f"-unk {self.unk} stands for unknown words: add -level word, or leave it out")
+            raise UserError(f"-unk {self.unk} needs -level word: add that, or leave out -unk")
         if self.unk and self.unk.split() != [self.unk]:
             raise UserError(f"-unk {self.unk!r}: must be one word")
         if self.opencl:
@@ -225,7 +227,7 @@ def training_options() -> dict[str, Option]:
 
 
 def check_fractions(train_frac: float, val_frac: float) -> None:
-    """Raise UserError unless both are fractions of one whole."""
+    """Raise UserError unless both are between 0 and 1 and add up to at most 1."""
     for name, value in (("train_frac", train_frac), ("val_frac", val_frac)):
         if not 0 <= value <= 1:
             raise UserError(f"-{name} {value:g}: must be between 0 and 1")

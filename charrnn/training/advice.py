@@ -1,4 +1,4 @@
-"""The end of a run: its best checkpoint, and what its losses suggest, by the rules of char-rnn's README."""
+"""The summary of a run: its best checkpoint, and advice from its losses by the rules in char-rnn's README."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ import numpy as np
 from charrnn.data.vocabulary import Vocabulary
 
 RISE = 0.01  # share of a loss; smaller changes are noise
-GAP = 0.05  # share of the validation loss within which the training loss is close to it
+GAP = 0.05  # share of the validation loss; a training loss that differs by less is close to it
 WATCHED = 3  # validations in a row that must agree
 
 
 @dataclass(frozen=True)
 class Summary:
-    """The end of a run."""
+    """The summary of a run that has ended."""
 
     # why it ended, in words
     ended: str
-    # of this process
+    # of this process only, if the run was resumed
     iterations: int
     seconds: float
     # the best checkpoint, or the last one if none was validated; None if nothing was saved
@@ -36,7 +36,7 @@ class Summary:
     vocabulary: type[Vocabulary] = Vocabulary
 
     def lines(self, command: bool = True) -> list[str]:
-        """Return the summary in words; if wanted, with the command that samples from the best checkpoint."""
+        """Return the summary as lines, optionally with the command that samples from the best checkpoint."""
         lines = [f"{self.ended}: {self.iterations:,} iterations in {timedelta(seconds=round(self.seconds))}"]
         if self.advice:
             lines.append(self.advice)
@@ -51,12 +51,12 @@ class Summary:
 
 
 def advice(losses: Sequence[float], val_losses: Mapping[int, float], dropout: float = 0.0) -> str:
-    """Return what to try next, or '' if the losses show neither of the two classic faults.
+    """Return what to try next, or '' if the losses show neither overfitting nor underfitting.
 
-    ``losses`` has the loss of every iteration; the mean between two validations is used. Overfitting: at each of
-    the last three validations or more, the validation loss is more than 1 % above the best one, while the training loss
-    has fallen since. Underfitting: over the last third of the validations, at least three, both losses have improved by
-    less than 1 %, and they differ by less than 5 %.
+    ``losses`` has the loss of every iteration; the mean between two validations is used. Overfitting: each of
+    the last three validation losses is more than 1% above the best one, which came before them, and the training
+    loss has fallen since the best one. Underfitting: over the last third of the validations, but at least three,
+    both losses vary by less than 1%, and at the end they differ by less than 5%.
     """
     val = {i: loss for i, loss in sorted(val_losses.items()) if 0 < i <= len(losses) and isfinite(loss)}
     if len(val) <= WATCHED:

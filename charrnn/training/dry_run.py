@@ -1,4 +1,4 @@
-"""Find out what a training run would take, without training or writing anything."""
+"""Measure the time and memory that a run would take, without training or writing anything."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from charrnn.kernels import backend
 from charrnn.training.loop import Training
 from charrnn.training.setup import Setup
 
-TIMED = 5  # iterations, after one that is not counted
-PATIENCE = 10.0  # seconds, after which fewer must do
+TIMED = 5  # iterations, after one to warm up
+PATIENCE = 10.0  # seconds, after which no further iteration is timed
 
 
 def added_product(to: Sequence[int], a: Sequence[int], b: Sequence[int], **rest: Any) -> int:
-    """Return the operations of a product that is added to an existing tensor, from the shapes."""
+    """Return the number of operations of a matrix product added to an existing tensor, from the shapes."""
     return 2 * prod(a) * b[-1]
 
 
@@ -39,7 +39,7 @@ IN_PLACE = {torch.ops.aten.addmm_: added_product, torch.ops.aten.baddbmm_: added
 
 @dataclass(frozen=True)
 class DryRun:
-    """What a run would take."""
+    """The time, memory and work of a run."""
 
     model: str
     device: str
@@ -51,12 +51,12 @@ class DryRun:
     activations: int
     # multiplications and additions in matrix products, per iteration
     flops: int
-    # what tokens are called
+    # the word for tokens, such as characters
     units: str
     tokens_per_epoch: int
     iterations_per_epoch: int
     iterations: int
-    # number of iterations that the time is the median of
+    # number of iterations timed; their median is seconds_per_iteration
     timed: int
     seconds_per_iteration: float
 
@@ -65,7 +65,7 @@ class DryRun:
         return self.seconds_per_iteration * self.iterations_per_epoch
 
     def rows(self) -> list[tuple[str, str]]:
-        """Return rows of a name and a value with its source."""
+        """Return pairs of a name and a value, which says how it was obtained."""
         epoch = timedelta(seconds=round(self.seconds_per_epoch))
         whole = timedelta(seconds=round(self.seconds_per_iteration * self.iterations))
         return [
@@ -74,19 +74,19 @@ class DryRun:
             ("memory: weights", f"{size(self.weights)}, counted"),
             ("memory: gradients", f"{size(self.gradients)}, counted"),
             ("memory: optimizer", f"{size(self.optimizer)}, measured after a step"),
-            ("memory: activations", f"{size(self.activations)}, measured: what one backward pass keeps"),
+            ("memory: activations", f"{size(self.activations)}, measured: kept for one backward pass"),
             ("work", f"{self.flops / 1e9:,.3f} GFLOP per iteration in matrix products, counted"),
             (self.units, f"{self.tokens_per_epoch:,} per epoch, in {self.iterations_per_epoch:,} iterations"),
             (
                 "time",
                 f"{1000 * self.seconds_per_iteration:,.1f} ms per iteration, the median of {self.timed}; "
-                f"{epoch} per epoch, {whole} for {self.iterations:,} iterations, validations aside",
+                f"{epoch} per epoch, {whole} for {self.iterations:,} iterations, without validations",
             ),
         ]
 
 
 def dry_run(setup: Setup) -> DryRun:
-    """Try a few iterations of a run and forget them. Raises UserError as training would."""
+    """Measure a few iterations of a run, without keeping their results. Raises UserError as training would."""
     train, options = setup.splits["train"], setup.options
     # like the run, but no iteration is the last one, and none is validated
     tried = replace(options, max_epochs=1e9, lr_schedule="constant", early_stop=0, accurate_gpu_timing=True)
@@ -156,7 +156,7 @@ def matrix_products(trial: Training) -> int:
 
 @contextmanager
 def plain_operations() -> Iterator[None]:
-    """Compute without fused recurrent layers and compiled kernels, in which no product can be counted."""
+    """Compute without fused recurrent layers and compiled kernels, whose products cannot be counted."""
     with backend.torch_only(), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # about TF32 on Intel's GPUs, which the first switch also sets
         with torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False):

@@ -20,7 +20,7 @@ from charrnn.settings.training import TrainingOptions
 from charrnn.training import optimizer, schedules
 from charrnn.training.optimizer import norm
 
-EXPLODED = 3  # times the first loss: char-rnn's own bound
+EXPLODED = 3  # times the first loss, as in char-rnn
 
 
 class Diverged(UserError):
@@ -29,7 +29,7 @@ class Diverged(UserError):
 
 @dataclass
 class Record:
-    """The result of one iteration. Norms are Euclidean, of all elements together."""
+    """The result of one iteration. Norms are Euclidean, over all elements together."""
 
     iteration: int
     # of the whole run
@@ -38,7 +38,7 @@ class Record:
     learning_rate: float
     # mean nats per token of the minibatch, before the update
     loss: float = math.nan
-    # the term of weight decay in the objective, which is loss * T + penalty with T the time steps that count
+    # the weight decay term of the objective, loss * T + penalty, where T is the number of time steps that count
     penalty: float = math.nan
     # of the gradient: before it is clipped by norm, and after all clipping
     norm_before: float = math.nan
@@ -56,8 +56,8 @@ class Record:
 class Training:
     """The model, the optimizer and everything else that changes during a run.
 
-    ``for record in training.run()`` trains. The result does not depend on how often one prints or saves, nor, without
-    plateau or early stopping, on how often one validates.
+    ``for record in training.run()`` trains. The result does not depend on how often the run prints or saves. Unless
+    plateau or early stopping is on, it does not depend on how often the run validates either.
     """
 
     def __init__(self, model: nn.Module, train: Minibatches, val: Minibatches | None, options: TrainingOptions) -> None:
@@ -81,7 +81,7 @@ class Training:
         # how often the run went back to a checkpoint because its loss became NaN or exploded
         self.rollbacks = 0
         self.stopping = False
-        # reading a loss makes the host wait for the device: on a GPU read several at a time
+        # reading a loss makes the host wait for the device, so on a GPU several are read at a time
         self.in_flight = 1 if self.device.type == "cpu" or options.accurate_gpu_timing else 16
         self._pending: list[tuple[Record, Tensor]] = []
 
@@ -90,7 +90,7 @@ class Training:
         return self.iteration / len(self.train)
 
     def learning_rate(self) -> float:
-        """Return the next iteration's learning rate: what the schedule says, halved at each rollback."""
+        """Return the next iteration's learning rate: the schedule's, halved at each rollback."""
         planned = schedules.learning_rate(
             self.options, self.iteration, self.iterations, len(self.train), self.reductions
         )
@@ -106,12 +106,12 @@ class Training:
         self.stopping = True
 
     def _weigh_validations(self) -> None:
-        """Derive from the validation losses what schedules and early stopping depend on."""
+        """Update the counts that plateau and early stopping derive from the validation losses."""
         losses = schedules.regular(self.val_losses, self.options.eval_val_every)
         self.reductions, self.stalled = schedules.progress(losses, self.options.plateau_patience)
 
     def run(self) -> Iterator[Record]:
-        """Train to the end, one record per iteration. Raises Diverged if the loss becomes NaN or explodes."""
+        """Train to the end, yielding one record per iteration. Raises Diverged if the loss becomes NaN or explodes."""
         self.model.train()
         while self.iteration < self.iterations and not self.stopping and not self.stopped_early:
             started = time.perf_counter()
@@ -149,7 +149,7 @@ class Training:
                 "its forward must return logits and a tuple of tensors, such as (h,)"
             )
         objective.backward()
-        # carry the state on: each row is one long stream of text, but gradients stop here
+        # keep the state: each row is one long stream of text, but gradients stop here
         self.state = tuple(s.detach() for s in state)
 
         penalty = optimizer.add_weight_decay(self.parameters, self.options.weight_decay)
@@ -160,7 +160,7 @@ class Training:
         return torch.stack([loss, penalty, norm_before, grad_norm, norm(self.parameters)])
 
     def _read(self) -> list[Record]:
-        """Copy all numbers that are still on the device to the host, in one wait. Raises Diverged."""
+        """Copy all numbers that are still on the device to the host, with a single wait. Raises Diverged."""
         if not self._pending:
             return []
         records = [record for record, _ in self._pending]
@@ -190,7 +190,7 @@ class Training:
         return {name: copies[id(weight)] for name, weight in weights.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that is needed to continue exactly, except the weights: plain values, and tensors on the CPU.
+        """Return everything needed to continue exactly, except the weights: plain values, and tensors on the CPU.
 
         It is a copy, which later training does not change.
         """
@@ -230,9 +230,10 @@ class Training:
             torch.cuda.set_rng_state(saved["rng"]["cuda"], self.device)
 
     def _fitting(self, saved: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Return a saved hidden state in this model's types on this device, as one time step shows them.
+        """Return a saved hidden state on this device, in the dtypes that the model returns for one time step.
 
-        Types may differ: -precision bf16 gives other ones on a GPU than on a CPU. Raises ValueError.
+        The saved dtypes may differ, since -precision bf16 uses different ones on a GPU and on a CPU. Raises ValueError
+        if the state does not fit the model.
         """
         with evaluating(self.model), autocast(self.options.precision, self.device):
             _, own = self.model(self.train.batch(0)[0][:1].to(self.device), None)

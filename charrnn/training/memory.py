@@ -1,4 +1,4 @@
-"""Estimates the memory of a training run, and explains running out of it."""
+"""Estimate the memory that a training run needs, and explain out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ACTIVATIONS = 12
 
 
 def needed(model: nn.Module, input_size: int, options: TrainingOptions) -> tuple[int, int]:
-    """Return the bytes for weights, gradients and optimizer state, and an estimate of those for activations."""
+    """Return the bytes for weights, gradients and optimizer state, and the estimated bytes for activations."""
     itemsize = torch.empty(0, dtype=weights_dtype(options.precision)).element_size()
     per_weight = 2 + RULES[options.optimizer].values_per_weight
     weights = sum(p.numel() for p in model.parameters()) * per_weight
@@ -30,16 +30,16 @@ def needed(model: nn.Module, input_size: int, options: TrainingOptions) -> tuple
 
 
 def check(model: nn.Module | None, options: TrainingOptions, device: torch.device) -> None:
-    """Raise UserError if the weights alone need more memory than the device has in all.
+    """Raise UserError if the weights alone need more memory than the device has.
 
-    The model is a skeleton on torch's meta device, or None if it has none.
+    ``model`` is a skeleton on torch's meta device; if it is None, nothing is checked.
     """
     if model is None:
         return
     weights, activations = needed(model, 1, options)
     available = capacity(device)
     if weights > available:
-        raise UserError(f"{explanation(weights, activations)}, and there are {size(available)} in all: {ADVICE}")
+        raise UserError(f"{explanation(weights, activations)}, but the device has only {size(available)}: {ADVICE}")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Metrics for programs to read: a JSON file in the run's folder, and TensorBoard's events."""
+"""Metrics for programs to read: a JSON file in the run's folder, and TensorBoard events."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ FIELDS = (
 
 
 class Sink(Protocol):
-    """A place for records."""
+    """A destination for records."""
 
     def begin(self, losses: Sequence[float]) -> None:
-        """Continue after the iterations that had these losses; forget later ones, which the run will repeat."""
+        """Continue after the iterations that had these losses; discard later ones, which the run will repeat."""
 
     def add(self, record: Record) -> None: ...
 
@@ -38,11 +38,11 @@ class Sink(Protocol):
 
 
 def check(options: TrainingOptions) -> None:
-    """Raise UserError if the settings ask for TensorBoard's events and it is not installed."""
+    """Raise UserError if the settings ask for TensorBoard events and TensorBoard is not installed."""
     if options.log_dir and not find_spec("tensorboard"):
         raise UserError(
             "-log_dir needs TensorBoard, which is not installed: pip install 'char-rnn-torch[tensorboard]', "
-            "or leave it out"
+            "or leave out -log_dir"
         )
 
 
@@ -57,8 +57,8 @@ def sinks(options: TrainingOptions, folder: RunFolder, report: Report) -> list[S
 class MetricsFile:
     """One line of JSON per iteration, with the fields of Record, and with the results of a validation if there was one.
 
-    Each line is written at once, completely. Numbers that JSON does not have are null. On a full disk lines are lost,
-    which is reported once, but the run continues.
+    Each line is written immediately, in full or not at all. NaN and infinity, which JSON does not have, become null.
+    If the disk is full, lines are lost; this is reported once, and the run continues.
     """
 
     def __init__(self, path: Path, report: Report) -> None:
@@ -68,7 +68,7 @@ class MetricsFile:
         self.complained = False
 
     def begin(self, losses: Sequence[float]) -> None:
-        """Cut the file where the lines of these iterations end, and continue there."""
+        """Truncate the file after the lines of these iterations, and continue there."""
         self.close()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,7 +109,7 @@ class MetricsFile:
 
 
 class Events:
-    """TensorBoard's events, in its own format."""
+    """Writes TensorBoard events."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -144,7 +144,7 @@ class Events:
 
 
 def as_dict(record: Record) -> dict[str, float | None]:
-    """Return the record as JSON can represent it."""
+    """Return the record as values that JSON has: NaN and infinity become None."""
     numbers = {name: getattr(record, name) for name in FIELDS}
     if record.val_loss is not None:
         numbers |= {"val_loss": record.val_loss, **record.measures}
@@ -152,9 +152,10 @@ def as_dict(record: Record) -> dict[str, float | None]:
 
 
 def end_of(path: Path, losses: Sequence[float]) -> int:
-    """Return where the lines of these iterations end in a metrics file, in bytes.
+    """Return the byte offset at which the lines of these iterations end in a metrics file.
 
-    A line with another loss ends them: it comes from another run of that name. So does a truncated line.
+    They end before a line with a different loss, which comes from another run of that name, and before a truncated
+    line.
     """
     end = 0
     with path.open("rb") as lines:

@@ -1,4 +1,4 @@
-"""A training run: train a set-up, keep checkpoints and metrics, and go back if the loss becomes NaN or explodes."""
+"""A training run: train, save checkpoints and metrics, and roll back if the loss becomes NaN or explodes."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from charrnn.training.loop import Diverged, Record
 from charrnn.training.metrics import sinks
 from charrnn.training.setup import Setup
 
-ROLLBACKS = 3  # with -on_nan rollback: a run that breaks more often needs other settings
+ROLLBACKS = 3  # with -on_nan rollback: a run that diverges more often needs different settings
 
 
 class Viewer(Protocol):
-    """Follows a run."""
+    """Displays a run."""
 
     def note(self, line: str) -> None: ...
     def show(self, record: Record) -> None: ...
@@ -36,7 +36,7 @@ class Viewer(Protocol):
 
 
 class Run:
-    """Trains a set-up: ``for record in run.follow(viewer)``, and then ``run.finish()``."""
+    """Trains what a Setup holds: ``for record in run.follow(viewer)``, and then ``run.finish()``."""
 
     def __init__(self, setup: Setup, report: Report) -> None:
         self.setup = setup
@@ -54,11 +54,11 @@ class Run:
         self.advised = ""
         # the checkpoint saved last by this process
         self.newest: Path | None = None
-        # where a broken loss leads back to
+        # the checkpoint to return to if the loss becomes NaN or explodes
         self.last_good = self.checkpoint() if self.options.on_nan == "rollback" else None
 
     def records(self) -> Iterator[Record]:
-        """Train, one record per iteration. After a rollback the iterations since the last save come again."""
+        """Train, yielding one record per iteration. A rollback repeats the iterations since the last save."""
         try:
             while True:
                 for sink in self.sinks:
@@ -79,9 +79,9 @@ class Run:
                 sink.close()
 
     def follow(self, viewer: Viewer) -> Iterator[Record]:
-        """Train to the end or until ``stop``, saving and showing what the settings say. Yield each record after that.
+        """Train to the end or until ``stop``. Save and display as the settings say, and then yield each record.
 
-        Saves after each validation, and between validations by -save_every and -save_minutes.
+        Saves after each validation, and between validations as -save_every and -save_minutes say.
         """
         for record in self.records():
             viewer.show(record)
@@ -122,7 +122,7 @@ class Run:
         )
 
     def save(self) -> Path:
-        """Save the state, just validated, under char-rnn's file name; delete older checkpoints as -keep says."""
+        """Save the state after a validation, under char-rnn's file name. Delete older checkpoints as -keep says."""
         checkpoint = self.checkpoint()
         loss = nan if checkpoint.val_loss is None else checkpoint.val_loss
         dropped = self.folder.add(checkpoint.name, loss, self.options.keep)
@@ -133,7 +133,7 @@ class Run:
         return path
 
     def save_last(self) -> Path:
-        """Save the state in the one file that each such save replaces."""
+        """Save the state as lm_NAME_last.pt, replacing the previous one."""
         return self._write(self.checkpoint(), self.folder.last)
 
     def save_is_due(self) -> bool:
@@ -158,12 +158,12 @@ class Run:
         return advice(self.training.losses, self.training.val_losses, self.options.dropout)
 
     def new_advice(self) -> str:
-        """Return the advice if it is not the same as at the call before, or ''."""
+        """Return the advice if it has changed since the last call, or ''."""
         before, self.advised = self.advised, self.advice()
         return self.advised if self.advised != before else ""
 
     def sample(self) -> str:
-        """Return ``sample_length`` tokens of text by the model; for addition, problems with its answers."""
+        """Return ``sample_length`` tokens written by the model; for addition, problems with the model's answers."""
         length, vocabulary, val = self.options.sample_length, self.setup.vocabulary, self.training.val
         if isinstance(val, Problems):
             return val.show(self.model, max(1, length // (val.seq_length + 2)))
@@ -171,7 +171,7 @@ class Run:
         return "".join(sample(self.model, vocabulary, prime, length, seed=self.options.seed))
 
     def finish(self) -> Summary:
-        """Save the end of the run unless that has just been validated and saved, and sum up."""
+        """Save the final state, unless a validation has just saved it, and return a summary."""
         training = self.training
         trained = training.iteration - self.first
         seconds = time.monotonic() - self.began
@@ -181,7 +181,9 @@ class Run:
         elif trained:
             ended = f"done, {training.epoch:.2f} epochs"
         else:
-            ended = f"nothing left to train: -max_epochs {self.options.max_epochs:g} is reached; raise it to continue"
+            ended = (
+                f"nothing left to train: -max_epochs {self.options.max_epochs:g} has been reached; raise it to continue"
+            )
         best, advice = self.folder.best(), self.advice()
         saved = self.folder.path / best.name if best else last
         return Summary(ended, trained, seconds, saved, best.loss if best else None, advice, type(self.setup.vocabulary))
@@ -191,7 +193,7 @@ class Run:
 def stopping(run: Run, signals: Iterable[signal.Signals], viewer: Viewer) -> Iterator[list[int]]:
     """Let the first of these signals stop the run after the current iteration, and a second one act at once.
 
-    Yield the list that will contain the signal. The handlers are put back at the end.
+    Yield a list to which the signal will be appended. The previous handlers are restored at the end.
     """
     received: list[int] = []
 
@@ -202,7 +204,7 @@ def stopping(run: Run, signals: Iterable[signal.Signals], viewer: Viewer) -> Ite
             if signal.getsignal(signum) is stop:
                 signal.signal(signum, signal.SIG_DFL if signum != signal.SIGINT else signal.default_int_handler)
         with suppress(OSError, RuntimeError):  # the terminal is gone, or was being written to just now
-            viewer.note("stopping after this iteration (Ctrl-C again: at once)")
+            viewer.note("stopping after this iteration (press Ctrl-C again to stop at once)")
 
     before = {signum: signal.getsignal(signum) for signum in signals}
     try:

@@ -23,7 +23,7 @@ def learning_rate(
 ) -> float:
     """Return the learning rate after ``iteration`` completed iterations.
 
-    The run has ``iterations`` in all, ``per_epoch`` in an epoch; plateau has lowered the rate ``reductions`` times.
+    The run has ``iterations`` in all, ``per_epoch`` per epoch; plateau has lowered the rate ``reductions`` times.
 
     epoch_decay is char-rnn's: constant for ``learning_rate_decay_after`` epochs, then lower with each epoch. The RHN
     program divides by its decay to the same effect. cosine falls from the full rate to 0 along half a cosine wave.
@@ -53,7 +53,7 @@ def half_wave(start: float, end: float, share: float) -> float:
 
 
 def regular(val_losses: Mapping[int, float], every: int) -> list[float]:
-    """Return the validation losses at multiples of ``every``: those that a longer run would have, too."""
+    """Return the validation losses at multiples of ``every``: those that a longer run would also have."""
     return [loss for iteration, loss in val_losses.items() if iteration % every == 0]
 
 

@@ -1,4 +1,4 @@
-"""Settle a run's settings, and build what it starts from: text, model, device and training state."""
+"""Resolve a run's settings, and build what it starts from: text, model, device and training state."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from charrnn.training.tuning import tune
 
 
 def configure(flags: Mapping[str, Any], config: str | None = None, resume: str | None = None) -> Configuration:
-    """Load what the flags name, and settle every setting. A flag that is None was not given. Raises UserError."""
+    """Load the files that the flags name, and resolve every setting. Ignores flags that are None. Raises UserError."""
     given = {name: value for name, value in flags.items() if value is not None}
     return resolve(given, load(given, config, resume))
 
@@ -38,7 +38,7 @@ def configure(flags: Mapping[str, Any], config: str | None = None, resume: str |
 def load(flags: Mapping[str, Any], config: str | None, resume: str | None) -> Sources:
     """Read the TOML file and the checkpoint that the flags name, and find the model. Raises UserError.
 
-    The flags may be words of a command line that is not parsed yet, since the model has flags of its own.
+    The values may be unparsed words: a command line cannot be parsed before the model's own flags are known.
     """
     file = recipes.read_toml(recipes.find(config)) if config else {}
     check_exclusive(flags, file, resume)
@@ -54,7 +54,7 @@ def load(flags: Mapping[str, Any], config: str | None, resume: str | None) -> So
 
 @dataclass(frozen=True)
 class Setup:
-    """Everything that a run starts from: at its first iteration, or where it is resumed."""
+    """Everything that a new or resumed run starts from."""
 
     options: TrainingOptions
     model_options: dict[str, Any]
@@ -62,7 +62,7 @@ class Setup:
     # train, and val and test if there are any
     splits: Mapping[str, Minibatches]
     model: nn.Module
-    # the model on torch's meta device, in no memory; None if it cannot be built there
+    # the model on torch's meta device, which takes no memory; None if it cannot be built there
     skeleton: nn.Module | None
     training: Training
     # the validated checkpoints of a resumed run
@@ -85,14 +85,15 @@ class Setup:
         )
 
     def enough_memory(self) -> AbstractContextManager[None]:
-        """Inside this context, running out of memory is a UserError that says what the run needs."""
+        """Return a context in which running out of memory raises a UserError that says what the run needs."""
         return memory.explained(self.skeleton, len(self.vocabulary), self.options)
 
 
 def prepare(configuration: Configuration, report: Report, keep: bool = True) -> Setup:
-    """Open the text, build the model, and resume the training if that is asked for. Raises UserError.
+    """Open the text, build the model, and resume a run if asked to. Raises UserError.
 
-    Writes only the text's vocabulary and token ids, for the next time, and without ``keep`` not even these.
+    Writes only the text, if charrnn must make it, and a cache of its vocabulary and token ids. Without ``keep`` it
+    writes nothing permanent.
     """
     options = configuration.options
     notes = list(configuration.notes)  # reported only after all checks, so that a mistake prints a single line
@@ -116,7 +117,7 @@ def prepare(configuration: Configuration, report: Report, keep: bool = True) -> 
         model.to(device, weights_dtype(options.precision))
         if configuration.start:
             start_from(configuration.start, model, text, options)
-        # the checkpoint records threads and kernels: sums are the same only with the same ones
+        # the checkpoint records threads and kernels, because sums are identical only with the same ones
         if device.type == "cpu":
             options = tune(model, splits["train"], options, report)
         else:
@@ -129,7 +130,7 @@ def prepare(configuration: Configuration, report: Report, keep: bool = True) -> 
 
 
 def check_model(configuration: Configuration, device: torch.device) -> None:
-    """Check what can be known before the text is read. Raises UserError."""
+    """Check the model, the checkpoint and the memory before the text is read. Raises UserError."""
     options, own = configuration.options, configuration.model_options
     sizes = (options.rnn_size, options.num_layers, options.dropout)
     skeleton = configuration.model.check(*sizes, **own)
@@ -140,10 +141,10 @@ def check_model(configuration: Configuration, device: torch.device) -> None:
 
 
 def open_run_text(options: TrainingOptions, report: Report, keep: bool, before: Checkpoint | None) -> Text:
-    """Open the text that the settings name, and first create it if it is one that charrnn can make.
+    """Open the text that the settings name. If it is missing and charrnn can make it, make it first.
 
-    Words have the ids of the checkpoint that the run continues from, since no two texts have the same words
-    in the same order.
+    At word level, use the vocabulary of the checkpoint that the run starts from, since no two texts have the same
+    words in the same order.
     """
     known = None
     if before and options.level == before.vocabulary.level and isinstance(before.vocabulary, Words):
@@ -161,12 +162,12 @@ def open_run_text(options: TrainingOptions, report: Report, keep: bool, before: 
 
 
 def name_of_text(options: TrainingOptions) -> str:
-    """Return what messages call the text."""
+    """Return the name of the text for messages."""
     return "the text of -input" if options.input else f"the text in {options.data_dir}"
 
 
 def start_from(checkpoint: Checkpoint, model: nn.Module, text: Text, options: TrainingOptions) -> None:
-    """Copy a checkpoint's weights into the model. Raises UserError unless its tokens are those of the text."""
+    """Copy a checkpoint's weights into the model. Raises UserError if its tokens differ from the text's."""
     theirs = checkpoint.vocabulary
     if difference := text.vocabulary.difference(theirs, name_of_text(options), "the checkpoint"):
         raise UserError(
@@ -183,13 +184,13 @@ def resume(training: Training, text: Text, checkpoint: Checkpoint) -> list[Kept]
     saved = checkpoint.training
     if not saved:
         raise UserError(
-            "the checkpoint has no optimizer state to resume, for charrnn import wrote it: "
+            "the checkpoint comes from charrnn import and has no optimizer state to resume: "
             "begin a new run from it with -init_from"
         )
     if saved.get("texts") != text.fingerprint or checkpoint.vocabulary != text.vocabulary:
         raise UserError(
             f"{name_of_text(training.options)} is not the one that this run was trained on: "
-            "put it back, or begin a new run with -init_from"
+            "restore the original text, or begin a new run with -init_from"
         )
     try:
         checkpoint.restore(training.model)

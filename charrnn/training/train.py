@@ -33,7 +33,7 @@ class Trained:
     newest: Path
     # the lowest validation loss, in nats per token; None without a validation split
     val_loss: float | None
-    # of each iteration of this call; if the run rolled back, of the iterations that counted
+    # one for each iteration of this call, except those that a rollback undid
     records: tuple[Record, ...]
     # whether Ctrl-C, or "interrupt" in a notebook, stopped the run before its end
     interrupted: bool
@@ -59,13 +59,13 @@ def train(
 ) -> Trained:
     """Train as ``charrnn train`` does.
 
-    ``settings`` are those of the command and of the model, by name; ``shown`` provides the display, and ``report``
-    takes the lines before there is one. Raises UserError.
+    ``settings`` are those of the command and of the model, by name. ``shown`` provides the display, and ``report``
+    receives the lines that come before it. Raises UserError.
     """
     given = {name: plain(value) for name, value in settings.items() if value is not None}
     if texts is not None:
         if both := given.keys() & {"data_dir", "input"}:
-            raise UserError(f"the text is given twice, first without a name and then as {both.pop()}: give it once")
+            raise UserError(f"the text is given twice, as the first argument and as {both.pop()}: give only one")
         given |= named(texts)
     resumed = None if resume is None else find_newest(Path(resume))
     configuration = configure(given, str(config) if config else None, str(resumed) if resumed else None)
@@ -78,11 +78,11 @@ def train(
 
 
 def followed(run: Run, viewer: Viewer, resumed: Path | None, on_record: Callable[[Record], object]) -> Trained:
-    """Train to the end or to Ctrl-C, and save."""
+    """Train to the end or until Ctrl-C, and save."""
     records: list[Record] = []
     with stopping(run, interrupts(), viewer) as signals:
         for record in run.follow(viewer):
-            del records[record.iteration - run.first - 1 :]  # after a rollback, iterations come again
+            del records[record.iteration - run.first - 1 :]  # after a rollback, iterations are repeated
             records.append(record)
             on_record(record)
         if signals:
@@ -103,16 +103,21 @@ def followed(run: Run, viewer: Viewer, resumed: Path | None, on_record: Callable
 
 
 def plain(value: Any) -> Any:
-    """Return a path as text, and anything else as it is."""
+    """Return a path as text, and anything else unchanged."""
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def named(texts: Texts) -> dict[str, Any]:
-    """Return the setting for a folder, a text file or a pattern, or several files. Raises UserError."""
+    """Return the setting, input or data_dir, that names a text file, a pattern, several files or a folder.
+
+    Raises UserError if the name is a text itself, or if the list is empty.
+    """
     if isinstance(texts, (str, os.PathLike)):
         name = os.fspath(texts)
         if "\n" in name:
-            raise UserError("train takes the name of a text file or a folder, not the text: write the text to a file")
+            raise UserError(
+                "train takes the name of a text file or a folder, not the text itself: write the text to a file"
+            )
         is_file = os.path.isfile(name) or (glob.has_magic(name) and not os.path.isdir(name))
         return {"input": (name,)} if is_file else {"data_dir": name}
     if not texts:
@@ -121,6 +126,6 @@ def named(texts: Texts) -> dict[str, Any]:
 
 
 def interrupts() -> list[signal.Signals]:
-    """Return SIGINT if it would raise KeyboardInterrupt here: in the main thread, unless it is handled otherwise."""
+    """Return SIGINT if it would raise KeyboardInterrupt here: in the main thread, with Python's own handler."""
     main = threading.current_thread() is threading.main_thread()
     return [signal.SIGINT] if main and signal.getsignal(signal.SIGINT) is signal.default_int_handler else []

@@ -26,9 +26,9 @@ Candidate = tuple[backend.Kernels, int]  # kernels and number of threads
 
 
 def tune(model: nn.Module, train: Minibatches, options: TrainingOptions, report: Report) -> TrainingOptions:
-    """Set this process to compute on the CPU with the options' kernels and threads, and return these options.
+    """Set this process's kernels and number of CPU threads, and return the options with these choices.
 
-    Choices that the options leave open are made by timing a few iterations on a copy of the model. More threads are not
+    What the options leave open is chosen by timing a few iterations on a copy of the model. More threads are not
     always faster: in small products they mostly wait for each other. The model and torch's random numbers are
     left unchanged.
 
@@ -43,11 +43,11 @@ def tune(model: nn.Module, train: Minibatches, options: TrainingOptions, report:
         if any(kernels == "compiled" for kernels, _ in pairs):
             if problem := problem_of_compiled(model, train, tried, report):
                 if options.kernels == "compiled":
-                    raise UserError(f"-kernels compiled: {problem}; -kernels torch works without them")
+                    raise UserError(f"-kernels compiled: {problem}; use -kernels torch instead")
                 report(f"using torch's kernels: {problem}")
                 pairs = [pair for pair in pairs if pair[0] == "torch"]
         elif options.kernels == "compiled":
-            report(f"-kernels compiled: this {options.model} has no compiled kernels, using torch")
+            report(f"-kernels compiled: this {options.model} has no compiled kernels; using torch's")
         chosen = min(pairs, key=lambda pair: seconds(model, train, tried, *pair)) if len(pairs) > 1 else pairs[0]
     finally:  # an error must not leave the settings of a trial behind
         backend.use(*chosen)
@@ -57,9 +57,9 @@ def tune(model: nn.Module, train: Minibatches, options: TrainingOptions, report:
 
 
 def candidates(options: TrainingOptions, model: nn.Module) -> list[Candidate]:
-    """List the kernels and numbers of threads that the options allow and the model supports.
+    """List the pairs of kernels and number of threads that the options allow and the model supports.
 
-    Threads are 1, 2, 4, ... and as many as torch uses now, which are the machine's cores or $OMP_NUM_THREADS.
+    The numbers are 1, 2, 4, ... and the number that torch uses now: the machine's cores, or $OMP_NUM_THREADS.
     """
     most = torch.get_num_threads()
     threads = [options.threads] if options.threads else sorted({most, *(2**n for n in range(most.bit_length()))})
@@ -73,9 +73,9 @@ def candidates(options: TrainingOptions, model: nn.Module) -> list[Candidate]:
 
 
 def problem_of_compiled(model: nn.Module, train: Minibatches, options: TrainingOptions, report: Report) -> str:
-    """Compile the kernels by running one iteration. Returns what went wrong, or an empty string.
+    """Compile the kernels by running one iteration. Return what went wrong, or ''.
 
-    Raises the model's own error if the iteration fails with torch's kernels, too.
+    Raises the model's own error if the iteration also fails with torch's kernels.
     """
     if not backend.available():
         return f"the compiled kernels need {', '.join(backend.NEEDED)}: pip install 'char-rnn-torch[fast]'"
@@ -85,10 +85,10 @@ def problem_of_compiled(model: nn.Module, train: Minibatches, options: TrainingO
 
         advice = f"; if this persists, delete {code_cache.folder()}"
         if not code_cache.filled():
-            report("compiling the kernels, which takes some seconds")
+            report("compiling the kernels, which takes a few seconds")
         works = completes(model, train, options, "compiled")
         problem = "" if works else "the loss becomes NaN or explodes in the first iteration"
-    except Exception as error:  # numba fails differently on every machine
+    except Exception as error:  # numba raises different errors on different machines
         message = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         problem = f"the compiled kernels do not run here ({message}){advice}"
     # the kernels are to blame only if torch's complete the same iteration
@@ -96,7 +96,7 @@ def problem_of_compiled(model: nn.Module, train: Minibatches, options: TrainingO
 
 
 def completes(model: nn.Module, train: Minibatches, options: TrainingOptions, kernels: backend.Kernels) -> bool:
-    """Whether one iteration on a copy of the model, on one thread, ends without the loss breaking."""
+    """Whether one iteration on a copy of the model, on one thread, completes without diverging."""
     backend.use(kernels, 1)
     try:
         next(Training(copy.deepcopy(model), train, None, options).run())
@@ -108,7 +108,7 @@ def completes(model: nn.Module, train: Minibatches, options: TrainingOptions, ke
 def seconds(
     model: nn.Module, train: Minibatches, options: TrainingOptions, kernels: backend.Kernels, threads: int
 ) -> float:
-    """Time an iteration: the median of a few, after one to warm up. Infinite if the first ones break the loss."""
+    """Return the median time of a few iterations, after one to warm up; infinity if the first one diverges."""
     backend.use(kernels, threads)
     run = Training(copy.deepcopy(model), train, None, options).run()
     took = []

@@ -132,7 +132,9 @@ def test_a_character_that_the_output_cannot_encode_is_reported_in_one_sentence(t
     words = ("plot", "cv", "-text", "-label", "山")
     for encoding in ("ascii", "iso8859-1", "cp1252"):
         said = one_line(charrnn(*words, cwd=trained, code=1, PYTHONIOENCODING=encoding))
-        assert said.startswith(rf"charrnn: the output is {encoding}, which has no '\u5c71': set PYTHONIOENCODING=utf-8")
+        assert said.startswith(
+            rf"charrnn: '\u5c71' cannot be printed in {encoding}, the output's encoding: set PYTHONIOENCODING=utf-8"
+        )
     assert "山" in charrnn(*words, cwd=trained, PYTHONIOENCODING="utf-8:surrogateescape").stdout.decode()
 
 

@@ -123,7 +123,7 @@ def test_dynamic_evaluation_at_rate_0_changes_nothing_and_a_good_rate_lowers_the
         assert adapted["loss"] == still["loss"]
         assert adapted["dynamic"]["loss"] < still["loss"]
         assert adapted["characters"] == adapted["dynamic"]["characters"]
-    assert "dynamic evaluation at rate 0.02" in scores("-text", "text.txt", "-dynamic", 0.02)
+    assert "dynamic evaluation at learning rate 0.02" in scores("-text", "text.txt", "-dynamic", 0.02)
     assert (trained / "cv" / os.listdir(trained / "cv")[0]).read_bytes() == before
 
 

@@ -292,7 +292,7 @@ def test_missing_texts_and_input_combined_with_data_dir_are_refused(tmp_path: Pa
     with pytest.raises(UserError, match=r"-input .*\*\.md: no such file"):
         find_files([str(tmp_path / "*.md")])
     said = run(tmp_path, "train", "-input", "a.txt", "-data_dir", "b", code=1).errors
-    assert "give one of them" in said[-1]
+    assert "give only one of them" in said[-1]
 
 
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")

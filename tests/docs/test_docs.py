@@ -312,7 +312,7 @@ charrnn train -invented 1
 
 <!-- output -->
 ```text
-charrnn train: no flag -invented...
+charrnn train: unknown flag -invented...
 ```
 """
 

@@ -245,7 +245,7 @@ def test_without_the_extra_everything_but_the_compiled_kernels_works(tmp_path: P
     assert code == 1
     assert err == (
         "charrnn: -kernels compiled: the compiled kernels need numba, scipy, threadpoolctl: "
-        "pip install 'char-rnn-torch[fast]'; -kernels torch works without them\n"
+        "pip install 'char-rnn-torch[fast]'; use -kernels torch instead\n"
     )
 
 
@@ -254,7 +254,7 @@ def test_a_run_with_compiled_kernels_can_be_resumed_with_torchs_kernels(tmp_path
     words = ("-data_dir", "data", *RNN, "-model", "rnn", "-max_epochs", 0.5, "-sample_length", 0)
     charrnn("train", *words, *COMPILED, cwd=tmp_path)
     code, err = without(["numba"], "train", "-resume", "cv", "-max_epochs", 1, cwd=tmp_path)
-    assert code == 1 and "pip install 'char-rnn-torch[fast]'; -kernels torch works without them" in err
+    assert code == 1 and "pip install 'char-rnn-torch[fast]'; use -kernels torch instead" in err
     charrnn("train", "-resume", "cv", "-max_epochs", 1, "-kernels", "torch", cwd=tmp_path)
 
 
@@ -279,7 +279,7 @@ def test_damaged_compiled_code_is_reported_in_one_line(tmp_path: Path) -> None:
     words = ("train", "-data_dir", "data", *RNN, "-model", "rnn", "-max_epochs", 0.1, "-sample_length", 0)
     own = {"NUMBA_CACHE_DIR": str(tmp_path / "kept")}
     first = charrnn(*words, *COMPILED, cwd=tmp_path, **own)
-    assert "compiling the kernels, which takes some seconds" in first.stderr.decode()
+    assert "compiling the kernels, which takes a few seconds" in first.stderr.decode()
     files = [path for path in (tmp_path / "kept").rglob("*") if path.is_file()]
     assert any(path.suffix == ".nbc" for path in files)
     assert "compiling" not in charrnn(*words, *COMPILED, cwd=tmp_path, **own).stderr.decode()

@@ -381,5 +381,5 @@ def test_the_message_for_running_out_of_memory_says_how_much_is_needed(folder: P
 
 def test_a_model_larger_than_memory_is_refused_before_anything_is_written(folder: Path) -> None:
     assert finish(start(folder, *STEADY, "-rnn_size", 1_000_000)) == 1
-    assert re.search(r"needs about [\d,.]+ GB .*, and there are [\d.]+ GB in all: lower -rnn_size", said(folder))
+    assert re.search(r"needs about [\d,.]+ GB .*, but the device has only [\d.]+ GB: lower -rnn_size", said(folder))
     assert sorted(path.name for path in folder.rglob("*")) == ["data", "input.txt", "log.txt"]

@@ -144,13 +144,14 @@ def test_only_settings_left_at_auto_are_timed(timing: Timing) -> None:
 def test_missing_compiled_kernels_are_reported_and_not_recorded() -> None:
     notes: list[str] = []
     assert tune("lstm", notes, kernels="compiled", threads=3).kernels == "torch"
-    assert notes == ["-kernels compiled: this lstm has no compiled kernels, using torch"]
+    assert notes == ["-kernels compiled: this lstm has no compiled kernels; using torch's"]
     assert backend.threads() == 0 and torch.get_num_threads() == 3
 
 
 def test_compiled_kernels_without_the_extra_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     without_the_extra(monkeypatch)
-    with pytest.raises(UserError, match=r"^-kernels compiled: the compiled kernels need numba.*-kernels torch works"):
+    message = r"^-kernels compiled: the compiled kernels need numba.*; use -kernels torch instead"
+    with pytest.raises(UserError, match=message):
         tune("gru", kernels="compiled")
     assert backend.threads() == 0 and torch.get_num_threads() == 5
 
@@ -206,7 +207,7 @@ def test_kernels_with_a_loss_that_is_not_finite_are_not_chosen(
     notes: list[str] = []
     assert tune("gru", notes, threads=1).kernels == "torch"
     assert notes[-1:] == ["using torch's kernels: the loss becomes NaN or explodes in the first iteration"]
-    with pytest.raises(UserError, match="explodes in the first iteration; -kernels torch works without them"):
+    with pytest.raises(UserError, match="explodes in the first iteration; use -kernels torch instead"):
         tune("gru", kernels="compiled", threads=1)
 
 
