@@ -34,31 +34,32 @@ def train(
 ) -> Trained:
     """Train a model on a text, as ``charrnn train`` does, and save checkpoints.
 
-    Every flag of the command is a setting here, without its dash and with the same default: ``rnn_size=256``,
-    ``checkpoint_dir="verse"``. So are the model's own flags. ::
+    Every flag of the command, and every flag of the model, is a keyword argument here, without its dash and with the
+    same default: ``rnn_size=256``, ``checkpoint_dir="verse"``. ::
 
         trained = charrnn.train("verse.txt", "gru", max_epochs=5)
         print("".join(charrnn.sample(trained.best, length=200)))
 
     Returns a ``Trained`` with ``best`` and ``newest`` (paths of checkpoints), ``val_loss`` (of the best, in nats per
     token), ``records`` (one per iteration of this call, with ``iteration``, ``loss``, ``val_loss`` and more) and
-    ``interrupted``. Ctrl-C, or a notebook's "interrupt", finishes the iteration, saves and returns; a second one raises
-    KeyboardInterrupt at once. Restores the number of threads, the kernels and torch's random state at the end.
+    ``interrupted``. On Ctrl-C, or "interrupt" in a notebook, the call finishes the iteration, saves a checkpoint and
+    returns; a second Ctrl-C raises KeyboardInterrupt at once. At the end, the number of threads, the kernels, the
+    precision and torch's random state are restored.
 
     Args:
-        text_or_folder: a folder, as for ``data_dir``; a text file or a list of them, as for ``input``; None = as
-            ``config`` or ``resume`` say, or data/tinyshakespeare
-        model: a built-in model, or a file models/NAME.py; None = as ``config``, ``resume`` or ``init_from`` say, or
-            lstm
+        text_or_folder: a folder, as for ``data_dir``; a text file or a list of them, as for ``input``; None = the text
+            that ``config`` or ``resume`` gives, or else data/tinyshakespeare
+        model: a built-in model, or the NAME of a file models/NAME.py; None = the model that ``config``, ``resume`` or
+            ``init_from`` gives, or else lstm
         config: TOML file with any of these settings, or the name of a recipe; arguments override it
-        resume: continue the run of this checkpoint, or of the newest one in this folder, exactly
-        on_record: called with the record of each iteration, after any checkpoint of it was saved; an exception in it
-            ends the run without saving
-        progress: show the run: in a notebook, on a terminal, or as plain lines elsewhere
+        resume: continue exactly the run of this checkpoint, or of the newest checkpoint in this folder
+        on_record: called with the record of each iteration, after the iteration's checkpoint, if any, is saved; an
+            exception in it ends the run without saving
+        progress: show the progress of the run: live in a notebook or on a terminal, as plain lines elsewhere
         settings: any other setting
 
-    Raises UserError if a setting is unknown or impossible, a text or a checkpoint cannot be used, or the loss becomes
-    NaN or explodes.
+    Raises UserError if a setting is unknown or impossible, if a text or a checkpoint cannot be used, or if the loss
+    becomes NaN or explodes.
     """
     from charrnn.training.train import train
 
@@ -70,13 +71,13 @@ def train(
 
 
 def load(path: str | Path, **options: Any) -> tuple[nn.Module, Vocabulary]:
-    """Load the model of a checkpoint, on the CPU and in evaluation mode, and its vocabulary.
+    """Load the model of a checkpoint and its vocabulary. The model is on the CPU and in evaluation mode.
 
     Args:
-        path: a checkpoint, or a folder, for its checkpoint with the lowest validation loss
-        options: settings of the model that do not change its weights, such as ``dropout``, in place of the saved ones
+        path: a checkpoint, or a folder: its checkpoint with the lowest validation loss is used
+        options: replace saved settings of the model that do not change its weights, such as ``dropout``
 
-    Raises UserError if the file is not a whole checkpoint of charrnn. Runs no code from the checkpoint, only the
+    Raises UserError if the file is not a complete checkpoint of charrnn. Runs no code from the checkpoint, only the
     model's own file.
     """
     from charrnn.checkpoints.checkpoint import Checkpoint
@@ -101,9 +102,9 @@ def sample(
     precision: Literal["float64", "float32"] = "float64",
     gpuid: int = 0,
 ) -> Iterator[str]:
-    """Write text with a trained model, yielding each piece as soon as it is made.
+    """Write text with a trained model, yielding each piece as soon as it is generated.
 
-    The pieces make up the text after the prime text; the same settings and seed always write the same text. ::
+    The pieces make up the text after the prime text. The same settings and seed always give the same text. ::
 
         for piece in charrnn.sample("cv", "ROMEO:", length=200):
             print(piece, end="")
@@ -120,12 +121,12 @@ def sample(
         seed: seed of the random draws
         stop: end the text after writing this
         unknown: if the prime text has unknown characters or words: "error" = raise UserError, "skip" = skip them
-        precision: "float64", or "float32", which is faster but may write another text on another machine
+        precision: "float64", or "float32", which is faster but may give a different text on a different machine
         gpuid: number of the GPU; -1 = CPU
 
     Raises UserError, before anything is yielded, if a setting is impossible or the checkpoint cannot be used.
     """
-    settings = dict(locals())  # every other parameter is a setting of the command, under its name
+    settings = dict(locals())  # every other parameter has the name of a setting of the command
     from charrnn.sampling.generate import continuation
 
     return continuation(settings.pop("checkpoint"), settings.pop("primetext"), settings)
@@ -166,7 +167,7 @@ def evaluate(
 
     Raises UserError if a setting is impossible, the checkpoint cannot be used, or the text has unknown tokens.
     """
-    settings = dict(locals())  # every other parameter is a setting of the command, under its name
+    settings = dict(locals())  # every other parameter has the name of a setting of the command
     from charrnn.evaluation.scoring import evaluation
 
     sources = [settings.pop("checkpoint"), *settings.pop("ensemble")]

@@ -1,8 +1,8 @@
 """The entry point of ``charrnn`` and of ``python -m charrnn``.
 
-Until a command changes that, Ctrl-C ends the process as usual. Python's own way, an exception,
-may come in the middle of an import, where libraries swallow it and continue without the module. So
-this comes before anything else is imported.
+Until a command changes it, Ctrl-C ends the process at once, as the system does by default. Python would raise an
+exception instead, perhaps in the middle of an import, where some libraries swallow it and continue without the module.
+Therefore the handler is set before anything else is imported.
 """
 
 import signal

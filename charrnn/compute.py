@@ -1,6 +1,6 @@
-"""How this process computes: device, precision, threads and memory.
+"""Set how this process computes: its device, precision, threads and memory.
 
-The functions import torch themselves: two of them must run before torch and numpy are loaded.
+Each function imports torch itself, because two of them must run before torch and numpy are loaded.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Report = Callable[[str], None]
 
 
 def silent(line: str) -> None:
-    """Report nothing."""
+    """Ignore the line; a ``Report`` that shows nothing."""
 
 
 # Devices
@@ -31,8 +31,8 @@ def silent(line: str) -> None:
 def choose_device(gpuid: int, report: Report, precision: str = "float32") -> torch.device:
     """Return GPU number ``gpuid`` (Apple's MPS is number 0), or the CPU for -1.
 
-    Without any GPU, the default number 0 reports that and returns the CPU. Raises UserError for any other GPU that does
-    not exist, and for float64 on MPS, which does not support it.
+    If there is no GPU, number 0, the default, reports this and returns the CPU. Raises UserError for any other GPU that
+    does not exist, and for float64 on MPS, which does not support it.
     """
     import torch
 
@@ -47,7 +47,7 @@ def choose_device(gpuid: int, report: Report, precision: str = "float32") -> tor
         report("no GPU found, using the CPU (-gpuid -1 silences this)")
         return torch.device("cpu")
     if torch.cuda.device_count():
-        torch.backends.cudnn.allow_tf32 = False  # on by default, and would round float32 factors in recurrent layers
+        torch.backends.cudnn.allow_tf32 = False  # by default it is on and rounds float32 factors in recurrent layers
         return torch.device("cuda", gpuid)
     if precision == "float64":
         raise UserError("-precision float64: Apple's MPS has no float64; use -precision float32, or -gpuid -1")
@@ -60,7 +60,7 @@ def choose_device(gpuid: int, report: Report, precision: str = "float32") -> tor
 def weights_dtype(precision: str) -> torch.dtype:
     """Return the dtype of weights, optimizer state and hidden state.
 
-    Only float64 differs: bf16 and tf32 shorten the factors of products, and everything else stays float32.
+    It is float32 except for float64: bf16 and tf32 only round the factors of products.
     """
     import torch
 
@@ -70,8 +70,8 @@ def weights_dtype(precision: str) -> torch.dtype:
 def prepare(precision: str, device: torch.device, report: Report) -> None:
     """Set up this process for training in a precision.
 
-    tf32 rounds the factors of float32 products on a GPU to 10 bits. Raises UserError if the device does not support it.
-    Reports if the CPU has no instructions for bf16.
+    With tf32, a GPU rounds the factors of float32 products to 10 bits. Raises UserError for tf32 on any other device.
+    With bf16 on a CPU without bf16 instructions, reports that training will be slow.
     """
     import torch
 
@@ -85,7 +85,7 @@ def prepare(precision: str, device: torch.device, report: Report) -> None:
 
 
 def has_bf16() -> bool:
-    """Whether the CPU has bf16 instructions (AVX512_BF16, AMX_BF16 or Arm's BF16). True if torch cannot tell."""
+    """Return whether the CPU has bf16 instructions (AVX512_BF16, AMX_BF16 or Arm's BF16). True if torch cannot tell."""
     import torch
 
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
@@ -95,7 +95,8 @@ def has_bf16() -> bool:
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
     """Return the context for the forward pass of a training step.
 
-    With bf16, factors of products are rounded to 8 bits and summed in float32. Otherwise the context does nothing.
+    With bf16, the factors of products are rounded to 8 bits and the products are summed in float32. With any other
+    precision, the context does nothing.
     """
     import torch
 
@@ -105,7 +106,7 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
 # Threads
 
 
-# GNU OpenMP's busy-waiting, in turns of its loop: some tenths of a millisecond
+# how long GNU OpenMP busy-waits, in iterations of its loop: a few tenths of a millisecond
 SPIN_COUNT = "20000"
 # with any of these set, the user has decided how OpenMP waits
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
@@ -114,18 +115,18 @@ WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 def wait_briefly(environment: MutableMapping[str, str] = os.environ) -> None:
     """Shorten OpenMP's busy-waiting, unless the user has configured it. Call before torch is loaded.
 
-    By default GNU's OpenMP spins 300,000 turns, some milliseconds, after each of torch's operations on several threads.
-    Meanwhile nothing else can use that core, not even the threads of the compiled kernels. Threads that sleep at once
-    would wake up too slowly for torch's next operation.
+    By default, each thread of GNU's OpenMP spins for 300,000 iterations, a few milliseconds, after every parallel
+    operation of torch. Meanwhile nothing else can use its core, not even the threads of the compiled kernels. Threads
+    that went to sleep at once would wake up too slowly for torch's next operation.
     """
     if not any(name in environment for name in WAITING):
         environment["GOMP_SPINCOUNT"] = SPIN_COUNT
 
 
 def one_thread() -> None:
-    """Compute on one thread: with only a few rows at a time, as in sampling, a second thread would just wait.
+    """Compute on one thread. With only a few rows at a time, as in sampling, a second thread would just wait.
 
-    Call before numpy is loaded, because its OpenBLAS reads the number of threads only then.
+    Call before numpy is loaded, because its OpenBLAS reads the number of threads only once, at that point.
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     import torch
@@ -133,14 +134,14 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-# All of these
+# All of the above
 
 
 @contextmanager
 def unchanged(gpuid: int) -> Iterator[None]:
-    """Restore, at the end, what a run changes in this process: threads, kernels, precision and random state.
+    """Restore at the end of the block what a run changes in this process: threads, kernels, precision, random state.
 
-    The random numbers are those of the CPU and of GPU number ``gpuid``, if it exists.
+    The random state is that of the CPU and of GPU number ``gpuid``, if it exists.
     """
     import torch
 
@@ -168,12 +169,12 @@ def capacity(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     if sys.platform == "win32":
-        return sys.maxsize  # unknown: running out of memory is reported when it happens
+        return sys.maxsize  # unknown, so running out of memory is reported only when it happens
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether Python, numpy or torch raised this error because memory ran out."""
+    """Return whether Python, numpy or torch raised this error because memory ran out."""
     import torch
 
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
@@ -187,12 +188,12 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # from glibc's malloc.h
 def keep_freed_memory() -> bool:
     """Make glibc's malloc keep freed memory for this process. Returns whether it succeeded.
 
-    Each iteration frees the previous one's large tensors and allocates as many again. By default glibc returns large
-    blocks to the system, which fills every page of the new ones with zeros: thousands of page faults per iteration.
-    Kept blocks are reused in place. The process then holds on to its peak memory, which the next iteration needs
-    anyway, and a little more for the gaps between blocks.
+    Each iteration frees the large tensors of the previous one and allocates new ones of the same sizes. By default
+    glibc returns large blocks to the system, which must then fill every page of a new block with zeros. That costs
+    thousands of page faults per iteration. Blocks that malloc keeps are simply reused. The process then holds on to its
+    peak memory, which the next iteration needs anyway, and a little more for the gaps between blocks.
 
-    Does nothing with another C library, or if the environment configures malloc.
+    Does nothing with any other C library, or if the environment configures malloc.
     """
     if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc" or _malloc_configured():
         return False
@@ -201,7 +202,7 @@ def keep_freed_memory() -> bool:
 
 
 def _malloc_configured() -> bool:
-    """Whether the environment sets MALLOC_..._ or glibc's tunables for malloc, or preloads another malloc."""
+    """Return whether the environment sets MALLOC_..._ or glibc's tunables for malloc, or preloads another malloc."""
     variables = any(name.startswith("MALLOC_") and name.endswith("_") for name in os.environ)
     tunables, preloaded = (os.environ.get(name, "") for name in ("GLIBC_TUNABLES", "LD_PRELOAD"))
     return variables or "glibc.malloc" in tunables or "malloc" in preloaded

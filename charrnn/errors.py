@@ -1,4 +1,4 @@
-"""The exception that a user may see, and the words that messages share."""
+"""The exception for problems that the user can fix, and helpers for writing messages."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def unreadable(path: object, error: OSError) -> UserError:
 
 
 def size(count: int) -> str:
-    """Return a number of bytes in MB or GB."""
+    """Format a number of bytes in MB or GB."""
     value, unit = count / 1e6, "MB"
     if value >= 1000:
         value, unit = value / 1000, "GB"
@@ -31,7 +31,7 @@ def size(count: int) -> str:
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """Return a hint at the known name closest to a mistyped one, or '' if none is close."""
+    """Return a hint naming the known name closest to a mistyped one, or '' if none is close."""
     from difflib import get_close_matches
 
     close = get_close_matches(name, known, n=1, cutoff=0.5)
@@ -39,15 +39,16 @@ def nearest(name: str, known: Sequence[str]) -> str:
 
 
 def listed(items: Iterable[str], limit: int = 20) -> str:
-    """Join items by commas; after the first ``limit``, say only how many more there are."""
+    """Join items with commas; after the first ``limit``, say only how many more there are."""
     items = list(items)
     more = len(items) - limit
     return f"{', '.join(items[:limit])}{f' and {more:,} more' if more > 0 else ''}"
 
 
 def printable(text: str, keep: str = "\n\t") -> str:
-    """Escape control characters, apart from those in ``keep``: text of a model or a file must not drive the terminal.
+    """Escape control characters, except those in ``keep``.
 
-    Line and paragraph separators, formatting characters and lone surrogates are escaped too.
+    Otherwise text from a model or a file could send commands to the terminal. Line and paragraph separators, formatting
+    characters and lone surrogates are escaped too.
     """
     return "".join(ascii(c)[1:-1] if category(c) in CONTROL and c not in keep else c for c in text)

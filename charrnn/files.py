@@ -1,4 +1,4 @@
-"""Files that are either complete or absent, locks, and Ctrl-C while a file is being written."""
+"""Files that are written completely or not at all, lock files, and Ctrl-C while a file is being written."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if sys.platform != "win32":
 # suffix of temporary files
 UNFINISHED = ".charrnn-part"
 
-# some network file systems have no locks
+# errors of file systems without locks, such as some network file systems
 UNLOCKABLE = (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file for writing that replaces ``path`` when the block ends, and not before.
+    """Open a file for writing that replaces ``path`` only when the block ends.
 
-    The bytes go to a temporary file in the same folder, which is flushed to disk and then renamed. A reader, a crash or
-    a full disk finds either the old file or the new one. After an error the temporary file is removed and ``path`` is
-    unchanged. Temporary files of killed processes are removed by the next one to write in the folder; those that are
-    still being written are locked and stay. (On Windows they all stay.) Raises OSError.
+    The bytes go to a temporary file in the same folder, which is flushed to disk and then renamed. A reader always sees
+    either the old file or the new one, even after a crash or on a full disk. After an error the temporary file is
+    removed and ``path`` is unchanged. Temporary files of killed processes are removed the next time a file is written
+    to the folder. Those that are still being written are locked and stay. (On Windows they all stay.) Raises OSError.
     """
     _sweep(path.parent)
     with _temporary(path) as file:
@@ -37,7 +37,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-            if sys.platform == "win32":  # which cannot rename an open file
+            if sys.platform == "win32":  # Windows cannot rename an open file
                 file.close()
             os.replace(file.name, path)
         except BaseException:
@@ -49,12 +49,12 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _temporary(path: Path) -> IO[bytes]:
-    """Create a file next to ``path``. It is locked while it is open: a sign that its writer is alive."""
+    """Create a file next to ``path``. It is locked while it is open, to show that its writer is alive."""
     while True:
         file = path.with_name(f".{path.name}.{secrets.token_hex(4)}{UNFINISHED}").open("x+b")
         if sys.platform == "win32":
             return file
-        with suppress(OSError):  # where nothing can be locked, nothing is swept away
+        with suppress(OSError):  # a file system without locks: there nothing is swept away
             fcntl.flock(file, fcntl.LOCK_EX)
         if os.path.exists(file.name):
             return file
@@ -62,7 +62,7 @@ def _temporary(path: Path) -> IO[bytes]:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove the temporary files of killed processes: those that nobody has locked."""
+    """Remove the temporary files of killed processes, which are those that no process has locked."""
     if sys.platform == "win32":
         return
     for left in folder.glob(f".*{UNFINISHED}"):
@@ -102,7 +102,7 @@ def locked(path: Path) -> Iterator[bool]:
         finally:
             lock.release()
         return
-    # not filelock, which takes the mere existence of the file for a lock where flock is missing
+    # not filelock: without flock it treats the mere existence of the file as a lock
     with path.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -117,7 +117,7 @@ def locked(path: Path) -> Iterator[bool]:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let Ctrl-C raise KeyboardInterrupt while the block lasts, in a process that it would end at once."""
+    """Let Ctrl-C raise KeyboardInterrupt while the block lasts, if it would otherwise end the process at once."""
     if signal.getsignal(signal.SIGINT) is not signal.SIG_DFL:
         yield
         return

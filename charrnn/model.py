@@ -1,12 +1,12 @@
-"""The contract of a model, on one page.
+"""The contract that every model fulfils, on one page.
 
 A model is a file ``models/NAME.py`` with a function
 
     def create(input_size, rnn_size, n_layers, dropout, *, own_option: Annotated[int, "help"] = 3) -> nn.Module
 
 which builds an nn.Module that is a ``Model``. ``input_size`` is the number V of tokens in the vocabulary. Every
-parameter after the ``*`` becomes a flag of ``charrnn train``. ``create`` raises ValueError for values that are
-impossible. The other protocols are optional: charrnn uses those that a model has. ``charrnn.testing`` checks them all.
+parameter after the ``*`` becomes a flag of ``charrnn train``. ``create`` raises ValueError for impossible values. The
+other protocols are optional, and charrnn uses those that a model implements. ``charrnn.testing`` checks the contract.
 
 Shapes: T time steps, B rows of a minibatch, V tokens.
 """
@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-# what a model carries from one call to the next: tensors with the rows on dimension -2, such as (layers, B, units)
+# carried from one call of a model to the next: tensors with the rows on dimension -2, such as (layers, B, units)
 State = tuple[Tensor, ...]
 # one time step: token ids, int64 (B,), and a state, or None for zeros -> logits (B, V) and the next state
 Step = Callable[[Tensor, State | None], tuple[Tensor, State]]
@@ -38,15 +38,15 @@ class Model(Protocol):
     def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Read token ids, int64 (T, B); return the logits, (T, B, V), and the state after the last time step.
 
-        The state None means zeros. The model keeps nothing between calls, leaves its arguments unchanged, treats
-        every row on its own, and computes in the dtype of its weights. Cutting a text in two and carrying the state
-        changes nothing.
+        A state of None means zeros. The model keeps nothing between calls, leaves its arguments unchanged, computes
+        each row independently, and uses the dtype of its weights. Reading a text in two parts and carrying the state
+        between them gives the same logits as reading it whole.
         """
 
 
 @runtime_checkable
 class Steps(Protocol):
-    """Optional: a faster forward for one time step. Sampling uses it."""
+    """Optional: a faster ``forward`` for one time step, used in sampling."""
 
     def step(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Read token ids, int64 (B,); return the logits, (B, V), and the next state, as ``forward`` does for T = 1."""
@@ -62,19 +62,19 @@ class StepsInNumpy(Protocol):
 
 @runtime_checkable
 class DrawsMasks(Protocol):
-    """Optional: dropout whose masks can be drawn once and used for many calls, as Monte Carlo dropout does."""
+    """Optional: dropout with masks that can be drawn once and used in many calls, as in Monte Carlo dropout."""
 
     def draw_masks(self, x: Tensor, generator: torch.Generator | None = None) -> Any:
         """Draw the masks that ``forward`` would draw for x in training mode, from the generator or torch's own.
 
-        ``forward`` takes them as its keyword argument ``masks`` and applies them in evaluation mode, too. Masks for
-        one time step fit any number of time steps.
+        ``forward`` takes them as its keyword argument ``masks`` and applies them in evaluation mode too. Masks drawn
+        for one time step can be used for any number of time steps.
         """
 
 
 @runtime_checkable
 class HasCompiledKernels(Protocol):
-    """Optional: some of the model's kernels have a version compiled by numba, which may be faster on a CPU."""
+    """Optional: some of the model's kernels have a version that numba compiles, which may be faster on a CPU."""
 
     @property
     def has_compiled_kernels(self) -> bool: ...

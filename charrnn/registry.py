@@ -1,4 +1,4 @@
-"""Models are files: find one, load it once, and build the model that it defines."""
+"""Find the file of a model, load it once, and build the model that it defines."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BUILT_IN = "built in"
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A file with a top-level ``create``. It is read once, and executed only when its module is first needed."""
+    """A model's file, with a top-level ``create``. It is read once, and executed only when its module is needed."""
 
     name: str
     path: Path
@@ -66,17 +66,17 @@ class ModelFile:
 
     @property
     def outline(self) -> list[Option]:
-        """The model's own options as far as the source shows them, with names and help; executes nothing."""
+        """The model's own options with only their names and help texts, read from the source without executing it."""
         body = self.tree.body if self.tree else []
         creates = [node for node in body if isinstance(node, ast.FunctionDef) and node.name == "create"]
         return [Option(a.arg, str, "", help=_text(a.annotation)) for node in creates for a in node.args.kwonlyargs]
 
     @cached_property
     def module(self) -> ModuleType:
-        """The module, executed once for each content of the file. Errors in the file pass through unchanged.
+        """The module. It is executed again only if the file's content changes, and its errors pass through unchanged.
 
-        It is compiled from the source and never from a .pyc, which Python trusts if size and time, in whole
-        seconds, are the same: a file that changed within a second would run as it was before.
+        It is always compiled from the source. Python trusts a .pyc if the size of the source and its time in whole
+        seconds are the same, so a file changed twice within a second could run in its old version.
         """
         path = self.path.resolve()
         digest = hashlib.sha256(self.source + os.fsencode(path)).hexdigest()[:16]
@@ -87,7 +87,7 @@ class ModelFile:
         spec = importlib.util.spec_from_file_location(name, path)
         assert spec is not None
         module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module  # dataclasses and pickles look their module up here
+        sys.modules[name] = module  # dataclasses and pickle look up modules here
         try:
             exec(code, module.__dict__)
         except BaseException:
@@ -123,7 +123,7 @@ class ModelFile:
         return options
 
     def create(self, input_size: int, rnn_size: int, n_layers: int, dropout: float, **own: Any) -> nn.Module:
-        """Build the model with fresh weights. ``own`` are its own options; others keep their defaults.
+        """Build the model with fresh weights. ``own`` sets its own options; those left out have their defaults.
 
         Raises UserError for an unknown or impossible option.
         """
@@ -142,9 +142,9 @@ class ModelFile:
         return model
 
     def skeleton(self, input_size: int, rnn_size: int, n_layers: int, dropout: float, **own: Any) -> nn.Module | None:
-        """Build the model on torch's meta device: names, shapes and types of its weights, in no memory.
+        """Build the model on torch's meta device, with the names, shapes and types of its weights but no values.
 
-        Returns None if the model cannot be built there. Raises UserError as ``create`` does, and if sizes overflow.
+        Returns None if the model cannot be built there. Raises UserError as ``create`` does, and if a size overflows.
         """
         import torch
 
@@ -159,22 +159,22 @@ class ModelFile:
             return None
 
     def check(self, rnn_size: int, n_layers: int, dropout: float, **own: Any) -> nn.Module | None:
-        """Return the smallest skeleton, for a vocabulary of one token; None if the model has none.
+        """Return the skeleton for a vocabulary of one token; None if the model has no skeleton.
 
-        Raises UserError for impossible options, before the vocabulary is known, in no time and no memory.
+        Raises UserError for impossible options. Takes almost no time or memory, and needs no vocabulary.
         """
         return self.skeleton(1, rnn_size, n_layers, dropout, **own)
 
 
 def built_in_folder() -> Path:
-    """``models`` inside the installed package, or next to it in a checkout."""
+    """Return the folder of the built-in models: inside the installed package, or next to it in a checkout."""
     package = Path(__file__).resolve().parent
     inside = package / "models"
     return inside if inside.is_dir() else package.parent / "models"
 
 
 def models() -> dict[str, ModelFile]:
-    """All available models by name, built-in ones first. Executes no model file."""
+    """Return all available models by name, built-in ones first. Executes no model file."""
     found: dict[str, ModelFile] = {}
     for file in _candidates():
         if file.name not in found and file.has_create:
@@ -183,7 +183,7 @@ def models() -> dict[str, ModelFile]:
 
 
 def find(name: str) -> ModelFile:
-    """Return the model with that name. Raises UserError if no file has it, or if two different files do."""
+    """Return the model with this name. Raises UserError if there is none, or if two different files have the name."""
     if not name.isidentifier():
         raise UserError(f"-model {name}: a model's name is a plain word, the name of its file without .py")
     # a file with a syntax error counts too: loading it shows the error
@@ -202,7 +202,7 @@ def find(name: str) -> ModelFile:
 
 
 def _candidates() -> Iterator[ModelFile]:
-    """Every file that may be a model."""
+    """Yield every file that may be a model."""
     folders = [(built_in_folder(), BUILT_IN), (Path("models"), "the working directory")]
     folders += [(Path(p), "$CHARRNN_MODELS") for p in os.environ.get("CHARRNN_MODELS", "").split(os.pathsep) if p]
     for folder, origin in folders:
@@ -216,12 +216,15 @@ def _candidates() -> Iterator[ModelFile]:
 
 @cache
 def _entry_points(path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
-    """The models that installed packages declare. Cached, since it searches the files of every package on the path."""
+    """Return the models that installed packages declare. Cached, since it searches every package on the path."""
     return tuple(entry_points(group="charrnn.models"))
 
 
 def _located(point: EntryPoint) -> Path | None:
-    """The file of an entry point's module. Executes nothing if the package lists its files."""
+    """Return the file of an entry point's module; None if it is not found.
+
+    Does not execute the module. For an editable install, its parent packages may be imported.
+    """
     relative = Path(*point.module.split("."))
     for candidate in (relative.with_suffix(".py"), relative / "__init__.py"):
         if point.dist and (path := Path(str(point.dist.locate_file(candidate)))).is_file():
@@ -234,7 +237,7 @@ def _located(point: EntryPoint) -> Path | None:
 
 
 def _names(node: ast.stmt) -> set[str]:
-    """The names that a top-level statement defines."""
+    """Return the names that a top-level statement defines."""
     match node:
         case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
             return {name}
@@ -248,7 +251,7 @@ def _names(node: ast.stmt) -> set[str]:
 
 
 def _text(annotation: ast.expr | None) -> str:
-    """The help text in the source of ``Annotated[type, "help"]``."""
+    """Return the help text in the source of ``Annotated[type, "help"]``, or ''."""
     match annotation:
         case ast.Subscript(slice=ast.Tuple(elts=[_, ast.Constant(value=str(text)), *_])):
             return text
@@ -256,7 +259,7 @@ def _text(annotation: ast.expr | None) -> str:
 
 
 def _split(annotation: Any) -> tuple[Any, str]:
-    """The type and the help text in ``Annotated[type, "help"]``."""
+    """Return the type and the help text in ``Annotated[type, "help"]``; the help is '' for a plain type."""
     if get_origin(annotation) is not Annotated:
         return annotation, ""
     inner, *notes = get_args(annotation)

@@ -1,7 +1,7 @@
-"""Tests of the contract in charrnn.model, as plain functions: for the built-in models and for anyone's own.
+"""Tests of the contract in charrnn.model, as plain functions, for the built-in models and for your own.
 
-A check takes a Case and raises AssertionError if the model violates the contract. To run all checks on a model of your
-own, put this into a test file:
+A check takes a Case and raises AssertionError if the model violates the contract. To run all checks on your own model,
+put this into a test file:
 
     import pytest
     from charrnn.testing import CHECKS, cases
@@ -11,8 +11,8 @@ own, put this into a test file:
     def test_contract(check, case):
         check(case)
 
-The registry finds the model as ``charrnn train -model mymodel`` does. All checks compute in float64 on small sizes, so
-that equal means equal to 1e-10, and different means different in any bit.
+The model is found in the same places as by ``charrnn train -model mymodel``. The checks use small sizes, and almost all
+compute in float64. By default, "equal" means within 1e-10, and "different" means different in any bit.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Case:
     def build(self, seed: int = 1, dropout: float = 0.0) -> nn.Module:
         """Build the model in float64 and evaluation mode, with weights moved away from their initial values.
 
-        A weight of 0 would hide what it does.
+        A weight that stayed at 0 could hide errors in the code that uses it.
         """
         model = self.fresh(seed, dropout).double().eval()
         with torch.no_grad():
@@ -63,9 +63,9 @@ class Case:
 
 
 def cases(name: str) -> list[Case]:
-    """Return the cases of a model to check.
+    """Return the cases to check for a model.
 
-    They are one, two and three layers with the default options, and two layers with every other value of each bool
+    They are one, two and three layers with the default options, and two layers with each other value of every bool
     and Literal option.
     """
     found = [Case(name, n_layers) for n_layers in (1, 2, 3)]
@@ -81,7 +81,7 @@ def text(seed: int = 2, steps: int = T, rows: int = B) -> Tensor:
 
 
 def random_state(model: nn.Module, x: Tensor) -> State:
-    """Return a random state for the rows of x, in the shapes that the model returns."""
+    """Return a random state for the rows of x, with the shapes of the states that the model returns."""
     with torch.no_grad():
         _, state = model(x)
     generator = torch.Generator().manual_seed(3)
@@ -135,7 +135,7 @@ def check_dtypes(case: Case) -> None:
 
 @torch.no_grad()
 def check_zero_state(case: Case) -> None:
-    """The state None means zeros."""
+    """A state of None means zeros."""
     model, x = case.build(), text()
     logits, state = model(x)
     expected, expected_state = model(x, tuple(map(torch.zeros_like, state)))
@@ -145,7 +145,7 @@ def check_zero_state(case: Case) -> None:
 
 @torch.no_grad()
 def check_carry(case: Case) -> None:
-    """Reading a text in pieces, carrying the state, gives the same as reading it whole."""
+    """Reading a text in pieces while carrying the state gives the same logits and state as reading it whole."""
     model, x = case.build(), text()
     for start in (None, random_state(model, x)):
         whole, last = model(x, start)
@@ -173,7 +173,7 @@ def check_memory(case: Case) -> None:
 
 @torch.no_grad()
 def check_causality(case: Case) -> None:
-    """A token changes the logits of its own time step, and otherwise only later ones."""
+    """A token changes the logits of its own time step and does not change earlier ones."""
     model, x = case.build(), text()
     logits, _ = model(x)
     for t in range(T):
@@ -215,14 +215,14 @@ def check_reach(case: Case) -> None:
     logits, _ = model(x, random_state(model, x))
     F.cross_entropy(logits.flatten(0, 1), y.flatten()).backward()
     for name, p in model.named_parameters():
-        assert p.grad is not None and p.grad.isfinite().all(), f"{name} has no gradient, or one that is not finite"
+        assert p.grad is not None and p.grad.isfinite().all(), f"the gradient of {name} is missing or not finite"
         assert (p.grad != 0).any(), f"the gradient of {name} is 0"
 
 
 def check_gradient(case: Case) -> None:
     """The gradients with respect to every parameter and the state agree with finite differences.
 
-    They are compared along random directions, which show a wrong entry anywhere in a gradient.
+    They are compared along random directions, which reveals a wrong entry anywhere in a gradient.
     """
     model, x = case.build().train(), text()
     parameters, start = dict(model.named_parameters()), random_state(model, x)
@@ -246,14 +246,14 @@ def check_gradient(case: Case) -> None:
 
 @torch.no_grad()
 def slope(function: Callable[..., Tensor], inputs: list[Tensor], at: int, direction: Tensor) -> Tensor:
-    """Return the derivative of function(*inputs), a number, along a direction of inputs[at], by finite differences."""
+    """Return the derivative of the scalar function(*inputs) along a direction of inputs[at], by finite differences."""
     step = 1e-5
     above, below = ([*inputs[:at], inputs[at] + by * direction, *inputs[at + 1 :]] for by in (step, -step))
     return (function(*above) - function(*below)) / (2 * step)
 
 
 def check_modes(case: Case) -> None:
-    """Results are the same with and without gradients; models may take a faster path without."""
+    """Results are the same with and without gradients, although a model may use faster code without them."""
     model, x = case.build(), text()
     state = random_state(model, x)
     expected, last = model(x, state)
@@ -291,7 +291,7 @@ def check_fresh_weights(case: Case) -> None:
 
 @torch.no_grad()
 def check_dropout(case: Case) -> None:
-    """Dropout acts in training mode only, and 0 means none."""
+    """Dropout acts only in training mode, and a dropout of 0 does nothing."""
     model, x = case.build(dropout=0.5), text()
     expected, _ = model(x)
     same(model(x)[0], expected, "logits in evaluation mode, called twice", 0.0)
@@ -303,7 +303,7 @@ def check_dropout(case: Case) -> None:
 
 @torch.no_grad()
 def check_round_trip(case: Case) -> None:
-    """The state_dict holds everything that distinguishes two models."""
+    """Loading one model's state_dict into another makes them compute the same."""
     model, other, x = case.build(seed=1), case.build(seed=2), text()
     expected, _ = model(x)
     assert (other(x)[0] != expected).any(), "two seeds give the same logits"
@@ -363,9 +363,9 @@ def check_numpy_step(case: Case) -> None:
 
 @torch.no_grad()
 def check_masks(case: Case) -> None:
-    """Optional: masks from ``draw_masks`` determine the dropout, also in evaluation mode.
+    """Optional: the masks from ``draw_masks`` determine the dropout, in evaluation mode too.
 
-    In training mode, ``forward`` without masks draws the same ones.
+    With the same seed, ``forward`` without masks draws the same ones in training mode.
     """
     model, x = case.build(dropout=0.5).train(), text()
     if not isinstance(model, DrawsMasks):
