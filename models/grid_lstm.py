@@ -1,10 +1,10 @@
 """2D Grid LSTM: a grid of LSTM blocks that pass hidden and memory vectors along time and along depth.
 
-Kalchbrenner, Danihelka and Graves, Grid Long Short-Term Memory, 2015 (arXiv 1507.01526), as in coreylynch's grid-lstm
-program: depth is the prioritised dimension, and by default all layers share their depth weights.
+From Kalchbrenner, Danihelka and Graves, Grid Long Short-Term Memory, 2015 (arXiv 1507.01526). As in coreylynch's
+grid-lstm program, depth is the prioritised dimension, and by default all layers share their depth weights.
 
-``block`` is the paper's block in any number of dimensions. The model has one block of time and depth for each layer and
-time step, computed in an order that torch's own LSTMs can run.
+``block`` is the paper's block for any number of dimensions. The model applies a block over time and depth for each
+layer and time step, in an order that lets torch's own LSTMs do the work.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ Map = tuple[Tensor, Tensor]
 
 
 def lstm(h: Sequence[Tensor], c: Tensor, maps: Sequence[Map], paper: bool = False) -> tuple[Tensor, Tensor]:
-    """Return the new hidden and memory vector of one dimension, from the hidden vectors h (..., H) of all N dimensions.
+    """Return one dimension's new hidden and memory vectors, from the hidden vectors h (..., H) of all N dimensions.
 
-    The dimension has its own memory c (..., H), the paper's m. ``maps`` has a weight (4H, H) and a bias (4H,) for each
-    hidden vector, with rows in the order i, f, g, o. Concatenated, the weights are the paper's single matrix.
+    c (..., H) is the dimension's own memory, called m in the paper. ``maps`` has a weight (4H, H) and a bias (4H,) for
+    each hidden vector, with rows in the order i, f, g, o. Concatenated, the weights are the paper's single matrix.
 
-    The paper computes h = tanh(o * c). The program, like other LSTMs, computes h = o * tanh(c), unless ``paper``.
+    If ``paper`` is true, h = tanh(o * c), as in the paper. Otherwise h = o * tanh(c), as in the program and in other
+    LSTMs.
     """
     gates = reduce(torch.add, (F.linear(h_n, W, b) for h_n, (W, b) in zip(h, maps, strict=True)))
     i, f, g, o = gates.chunk(4, -1)
@@ -46,10 +47,10 @@ def block(
     priority: Sequence[int] = (),
     paper: bool = False,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """The N-dimensional Grid LSTM block: takes and returns N hidden and N memory vectors.
+    """Apply the N-dimensional Grid LSTM block to N hidden and N memory vectors, and return the new ones.
 
-    Each dimension n has its own LSTM, ``maps[n]``, and all read the same incoming hidden vectors. Only the dimensions
-    in ``priority`` wait for the others, and read their new hidden vectors instead of the incoming ones.
+    Each dimension n has its own LSTM with the weights ``maps[n]``, and all of them read the same incoming hidden
+    vectors. Only the dimensions in ``priority`` wait for the others, to read their new hidden vectors instead.
     """
     h, c = list(h), list(c)
     others = [n for n in range(len(h)) if n not in priority]
@@ -61,12 +62,12 @@ def block(
 
 
 class GridLSTM(nn.Module):
-    """The block with N = 2 dimensions, time and depth, where depth is prioritised.
+    """Layers of blocks with N = 2 dimensions, time and depth, where depth is prioritised.
 
-    Both LSTMs of a layer are torch's. Their input is the depth h of the layer below, and their hidden state is a time
-    h: the previous step's for the time LSTM, the new one for the depth LSTM. At every time step the depth h starts as
-    the token's embedding, and the depth c as zeros. Dropout acts on the depth h that a layer passes up, never on the
-    depth c. The state is the time LSTMs' (h, c), each (L, B, H).
+    Both LSTMs of a layer are torch's. Their input is the depth h of the layer below. Their hidden state is a time h:
+    the previous step's for the time LSTM, the new one for the depth LSTM. At every time step, the depth h starts as the
+    token's embedding and the depth c as zeros. Dropout acts on the depth h that a layer passes up, never on the depth
+    c. The state is (h, c) of the time LSTMs, each (L, B, H).
     """
 
     def __init__(self, input_size: int, rnn_size: int, n_layers: int, dropout: float, tie_weights: bool) -> None:
@@ -103,7 +104,7 @@ class GridLSTM(nn.Module):
         return self.decoder(depth_h), (h, c)
 
     def step(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """One time step, for sampling: x int64 (B,), logits (B, V). Equals ``forward`` without dropout."""
+        """Take one time step, for sampling: x int64 (B,), logits (B, V). Same as ``forward`` without dropout."""
         depth_h = self.embedding(x)
         depth_c = torch.zeros_like(depth_h)
         h, c = self.zeros(depth_h) if state is None else state
@@ -116,7 +117,7 @@ class GridLSTM(nn.Module):
         return self.decoder(depth_h), (h, c)
 
     def numpy_step(self) -> cells.Step:
-        """Return ``step`` on numpy arrays with the weights at the time of this call: faster for a few rows on a CPU."""
+        """Return ``step`` for numpy arrays, with the current weights: faster for a few rows on a CPU."""
         layers = [(cells.LSTM(*time), cells.LSTM(*depth)) for time, depth in self.weights()]
         embedding = self.embedding.weight.detach().numpy()
         decode = cells.Linear(*self.decoder.parameters())
@@ -134,7 +135,7 @@ class GridLSTM(nn.Module):
         return step
 
     def zeros(self, h: Tensor) -> State:
-        """Return the state before any text, for rows of depth vectors h (B, H)."""
+        """Return the state before any text, for a batch of depth vectors h (B, H)."""
         zeros = h.new_zeros(len(self.time), *h.shape)
         return zeros, zeros
 
@@ -153,5 +154,5 @@ def create(
     *,
     tie_weights: Annotated[bool, "share one depth LSTM among all layers"] = True,
 ) -> nn.Module:
-    """Initialise as grid-lstm does: uniform in +-0.08, with a bias of 1 where the time h enters the forget gates."""
+    """Initialise as grid-lstm does: uniform in +-0.08, but biases of 1 where the time h enters the forget gates."""
     return GridLSTM(input_size, rnn_size, n_layers, dropout, tie_weights)

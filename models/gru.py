@@ -35,9 +35,9 @@ def create(
 
 
 def cell(inputs: Tensor, h: Tensor, R: Tensor) -> Tensor:
-    """One time step of char-rnn's unit: the new h (B, H).
+    """Return the new h (B, H) after one time step of char-rnn's unit.
 
-    inputs (B, 3H): W x and all biases. R (3H, H): recurrent weights.
+    inputs (B, 3H) are W x plus all biases. R (3H, H) are the recurrent weights.
     """
     H = h.shape[-1]
     x_rz, x_n = inputs.split((2 * H, H), -1)
@@ -48,7 +48,7 @@ def cell(inputs: Tensor, h: Tensor, R: Tensor) -> Tensor:
 
 
 def cell_after(inputs: Tensor, h: Tensor, R: Tensor, b: Tensor) -> Tensor:
-    """One time step of torch's unit: the new h (B, H). inputs (B, 3H): W x and its biases."""
+    """Return the new h (B, H) after one time step of torch's unit. inputs (B, 3H) are W x plus its biases."""
     x_r, x_z, x_n = inputs.chunk(3, -1)
     h_r, h_z, h_n = F.linear(h, R, b).chunk(3, -1)
     r, z = (x_r + h_r).sigmoid(), (x_z + h_z).sigmoid()
@@ -57,7 +57,7 @@ def cell_after(inputs: Tensor, h: Tensor, R: Tensor, b: Tensor) -> Tensor:
 
 
 def loop(x: Tensor, h: Tensor, W: Tensor, R: Tensor, b: Tensor) -> Tensor:
-    """All time steps of a layer, plainly: the states (T, B, H). x (T, B, I), or token ids (T, B). See gru.scan."""
+    """Do the same as gru.scan, step by step: return the states (T, B, H) for x (T, B, I) or token ids x (T, B)."""
     states = []
     for inputs in F.linear(x, W, b) if x.is_floating_point() else lookup.columns(W, x) + b:
         h = cell(inputs, h, R)
@@ -66,17 +66,17 @@ def loop(x: Tensor, h: Tensor, W: Tensor, R: Tensor, b: Tensor) -> Tensor:
 
 
 class GRU(nn.Module):
-    """Stacked units over one-hot tokens, and a linear decoder on the top layer.
+    """Stacked layers over one-hot tokens, with a linear decoder on top.
 
-    Dropout acts between layers and before the decoder. The state is (h,), of shape (L, B, H). Both kinds of unit have
-    the weights of torch's nn.GRU, with rows in the order r, z, n.
+    Dropout acts between layers and before the decoder. The state is (h,), of shape (L, B, H). Both kinds of unit keep
+    their weights in torch's nn.GRU, with rows in the order r, z, n.
 
     ``use_kernel = False`` leaves the time loop to autograd, as on a GPU.
     """
 
     def __init__(self, input_size: int, rnn_size: int, n_layers: int, dropout: float, reset_after: bool) -> None:
         super().__init__()
-        # torch's own dropout acts only between layers, and it warns if there is just one
+        # nn.GRU applies dropout only between layers, and warns if there is just one layer
         self.gru = nn.GRU(input_size, rnn_size, n_layers, dropout=dropout if n_layers > 1 else 0.0)
         self.dropout = nn.Dropout(dropout)
         self.decoder = nn.Linear(rnn_size, input_size)
@@ -96,7 +96,7 @@ class GRU(nn.Module):
         return self.decoder(self.dropout(h)), (last,)
 
     def reset_before(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Run all layers of char-rnn's units: top states (T, B, H), last states (L, B, H)."""
+        """Run all layers of char-rnn's units. Returns the top states (T, B, H) and last states (L, B, H)."""
         scan = gru.scan if self.use_kernel and x.device.type == "cpu" else loop
         below, last = x, []
         for layer, (h, (W, R, b, b_h)) in enumerate(zip(state, self.weights(), strict=True)):
@@ -105,7 +105,7 @@ class GRU(nn.Module):
         return below, torch.stack(last)
 
     def step(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """One time step, for sampling: x int64 (B,), logits (B, V). Equals ``forward`` without dropout."""
+        """Take one time step, for sampling: x int64 (B,), logits (B, V). Same as ``forward`` without dropout."""
         below, new = x, []
         for layer, (h, (W, R, b, b_h)) in enumerate(zip(self.start(len(x), state), self.weights(), strict=True)):
             inputs = F.linear(below, W, b) if layer else lookup.columns(W, x) + b
@@ -114,12 +114,12 @@ class GRU(nn.Module):
         return self.decoder(below), (torch.stack(new),)
 
     def numpy_step(self) -> cells.Step:
-        """Return ``step`` on numpy arrays with the weights at the time of this call: faster for a few rows on a CPU."""
+        """Return ``step`` for numpy arrays, with the current weights: faster for a few rows on a CPU."""
         layers = [cells.GRU(*weights, self.reset_after) for weights in self.weights()]
         return cells.stack(layers, cells.Linear(*self.decoder.parameters()))
 
     def start(self, batch_size: int, state: State | None) -> Tensor:
-        """Return the h of the given state, or zeros for None: (L, B, H)."""
+        """Return the initial h (L, B, H): that of the given state, or zeros for None."""
         zeros = self.decoder.weight.new_zeros
         return zeros(self.gru.num_layers, batch_size, self.gru.hidden_size) if state is None else state[0]
 

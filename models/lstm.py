@@ -16,7 +16,7 @@ Weights = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def create(input_size: int, rnn_size: int, n_layers: int, dropout: float) -> LSTM:
-    """Initialise as char-rnn does: uniform in +-0.08, with a bias of 1 where the input enters the forget gates."""
+    """Initialise as char-rnn does: uniform in +-0.08, but biases of 1 where the input enters the forget gates."""
     model = LSTM(input_size, rnn_size, n_layers, dropout)
     for p in model.parameters():
         nn.init.uniform_(p, -0.08, 0.08)
@@ -27,7 +27,7 @@ def create(input_size: int, rnn_size: int, n_layers: int, dropout: float) -> LST
 
 
 def cell(inputs: Tensor, h: Tensor, c: Tensor, R: Tensor, b: Tensor) -> State:
-    """One time step of one layer: the new h and c (B, H). inputs (B, 4H): W x + b of the input."""
+    """Return the new h and c (B, H) after one time step of a layer. inputs (B, 4H) are W x + b."""
     i, f, g, o = F.linear(h, R, b).add_(inputs).chunk(4, -1)
     c = f.sigmoid() * c + i.sigmoid() * g.tanh()
     h = o.sigmoid() * c.tanh()
@@ -35,14 +35,14 @@ def cell(inputs: Tensor, h: Tensor, c: Tensor, R: Tensor, b: Tensor) -> State:
 
 
 class LSTM(nn.Module):
-    """Stacked LSTMs over one-hot tokens, and a linear decoder on the top layer.
+    """Stacked LSTM layers over one-hot tokens, with a linear decoder on top.
 
     Dropout acts between layers and before the decoder. The state is (h, c), each (L, B, H).
     """
 
     def __init__(self, input_size: int, rnn_size: int, n_layers: int, dropout: float) -> None:
         super().__init__()
-        # torch's own dropout acts only between layers, and it warns if there is just one
+        # nn.LSTM applies dropout only between layers, and warns if there is just one layer
         self.lstm = nn.LSTM(input_size, rnn_size, n_layers, dropout=dropout if n_layers > 1 else 0.0)
         self.dropout = nn.Dropout(dropout)
         self.decoder = nn.Linear(rnn_size, input_size)
@@ -53,7 +53,7 @@ class LSTM(nn.Module):
         return self.decoder(self.dropout(h)), state
 
     def step(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """One time step, for sampling: x int64 (B,), logits (B, V). Equals ``forward`` without dropout."""
+        """Take one time step, for sampling: x int64 (B,), logits (B, V). Same as ``forward`` without dropout."""
         below, new = x, []
         for layer, (h, c, (W, R, b, b_h)) in enumerate(zip(*self.start(len(x), state), self.weights(), strict=True)):
             inputs = F.linear(below, W, b) if layer else lookup.columns(W, x) + b
@@ -63,7 +63,7 @@ class LSTM(nn.Module):
         return self.decoder(below), (h, c)
 
     def numpy_step(self) -> cells.Step:
-        """Return ``step`` on numpy arrays with the weights at the time of this call: faster for a few rows on a CPU."""
+        """Return ``step`` for numpy arrays, with the current weights: faster for a few rows on a CPU."""
         layers = [cells.LSTM(*weights) for weights in self.weights()]
         return cells.stack(layers, cells.Linear(*self.decoder.parameters()))
 

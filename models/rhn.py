@@ -1,7 +1,7 @@
 """The Recurrent Highway Network of Zilly et al., "Recurrent Highway Networks" (arXiv 1607.03474).
 
-A time step of a layer is D highway layers deep, and the state s passes through all of them. The transform gate t is the
-share of s that each replaces by the candidate h; the carry gate is 1 - t. The input enters only at the first depth:
+In each time step of a recurrent layer, the state s passes through D highway layers. In each of these, the transform
+gate t is the share of s that the candidate h replaces, and the carry gate is 1 - t. The input enters only the first:
 
     h = tanh(W_H x + R_H s + b_H)       t = sigmoid(W_T x + R_T s + b_T)       s = t * h + (1 - t) * s
 
@@ -29,20 +29,20 @@ def create(
     depth: Annotated[int, "highway layers per time step"] = 5,
     tie_embeddings: Annotated[bool, "decode with the transposed embedding"] = False,
     init_bias: Annotated[float, "initial bias of the transform gates"] = -2.0,
-    init_scale: Annotated[float, "initial weights are uniform within +- this"] = 0.04,
-    other_bias: Annotated[Literal["random", "constant"], "all other biases: like the weights, or 0"] = "random",
-    drop_x: Annotated[float | None, "dropout of whole tokens; none = as -dropout"] = None,
-    drop_i: Annotated[float | None, "dropout of each layer's input; none = as -dropout"] = None,
-    drop_h: Annotated[float | None, "dropout of the state inside the gates; none = as -dropout"] = None,
-    drop_o: Annotated[float | None, "dropout of the last layer's output; none = as -dropout"] = None,
+    init_scale: Annotated[float, "initial weights are uniform in +- this value"] = 0.04,
+    other_bias: Annotated[Literal["random", "constant"], "all other initial biases: as the weights, or 0"] = "random",
+    drop_x: Annotated[float | None, "dropout of whole tokens; none = same as -dropout"] = None,
+    drop_i: Annotated[float | None, "dropout of each layer's input; none = same as -dropout"] = None,
+    drop_h: Annotated[float | None, "dropout of the state inside the gates; none = same as -dropout"] = None,
+    drop_o: Annotated[float | None, "dropout of the last layer's output; none = same as -dropout"] = None,
     share_masks: Annotated[bool, "share one mask between candidate and transform gate"] = True,
 ) -> RHN:
-    """Build the network with the program's sizes and initial weights.
+    """Build the network with the sizes and initial weights of the authors' program.
 
-    An untied embedding has min(input_size, rnn_size) columns, a tied one rnn_size. If that is less than rnn_size, the
-    program cannot have more than one layer; here the upper layers take rnn_size inputs.
+    An untied embedding has min(input_size, rnn_size) columns, a tied one rnn_size. With fewer than rnn_size columns,
+    the program allows only one layer. Here the upper layers take rnn_size inputs, so there may be any number of layers.
 
-    Raises ValueError for an option out of range.
+    Raises ValueError if an option is out of range.
     """
     rates = {"drop_x": drop_x, "drop_i": drop_i, "drop_h": drop_h, "drop_o": drop_o}
     drops = {name: dropout if rate is None else rate for name, rate in rates.items()}
@@ -59,7 +59,7 @@ def create(
 
 
 class Drops(NamedTuple):
-    """The dropout rate of each of the Masks."""
+    """The dropout rates, one for each field of Masks."""
 
     x: float
     i: float
@@ -68,10 +68,10 @@ class Drops(NamedTuple):
 
 
 class Masks(NamedTuple):
-    """Dropout factors, each 0 or 1 / (1 - drop), drawn independently for each row.
+    """Dropout factors, each 0 or 1 / (1 - rate), drawn independently for each row.
 
-    M is 1 if candidate and transform gate share a mask, and 2 if each has its own. Masks for one time step fit any
-    number of time steps.
+    M is 1 if the candidate and the transform gate share a mask, and 2 if each has its own. Masks drawn for one time
+    step can be used for any number of them.
     """
 
     x: Tensor  # on the embedded tokens (T, B, 1)
@@ -81,7 +81,10 @@ class Masks(NamedTuple):
 
 
 def cell(x: Tensor, s: Tensor, W: Tensor, R: Tensor, b: Tensor, n: Tensor | None = None) -> Tensor:
-    """One time step of a layer: the new state (B, S). x (M, B, I), masked; s (B, S); n (M, B, S), masks on s."""
+    """Return the state (B, S) after one time step of a layer.
+
+    x (M, B, I) is the input, already masked; s (B, S) is the state before; n (M, B, S) are the masks on s.
+    """
     for d, (R_d, b_d) in enumerate(zip(R, b, strict=True)):
         z = s if n is None else n * s
         a = torch.baddbmm(b_d, z.expand(2, *s.shape), R_d)
@@ -93,7 +96,7 @@ def cell(x: Tensor, s: Tensor, W: Tensor, R: Tensor, b: Tensor, n: Tensor | None
 
 
 def loop(x: Tensor, s: Tensor, W: Tensor, R: Tensor, b: Tensor, n: Tensor | None = None) -> Tensor:
-    """All time steps of a layer, plainly: the states (T, B, S). x (M, T, B, I). See highway.scan."""
+    """Do the same as highway.scan, step by step: return the states (T, B, S) for x (M, T, B, I)."""
     states = []
     for x_t in x.unbind(1):
         s = cell(x_t, s, W, R, b, n)
@@ -102,10 +105,10 @@ def loop(x: Tensor, s: Tensor, W: Tensor, R: Tensor, b: Tensor, n: Tensor | None
 
 
 class RHN(nn.Module):
-    """Embedding, stacked highway layers, linear decoder. The state is (s,), of shape (L, B, S).
+    """An embedding, stacked recurrent highway layers and a linear decoder. The state is (s,), of shape (L, B, S).
 
-    Each layer has weights W (2, I, S) and R (D, 2, S, S), which act from the right, and biases b (D, 2, 1, S). Of the
-    two, the first belongs to the candidate and the second to the transform gate.
+    Each layer has weights W (2, I, S) and R (D, 2, S, S), which multiply from the right, and biases b (D, 2, 1, S). On
+    the axis of size 2, the candidate comes first and the transform gate second.
 
     ``use_kernel = False`` leaves the time loop to autograd: slower, but differentiable more than once.
     """
@@ -128,7 +131,7 @@ class RHN(nn.Module):
 
     @torch.no_grad()
     def initialise(self, scale: float, transform_bias: float, random_biases: bool) -> None:
-        """Draw all weights within +-scale, but set the transform gates' biases, and the others to 0 unless random."""
+        """Draw all weights uniformly in +-scale, but set the transform biases, and zero other biases unless random."""
         for p in self.parameters():
             p.uniform_(-scale, scale)
         for b in self.b:
@@ -146,7 +149,7 @@ class RHN(nn.Module):
     ) -> tuple[Tensor, tuple[Tensor]]:
         """Read token ids x, int64 (T, B). Returns logits (T, B, V) and the state after step T.
 
-        masks: from ``draw_masks``. With None, they are drawn in training mode and left out in evaluation mode.
+        ``masks`` come from ``draw_masks``. If None, masks are drawn in training mode and not used in evaluation mode.
         """
         if masks is None and self.training and any(self.drops):
             masks = self.draw_masks(x)
@@ -162,7 +165,7 @@ class RHN(nn.Module):
         return self.decode(e * masks.o if masks else e), (torch.stack(final),)
 
     def step(self, x: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor]]:
-        """One time step, for sampling: x int64 (B,), logits (B, V). Equals ``forward`` without dropout."""
+        """Take one time step, for sampling: x int64 (B,), logits (B, V). Same as ``forward`` without dropout."""
         e = F.embedding(x, self.embedding)
         final = []
         for s, W, R, b in zip(self.start(x, state), self.W, self.R, self.b, strict=True):
@@ -171,18 +174,18 @@ class RHN(nn.Module):
         return self.decode(e), (torch.stack(final),)
 
     def numpy_step(self) -> cells.Step:
-        """Return ``step`` on numpy arrays with the weights at the time of this call: faster for a few rows on a CPU."""
-        W = [self.embedding @ self.W[0], *self.W[1:]]  # the first layer's products are look-ups
+        """Return ``step`` for numpy arrays, with the current weights: faster for a few rows on a CPU."""
+        W = [self.embedding @ self.W[0], *self.W[1:]]  # so the first layer's products are look-ups
         decoder = self.embedding if self.softmax_w is None else self.softmax_w
         layers = [cells.Highway(*weights) for weights in zip(W, self.R, self.b, strict=True)]
         return cells.stack(layers, cells.Linear(decoder, self.softmax_b))
 
     def start(self, x: Tensor, state: tuple[Tensor, ...] | None) -> Tensor:
-        """Return the s of the given state, or zeros for None: (L, B, S)."""
+        """Return the initial s (L, B, S): that of the given state, or zeros for None."""
         return self.embedding.new_zeros(len(self.R), x.shape[-1], self.rnn_size) if state is None else state[0]
 
     def decode(self, y: Tensor) -> Tensor:
-        """Return the logits (..., V) of the top layer's outputs (..., S)."""
+        """Return the logits (..., V) for the top layer's outputs (..., S)."""
         return F.linear(y, self.embedding if self.softmax_w is None else self.softmax_w, self.softmax_b)
 
     def draw_masks(self, x: Tensor, generator: torch.Generator | None = None) -> Masks:
@@ -210,7 +213,7 @@ class RHN(nn.Module):
 
 
 def tie_repeats(mask: Tensor, x: Tensor, input_size: int) -> Tensor:
-    """Give each token of x (T, B) the entry of mask (T, B) at its first occurrence in its own column."""
+    """Return mask (T, B) with the entry for each token of x (T, B) taken from its first occurrence in its column."""
     T, B = x.shape
     steps = torch.arange(T, device=x.device).unsqueeze(1).expand(T, B)
     first = steps.new_full((input_size, B), T).scatter_reduce_(0, x, steps, "amin")

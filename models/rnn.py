@@ -24,16 +24,16 @@ def create(input_size: int, rnn_size: int, n_layers: int, dropout: float) -> RNN
 
 
 class RNN(nn.Module):
-    """Stacked layers h = tanh(W x + b + R h + b') over one-hot tokens, and a linear decoder on the top layer.
+    """Stacked layers h = tanh(W x + b + R h + b') over one-hot tokens, with a linear decoder on top.
 
     Dropout acts between layers and before the decoder. The state is (h,), of shape (L, B, H).
 
-    ``use_kernel = False`` does the same computation with torch's own RNN, as on a GPU.
+    With ``use_kernel = False``, torch's own RNN does the same computation, as on a GPU.
     """
 
     def __init__(self, input_size: int, rnn_size: int, n_layers: int, dropout: float) -> None:
         super().__init__()
-        # torch's own dropout acts only between layers, and it warns if there is just one
+        # nn.RNN applies dropout only between layers, and warns if there is just one layer
         self.rnn = nn.RNN(input_size, rnn_size, n_layers, dropout=dropout if n_layers > 1 else 0.0)
         self.dropout = nn.Dropout(dropout)
         self.decoder = nn.Linear(rnn_size, input_size)
@@ -52,7 +52,10 @@ class RNN(nn.Module):
         return self.decoder(self.dropout(h)), (last,)
 
     def scan(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute what torch's RNN does, faster on a CPU: top states (T, B, H), last states (L, B, H)."""
+        """Run all layers, faster on a CPU than torch's RNN.
+
+        Returns the top layer's states (T, B, H) and all last states (L, B, H).
+        """
         below, last = x, []
         for layer, (h, (W, R, b, b_h)) in enumerate(zip(state, self.weights(), strict=True)):
             below = rnn.scan(self.dropout(below) if layer else x, h, W, R, b + b_h)
@@ -60,7 +63,7 @@ class RNN(nn.Module):
         return below, torch.stack(last)
 
     def step(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """One time step, for sampling: x int64 (B,), logits (B, V). Equals ``forward`` without dropout."""
+        """Take one time step, for sampling: x int64 (B,), logits (B, V). Same as ``forward`` without dropout."""
         below, new = x, []
         for layer, (h, (W, R, b, b_h)) in enumerate(zip(self.start(len(x), state), self.weights(), strict=True)):
             inputs = F.linear(below, W, b) if layer else lookup.columns(W, x) + b
@@ -69,12 +72,12 @@ class RNN(nn.Module):
         return self.decoder(below), (torch.stack(new),)
 
     def numpy_step(self) -> cells.Step:
-        """Return ``step`` on numpy arrays with the weights at the time of this call: faster for a few rows on a CPU."""
+        """Return ``step`` for numpy arrays, with the current weights: faster for a few rows on a CPU."""
         layers = [cells.RNN(*weights) for weights in self.weights()]
         return cells.stack(layers, cells.Linear(*self.decoder.parameters()))
 
     def start(self, batch_size: int, state: State | None) -> Tensor:
-        """Return the h of the given state, or zeros for None: (L, B, H)."""
+        """Return the initial h (L, B, H): that of the given state, or zeros for None."""
         zeros = self.decoder.weight.new_zeros
         return zeros(self.rnn.num_layers, batch_size, self.rnn.hidden_size) if state is None else state[0]
 

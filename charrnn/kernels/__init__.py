@@ -1,1 +1,1 @@
-"""Hot loops that models share, in torch, numpy and numba."""
+"""The inner loops of the models, in torch, numpy and numba."""

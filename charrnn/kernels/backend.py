@@ -1,7 +1,7 @@
-"""The kernels that compute layers on a CPU: torch's own operations, or functions compiled by numba.
+"""The choice of the kernels that compute layers on a CPU: torch's own operations, or functions compiled by numba.
 
-The choice applies to the whole process, like torch's own number of threads, and for the same reason: a layer deep
-inside a model must use the same kernels and threads as the rest of the process. Set it with ``use``.
+``use`` makes the choice for the whole process, as torch does with its number of threads: a layer deep inside a model
+must use the same kernels and threads as the rest of the process.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from torch import Tensor
 Kernels = Literal["torch", "compiled"]
 NEEDED = ("numba", "scipy", "threadpoolctl")  # the extra [fast]
 
-_threads = 0  # of the compiled kernels; 0: not in use
+_threads = 0  # number of threads of the compiled kernels; 0 if they are not in use
 _blas_limit: Any = None  # keeps OpenBLAS on one thread while the compiled kernels are in use
 
 
 def available() -> bool:
-    """Whether the libraries that the compiled kernels need are installed."""
+    """Return whether the libraries that the compiled kernels need are installed."""
     return all(find_spec(name) for name in NEEDED)
 
 
 def use(kernels: Kernels, threads: int) -> None:
-    """Compute with these kernels from now on, on this many threads; torch's other operations use as many."""
+    """Use these kernels from now on, with this many threads. torch's other operations get as many threads."""
     global _threads, _blas_limit
     if kernels == "compiled" and _blas_limit is None:
         import scipy.linalg.cython_blas  # noqa: F401  loads the kernels' OpenBLAS: only a loaded library can be limited
@@ -37,13 +37,13 @@ def use(kernels: Kernels, threads: int) -> None:
     if kernels == "torch" and _blas_limit is not None:
         _blas_limit.restore_original_limits()
         _blas_limit = None
-    torch.set_num_threads(threads)  # after the limits: setting and lifting them changes torch's number, too
+    torch.set_num_threads(threads)  # last, since setting or lifting the limits also changes torch's number of threads
     _threads = threads if kernels == "compiled" else 0
 
 
 @contextmanager
 def torch_only() -> Iterator[None]:
-    """Compute with torch's operations inside this context."""
+    """Compute only with torch's operations inside this context."""
     global _threads
     before, _threads = _threads, 0
     try:
@@ -58,6 +58,6 @@ def threads() -> int:
 
 
 def compiled(x: Tensor) -> bool:
-    """Whether the compiled kernels are in use and support tensors like x."""
+    """Return whether the compiled kernels are in use and support tensors like x."""
     supported = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
     return bool(_threads) and supported and not torch.is_autocast_enabled("cpu")

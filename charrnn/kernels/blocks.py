@@ -1,7 +1,7 @@
-"""Parts that the scans share: they go through time in blocks, and a layer's input enters one block at a time.
+"""Code that the scans share. They go through time in blocks, and compute a layer's input products block by block.
 
-Whatever need not wait for the previous time step is computed for a whole block of steps: long enough for fast products,
-and short enough that the time loop finds it in the cache.
+Whatever does not depend on the previous time step is computed for a whole block of steps at once. A block is long
+enough for fast products, and short enough to stay in the cache until the time loop needs it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ BLOCK = 512  # rows of T * B in a block
 
 
 def block_steps(T: int, B: int) -> int:
-    """Return the number of time steps per block of about BLOCK rows."""
+    """Return the number of time steps in a block of about BLOCK rows."""
     return max(1, min(T, BLOCK // B))
 
 
@@ -24,23 +24,23 @@ def blocks(T: int, B: int) -> list[slice]:
 
 
 def needs_gradients(*tensors: Tensor) -> bool:
-    """Whether autograd needs the gradient of any of the tensors."""
+    """Return whether autograd needs the gradient of any of the tensors."""
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def tanh_(a: Tensor, one: Tensor) -> Tensor:
-    """tanh in place as 2 sigmoid(2a) - 1: on a CPU torch's sigmoid is six times as fast as its tanh.
+    """Compute tanh in place as 2 sigmoid(2a) - 1, since torch's sigmoid on a CPU is six times as fast as its tanh.
 
-    The absolute error is about the precision's epsilon. ``one`` is 1 as a tensor, which is faster to subtract.
+    The absolute error is about the epsilon of the dtype. ``one`` is 1 as a tensor, which is faster to subtract.
     """
     a.add_(a).sigmoid_()
     return a.add_(a).sub_(one)
 
 
 class Input:
-    """The products of a layer's input with its gates: x W' + b.
+    """What a layer's input contributes to the sums inside its gates: x W' + b.
 
-    x: vectors (T, B, I), or token ids, int64 (T, B), which stand for one-hot vectors: their products are look-ups.
+    x: vectors (T, B, I), or token ids, int64 (T, B), in place of one-hot vectors, whose products are look-ups.
     W (G, I); b (G,).
     """
 
@@ -49,7 +49,7 @@ class Input:
         self.table = None if x.is_floating_point() else W.t().contiguous() + b
 
     def enter(self, steps: slice, gates: Tensor) -> None:
-        """Fill gates (K, B, G) for a block of K steps."""
+        """Fill gates (K, B, G) with x W' + b for a block of K steps."""
         x, out = self.x[steps].flatten(0, 1), gates.flatten(0, 1)
         if self.table is None:
             torch.addmm(self.b, x, self.W.t(), out=out)
@@ -58,16 +58,16 @@ class Input:
 
 
 class InputGradients:
-    """The gradients of an Input, summed over blocks: of x, which is None for token ids, of W and of b."""
+    """The gradients of an Input's W and b, summed over blocks, and of its x, which is None for token ids."""
 
     def __init__(self, x: Tensor, W: Tensor) -> None:
         self.given, self.weights = x, W
-        self.x = x.new_empty(x.shape) if x.is_floating_point() else None  # filled through flat views
+        self.x = x.new_empty(x.shape) if x.is_floating_point() else None  # filled through flattened views
         self.W = W.new_zeros(W.shape if self.x is not None else W.t().shape)
         self.b = W.new_zeros(len(W))
 
     def add(self, steps: slice, d_gates: Tensor) -> None:
-        """Add a block of steps, from the gradient of what entered the gates, (K, B, G)."""
+        """Add a block of steps, given the gradient (K, B, G) of what ``Input.enter`` filled in."""
         x, d_rows = self.given[steps].flatten(0, 1), d_gates.flatten(0, 1)
         if self.x is None:
             self.W.index_add_(0, x, d_rows)

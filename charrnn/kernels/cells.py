@@ -1,9 +1,9 @@
-"""One time step of one layer in numpy, for sampling: faster than torch for one row or a few.
+"""One time step of one layer in numpy, for sampling: faster than torch for a few rows.
 
-A cell takes a snapshot of torch's weights when it is built. It is called with
+A cell takes its weights from torch's when it is built. It is called with
 
 x  (N, I)   the layer's input, or token ids, int64 (N,): the product with a one-hot vector is a row of W
-h  (N, H)   the state of the previous step, and for an LSTM its memory c (N, H); neither is changed
+h  (N, H)   the state after the previous step, and for an LSTM also its memory c (N, H); neither is modified
 
 and returns the new state as a tuple.
 """
@@ -24,9 +24,9 @@ Step = Callable[[Array, State], tuple[Array, State]]
 
 
 def stack(cells: Sequence[Cell], decoder: Linear) -> Step:
-    """Stack layers into one time step: each reads the h of the layer below, and the decoder reads the top layer's.
+    """Return a function that takes one time step through all layers and the decoder.
 
-    The step takes token ids, int64 (N,), and a state of arrays (L, N, H). It returns logits (N, V) and the new state.
+    It takes token ids, int64 (N,), and a state of arrays (L, N, H). It returns logits (N, V) and the new state.
     """
 
     def step(x: Array, state: State) -> tuple[Array, State]:
@@ -46,7 +46,7 @@ def joined(layers: Iterable[State]) -> State:
 
 
 def arrays(*tensors: Tensor) -> list[Array]:
-    """Return weights as arrays in the same memory, matrices (out, in) as (in, out) for products from the left."""
+    """Return weights as arrays that share their memory, with matrices transposed to (in, out) for products x W."""
     return [t.detach().t().numpy() for t in tensors]
 
 
@@ -57,7 +57,7 @@ def product(x: Array, W: Array) -> Array:
 
 
 class Gates:
-    """Activates blocks of H sums, in place: sigmoid for each "s" in ``kinds``, tanh for each "t".
+    """Apply sigmoid (for each "s" in ``kinds``) or tanh (for each "t") to blocks of H sums, in place.
 
     One tanh computes them all, since sigmoid a = (1 + tanh(a / 2)) / 2.
     """
@@ -99,7 +99,7 @@ class RNN:
 
 
 class LSTM:
-    """Gates in the order i, f, g, o."""
+    """An LSTM layer with gates in the order i, f, g, o."""
 
     def __init__(self, W: Tensor, R: Tensor, b: Tensor, b_h: Tensor) -> None:
         self.W, self.R, self.b = arrays(W, R, b + b_h)
@@ -119,7 +119,7 @@ class LSTM:
 
 
 class GRU:
-    """Gates in the order r, z, n. char-rnn's unit, or torch's if r acts after the recurrent product."""
+    """A GRU layer with gates in the order r, z, n: char-rnn's unit, or torch's if ``reset_after``."""
 
     def __init__(self, W: Tensor, R: Tensor, b: Tensor, b_h: Tensor, reset_after: bool) -> None:
         H = R.shape[1]
@@ -148,10 +148,10 @@ class GRU:
 
 
 class Highway:
-    """The D highway layers of an RHN's time step. W (2, I, S), R (D, 2, S, S) act from the right; b (D, 2, 1, S)."""
+    """An RHN layer of depth D. W (2, I, S) and R (D, 2, S, S) multiply from the right; b (D, 2, 1, S)."""
 
     def __init__(self, W: Tensor, R: Tensor, b: Tensor) -> None:
-        # put candidate and transform gate next to each other: one product for both
+        # put the candidate and the transform gate next to each other, so that one product computes both
         self.W = W.detach().transpose(0, 1).flatten(1).numpy()
         self.R = R.detach().transpose(1, 2).flatten(2).numpy()
         self.b = b.detach().flatten(1).numpy()

@@ -1,10 +1,10 @@
-"""One layer of char-rnn's GRU over all time steps, with its derivative derived by hand.
+"""One layer of char-rnn's GRU over all time steps, with a hand-derived backward pass.
 
 r, z = sigmoid(W x + b + R h)    n = tanh(W x + b + R (r * h))    h = z * n + (1 - z) * h
 
 x  (T, B, I)   the layer's input, or token ids, int64 (T, B)
 h  (B, H)      the state before the first step
-W  (3H, I)     input weights;  R  (3H, H)  recurrent weights;  b  (3H,)  biases: rows r, z, n
+W  (3H, I)     input weights;  R  (3H, H)  recurrent weights;  b  (3H,)  biases; all with rows in the order r, z, n
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def scan(x: Tensor, h: Tensor, W: Tensor, R: Tensor, b: Tensor) -> Tensor:
 
 
 def _forward(x: Tensor, h: Tensor, W: Tensor, R: Tensor, b: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the states (T + 1, B, H), the given one first, the gates (K, B, 3H) and r * h (K, B, H).
+    """Return the states (T + 1, B, H), beginning with h, the gates (K, B, 3H) and r * h (K, B, H).
 
-    K is T to keep all steps, and otherwise the length of a block: each block overwrites the one before.
+    With ``keep``, K is T. Otherwise K is the length of a block, and each block overwrites the one before.
     """
     T, B, H = *x.shape[:2], R.shape[1]
     in_blocks = blocks(T, B)
@@ -97,7 +97,10 @@ class _Scan(torch.autograd.Function):
 
 
 def _factors(gates: Tensor, before: Tensor, by_sums: Tensor) -> None:
-    """Fill by_sums (K, B, 3H): derivatives of r * h by the sum inside r, and of the new h by those inside z and n."""
+    """Fill by_sums (K, B, 3H) with derivatives with respect to the sums inside the gates.
+
+    For r it is the derivative of r * h, and for z and n that of the new h.
+    """
     H = before.shape[-1]
     _, z, n = gates.chunk(3, -1)
     by_r, by_z, by_n = by_sums.chunk(3, -1)

@@ -1,9 +1,9 @@
-"""One recurrent highway layer over all time steps, with its derivative derived by hand.
+"""One recurrent highway layer over all time steps, with a hand-derived backward pass.
 
-The layer is a chain of T * D small steps, each a product and a few pointwise operations, and autograd would keep a
-graph of them all. Here everything that need not wait for the chain is taken out of it: the input products are one
-product before it, and the weight gradients one product per depth for each block of steps. The operations
-that remain in the chain write into buffers allocated once.
+The layer is a chain of T * D small steps, each with a product and a few pointwise operations, and autograd would keep a
+graph of them all. Here, everything that does not depend on the chain is moved out of it. The input products become one
+product before the chain, and the weight gradients one product per depth for each block of steps. The operations that
+remain in the chain write into buffers that are allocated once.
 
 Shapes: T time steps, B rows, I inputs, S units, D depths. On an axis of size 2, the first entry belongs to the
 candidate h and the second to the transform gate t. M is 1 if h and t share their dropout masks and 2 if each has its
@@ -32,7 +32,8 @@ from charrnn.kernels.blocks import block_steps, needs_gradients, tanh_
 def scan(x: Tensor, s: Tensor, W: Tensor, R: Tensor, b: Tensor, n: Tensor | None = None) -> Tensor:
     """Return the layer's states (T, B, S) after each time step.
 
-    Differentiable once, except by the masks. Keeps only the result if no gradient is needed. Ignores autocast.
+    Differentiable once, but not with respect to the masks. Keeps only the states if no gradient is needed. Ignores
+    autocast.
     """
     if needs_gradients(x, s, W, R, b) and backend.compiled(s):
         from charrnn.kernels.compiled import highway as compiled
@@ -50,7 +51,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the states after each step, the gates (D, 2, K, B, S) and the states entering each depth (D, K, B, S).
 
-    K is T to keep all steps for the backward pass, and otherwise 1: each step overwrites the one before.
+    With ``keep``, K is T, for the backward pass. Otherwise K is 1, and each step overwrites the one before.
     """
     _, T, B, I = x.shape
     D, S, K = len(R), s.shape[-1], T if keep else 1
@@ -75,7 +76,7 @@ def _forward(
 
 
 def _by_step(buffer: Tensor) -> list[tuple[Tensor, ...]]:
-    """Return all views buffer[d, step]: creating one inside the loop takes about as long as a small operation."""
+    """Return all views buffer[d, step], since creating one inside the loop takes as long as a small operation."""
     return [steps.unbind(0) for steps in buffer]
 
 

@@ -1,4 +1,4 @@
-"""torch's recurrent layers over token ids, which stand for one-hot vectors."""
+"""torch's recurrent layers for token ids in place of one-hot vectors."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def columns(W: Tensor, x: Tensor) -> Tensor:
 def run(rnn: nn.RNNBase, x: Tensor, state: Any) -> tuple[Tensor, Any]:
     """Return the output and last state of an nn.LSTM, nn.GRU or nn.RNN for the one-hot vectors of x, int64 (T, B).
 
-    Their product with the first layer's W (G, V) is a look-up of columns, but torch's layers only compute products. If
-    there are more tokens than W has rows, the layer gets the columns as input, and the identity in place of W. The
-    sums are exactly the same, and the vectors are shorter: their length no longer grows with the vocabulary.
+    Multiplying them by the first layer's W (G, V) only looks up columns, but torch's layers have no look-up. If V is
+    larger than G, the layer gets the columns as input, and the identity matrix in place of W. The sums are exactly the
+    same, and the input vectors have length G instead of V.
     """
     weights: list[Tensor] = rnn._flat_weights  # type: ignore[assignment]
     W = weights[0]

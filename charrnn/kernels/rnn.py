@@ -1,4 +1,4 @@
-"""One layer h = tanh(W x + b + R h) over all time steps, with its derivative derived by hand.
+"""One layer h = tanh(W x + b + R h) over all time steps, with a hand-derived backward pass.
 
 x  (T, B, I)   the layer's input, or token ids, int64 (T, B)
 h  (B, H)      the state before the first step
@@ -31,7 +31,7 @@ def scan(x: Tensor, h: Tensor, W: Tensor, R: Tensor, b: Tensor) -> Tensor:
 
 
 def _forward(x: Tensor, h: Tensor, W: Tensor, R: Tensor, b: Tensor) -> Tensor:
-    """Return the states (T + 1, B, H), the given one first."""
+    """Return the states (T + 1, B, H), beginning with h."""
     T, B = x.shape[:2]
     states, one, R_t, entrance = h.new_empty(T + 1, B, len(R)), h.new_ones(()), R.t(), Input(x, W, b)
     states[0] = h

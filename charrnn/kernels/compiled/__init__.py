@@ -1,1 +1,1 @@
-"""The kernels compiled by numba: the same equations, with the rows of a minibatch divided among threads ([fast])."""
+"""The kernels compiled by numba (extra [fast]): the same equations, with a minibatch's rows divided among threads."""

@@ -13,15 +13,16 @@ from numba.extending import intrinsic, overload
 
 from charrnn.kernels.compiled import code_cache
 
-# Division by zero gives infinity, as in numpy: checking for it would rule out vector instructions. contract: a * b + c
-# may round once. Nothing else of fastmath: NaN must stay NaN, or a diverging run would go unnoticed.
+# error_model: division by zero gives infinity, as in numpy, since checking for it would rule out vector instructions.
+# fastmath: a * b + c may round only once. The other options of fastmath are unsafe: NaN must stay NaN, or a diverging
+# run would go unnoticed.
 OPTIONS: dict[str, Any] = {"error_model": "numpy", "fastmath": {"contract"}}
 
-one, two = np.float32(1), np.float32(2)  # combined with a float64 they give a float64
+one, two = np.float32(1), np.float32(2)  # combined with a float64, they give a float64
 
 
 def compile(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a function at its first call with given types, or load what an earlier process compiled."""
+    """Compile a function when it is first called with given types, or load what an earlier process compiled."""
     with code_cache.in_use() as keep:
         compiled: Callable[..., Any] = numba.njit(nogil=True, cache=keep, **OPTIONS)(function)
     return compiled
@@ -29,7 +30,7 @@ def compile(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def from_bits(context: Any, bits: Any) -> Any:
-    """Return the floating-point number with the bits of this integer."""
+    """Return the floating-point number that has the same bits as this integer."""
     floating = {types.int32: types.float32, types.int64: types.float64}[bits]
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -39,12 +40,12 @@ def from_bits(context: Any, bits: Any) -> Any:
 
 
 def exp(x: Any) -> Any:
-    """Return e to the power of x, a float32 or float64, to an epsilon or two; clipped where sigmoid is 0 or 1."""
+    """Return e to the power of x (float32 or float64), accurate to two epsilons; clipped where sigmoid is 0 or 1."""
     raise NotImplementedError
 
 
-# for each type: the integer type of its size, the bits of the mantissa, the bias of the exponent, the least and largest
-# x, the degree of the series, and the binary digits in the first part of ln 2
+# for each type: its numpy type, the integer type of its size, the bits of the mantissa, the bias of the exponent, the
+# smallest and largest x, the degree of the series, and the binary digits in the first part of ln 2
 FORMATS: dict[Any, tuple[Any, ...]] = {
     types.float32: (np.float32, np.int32, 23, 127, -87, 88, 7, 12),
     types.float64: (np.float64, np.int64, 52, 1023, -708, 709, 13, 32),
@@ -53,7 +54,7 @@ FORMATS: dict[Any, tuple[Any, ...]] = {
 
 @overload(exp, jit_options=OPTIONS)  # type: ignore[untyped-decorator]
 def _exp(x: Any) -> Callable[[Any], Any]:
-    # x = n ln 2 + r: a Taylor series for r in +-(ln 2) / 2, and n goes into the exponent
+    # x = n ln 2 + r: n goes into the exponent, and r, in +-(ln 2) / 2, through a Taylor series
     float_, int_, mantissa, bias, lowest, highest, degree, digits = FORMATS[x]
     # the first part of ln 2 has so few binary digits that its products with n are exact
     ln2 = float_(round(log(2) * 2**digits) / 2**digits)

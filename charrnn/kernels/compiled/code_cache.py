@@ -12,9 +12,9 @@ import numba
 
 
 def folder() -> Path:
-    """Return a folder for this version of the kernels only: numba notices changes in a file, but not in its imports.
+    """Return the folder of this version of the kernels, in $NUMBA_CACHE_DIR, $XDG_CACHE_HOME or ~/.cache.
 
-    It is in $NUMBA_CACHE_DIR, $XDG_CACHE_HOME or ~/.cache.
+    Versions do not share a folder, because numba notices changes to a file, but not to the files it imports.
     """
     sources = b"\0".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
     chosen = os.environ.get("NUMBA_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
@@ -23,7 +23,7 @@ def folder() -> Path:
 
 @contextmanager
 def in_use() -> Iterator[bool]:
-    """Keep the functions that numba compiles inside this context. Yields False if the folder cannot be written to."""
+    """Save the functions that numba compiles inside this context. Yields False if the folder cannot be written to."""
     before = numba.config.CACHE_DIR
     try:
         folder().mkdir(parents=True, exist_ok=True)
@@ -39,5 +39,5 @@ def in_use() -> Iterator[bool]:
 
 
 def filled() -> bool:
-    """Whether the folder has compiled code."""
+    """Return whether the folder contains compiled code."""
     return any(folder().rglob("*.nbc"))

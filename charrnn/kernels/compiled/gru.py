@@ -17,24 +17,24 @@ from charrnn.kernels.compiled.products import add_product, add_states, columns, 
 
 
 class Weights(NamedTuple):
-    """As the products read them: transposed for the forward pass."""
+    """The weights as the products read them, transposed for the forward pass."""
 
-    W: Array  # input weights (I, 3H); backward as ``leave`` takes them
+    W: Array  # input weights (I, 3H); for the backward pass as ``leave`` takes them
     rz: Array  # recurrent weights of r and z in panels
     n: Array  # recurrent weights of n in panels
     b: Array  # (3H,)
 
 
 class Kept(NamedTuple):
-    """Values that the forward pass keeps for a part's b rows."""
+    """The values that the forward pass keeps for a part's b rows."""
 
-    states: Array  # (T + 1, b, H), the given one first
+    states: Array  # (T + 1, b, H), beginning with the state before the first step
     gates: Array  # r, z, n (T, b, 3H)
     resets: Array  # r * h (T, b, H)
 
 
 class Shares(NamedTuple):
-    """A part's share of the gradients of the weights."""
+    """A part's share of the weight gradients."""
 
     W: Array
     rz: Array
@@ -77,7 +77,7 @@ def backward_pass(
 
 @compile
 def forward(row: int, K: int, x: Array, h: Array, weights: Weights, y: Array, kept: Kept) -> None:
-    """Take b rows, from ``row``, through all time steps: fill their y (T, B, H) and the kept values."""
+    """Run a part's rows, starting at ``row``, through all time steps: fill them in y (T, B, H), and fill ``kept``."""
     states, gates, resets = kept
     T, b, H = resets.shape
     states[0] = h[row : row + b]
@@ -95,7 +95,7 @@ def forward(row: int, K: int, x: Array, h: Array, weights: Weights, y: Array, ke
 
 @compile
 def reset(gates: Array, bias: Array, h: Array, product: Array) -> None:
-    """First half of a row's step: turn the sums of r and z into the gates, in place, and fill r * h (H,)."""
+    """Compute the first half of a row's step: turn the sums of r and z into gates, in place, and fill in r * h (H,)."""
     H = len(h)
     for j in range(2 * H):
         gates[j] = sigmoid(gates[j] + bias[j])
@@ -105,7 +105,7 @@ def reset(gates: Array, bias: Array, h: Array, product: Array) -> None:
 
 @compile
 def update(gates: Array, bias: Array, h: Array, new: Array, y: Array) -> None:
-    """Second half of a row's step: turn the sum of n into n, in place, and fill the new h (H,), twice."""
+    """Compute the second half of a row's step: turn the sums of n into n, in place, and write h to new and y."""
     H = len(h)
     z, n, b = gates[H : 2 * H], gates[2 * H :], bias[2 * H :]
     for j in range(H):
@@ -120,10 +120,10 @@ def update(gates: Array, bias: Array, h: Array, new: Array, y: Array) -> None:
 def backward(
     row: int, K: int, x: Array, dy: Array, weights: Weights, dx: Array, dh: Array, kept: Kept, shares: Shares
 ) -> None:
-    """Fill the rows' dh (B, H) and dx (T, B, I), and add the part's share of the weights' gradients."""
+    """Fill a part's rows in dh (B, H) and dx (T, B, I), and add to its share of the weight gradients."""
     T, b, H = kept.resets.shape
-    d_gates = np.empty((K, b, 3 * H), dh.dtype)  # of the sums inside r, z and n
-    # gradients of the state: what reaches it directly, and by way of the products of r and z
+    d_gates = np.empty((K, b, 3 * H), dh.dtype)  # gradients of the sums inside r, z and n
+    # the state's gradient in two parts: through the products of r and z, and all the rest
     direct, by_rz = np.zeros((b, H), dh.dtype), np.zeros((b, H), dh.dtype)
     for start in range((T - 1) // K * K, -1, -K):
         stop = min(T, start + K)
@@ -143,7 +143,7 @@ def backward(
 def step_backward(
     t: int, row: int, dy: Array, weights: Weights, kept: Kept, direct: Array, by_rz: Array, d_gates: Array
 ) -> None:
-    """Backpropagate through one step: fill d_gates (b, 3H), and pass the state's gradients to the step before."""
+    """Backpropagate through step t: fill d_gates (b, 3H), and replace the state's gradients by those of step t - 1."""
     gates, states, H = kept.gates[t], kept.states[t], kept.resets.shape[2]
     d_reset = np.empty(direct.shape, direct.dtype)
     for i in range(len(gates)):
@@ -156,9 +156,9 @@ def step_backward(
 
 @compile
 def update_backward(gates: Array, h: Array, dh: Array, by_rz: Array, dy: Array, d_gates: Array) -> None:
-    """Backpropagate through the second half of a row's step: the gradients of the sums inside z and n.
+    """Backpropagate through the second half of a row's step: fill the gradients of the sums inside z and n.
 
-    dh (H,), with by_rz and dy added, is the gradient of the new h; it becomes the part that reaches the old h directly.
+    dh + by_rz + dy (H,) is the gradient of the new h. On return, dh is the part of it that reaches the old h directly.
     """
     H = len(h)
     z, n, dz, dn = gates[H : 2 * H], gates[2 * H :], d_gates[H : 2 * H], d_gates[2 * H :]
@@ -173,7 +173,7 @@ def update_backward(gates: Array, h: Array, dh: Array, by_rz: Array, dy: Array, 
 
 @compile
 def reset_backward(gates: Array, h: Array, d_reset: Array, dh: Array, d_gates: Array) -> None:
-    """Backpropagate through the first half: the gradient of the sum in r, and what reaches dh (H,) through r * h."""
+    """Backpropagate through the first half: fill the gradient of r's sums, and add that of r * h to dh (H,)."""
     for j in range(len(h)):
         d_gates[j] = d_reset[j] * h[j] * gates[j] * (one - gates[j])
     for j in range(len(h)):

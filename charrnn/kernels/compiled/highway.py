@@ -18,16 +18,16 @@ from charrnn.kernels.compiled.products import add, add_product, add_states, pane
 
 
 class Weights(NamedTuple):
-    """As the products read them. The first of two is the candidate's, the second the transform gate's."""
+    """The weights as the products read them. On an axis of size 2, the candidate comes before the transform gate."""
 
-    W: Array  # input weights (2, I, S), backward (2, S, I)
+    W: Array  # input weights (2, I, S); for the backward pass (2, S, I)
     R: Array  # recurrent weights in panels (D, 2, P, ...), transposed for the forward pass
     b: Array  # (D, 2, 1, S)
-    n: Array  # masks on the state (M, B, S); M = 0: none
+    n: Array  # masks on the state (M, B, S); M is 0 if there are none
 
 
 class Kept(NamedTuple):
-    """Values that the forward pass keeps for a part's b rows, (D, T, b, S) each."""
+    """The values that the forward pass keeps for a part's b rows, each (D, T, b, S)."""
 
     entering: Array  # the state that enters each depth
     h: Array
@@ -35,7 +35,7 @@ class Kept(NamedTuple):
 
 
 class Shares(NamedTuple):
-    """A part's share of the gradients of the weights."""
+    """A part's share of the weight gradients."""
 
     W: Array
     R: Array
@@ -84,7 +84,7 @@ def acting_from_the_right(R: Tensor, rows: int, cut: Callable[[Tensor, int], Arr
 
 @compile
 def forward(row: int, K: int, x: Array, s: Array, weights: Weights, y: Array, kept: Kept) -> None:
-    """Take b rows, from ``row``, through all time steps: fill their y (T, B, S) and the kept values."""
+    """Run a part's rows, starting at ``row``, through all time steps: fill them in y (T, B, S), and fill ``kept``."""
     W, R, bias, n = weights
     entering, h, t = kept
     D, T, b, S = h.shape
@@ -114,7 +114,7 @@ def forward(row: int, K: int, x: Array, s: Array, weights: Weights, y: Array, ke
 
 @compile
 def highway(h_bias: Array, t_bias: Array, s: Array, h: Array, t: Array) -> None:
-    """One depth of one row: turn the sums of h and t (S,) into the gates, and s into the new state, in place."""
+    """Compute one depth of one row in place: turn the sums in h and t (S,) into gates, and s into the new state."""
     for j in range(len(s)):
         h[j] = tanh(h[j] + h_bias[j])
     for j in range(len(s)):
@@ -127,9 +127,9 @@ def highway(h_bias: Array, t_bias: Array, s: Array, h: Array, t: Array) -> None:
 def backward(
     row: int, K: int, x: Array, dy: Array, weights: Weights, dx: Array, ds: Array, kept: Kept, shares: Shares
 ) -> None:
-    """Fill the rows' ds (B, S) and dx (2, T, B, I), and add the part's share of the weights' gradients."""
+    """Fill a part's rows in ds (B, S) and dx (2, T, B, I), and add to its share of the weight gradients."""
     D, T, b, S = kept.h.shape
-    # of the sums inside h and t, for a block of steps
+    # gradients of the sums inside h and t, for a block of steps
     dh, dt = np.empty((D, K, b, S), ds.dtype), np.empty((D, K, b, S), ds.dtype)
     d_state = np.zeros((b, S), ds.dtype)
     for start in range((T - 1) // K * K, -1, -K):
@@ -145,7 +145,7 @@ def backward(
 
 @compile
 def step_backward(step: int, k: int, row: int, weights: Weights, kept: Kept, ds: Array, dh: Array, dt: Array) -> None:
-    """Backpropagate through all depths of one step, number k of its block: fill dh and dt, and pass ds (b, S) on."""
+    """Backpropagate through all depths of one step, the k-th of its block: fill dh and dt, and update ds (b, S)."""
     entering, h, t = kept
     n, b = weights.n, len(ds)
     by_h, by_t = np.empty(ds.shape, ds.dtype), np.empty(ds.shape, ds.dtype)
@@ -164,7 +164,7 @@ def step_backward(step: int, k: int, row: int, weights: Weights, kept: Kept, ds:
 
 @compile
 def highway_backward(h: Array, t: Array, s: Array, ds: Array, dh: Array, dt: Array) -> None:
-    """Backpropagate through one depth of one row: the gradients of the sums in h and t. ds keeps what 1 - t passes."""
+    """Backpropagate through one depth of one row: fill dh and dt, and multiply ds by the carry gate 1 - t."""
     for j in range(len(s)):
         dh[j] = ds[j] * t[j] * (one - h[j] * h[j])
     for j in range(len(s)):
@@ -178,7 +178,7 @@ def block_gradients(
     gate: int, start: int, steps: int, row: int, x: Array, weights: Weights, kept: Kept, d_gate: Array, dx: Array,
     shares: Shares,
 ) -> None:  # fmt: skip
-    """For one gate and a block of steps: fill dx, and add to the part's share of the weights' gradients."""
+    """Fill dx for one gate and a block of steps, and add to the part's share of the weight gradients."""
     n, (D, _, b, S) = weights.n, d_gate.shape
     for d in range(D):
         sums, states = d_gate[d, :steps].reshape(-1, S), kept.entering[d, start : start + steps].reshape(-1, S)
@@ -199,6 +199,6 @@ def block_gradients(
 
 @compile
 def multiply(a: Array, b: Array, product: Array) -> None:
-    """Fill product with a * b; it may be one of them."""
+    """Fill ``product`` with a * b. It may be the same array as a or b."""
     for j in range(len(a)):
         product[j] = a[j] * b[j]

@@ -1,4 +1,4 @@
-"""Input products of a layer's gates for a block of time steps, and their gradients."""
+"""Products of a layer's input with its weights for a block of time steps, and their gradients."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from charrnn.kernels.compiled.products import add, add_product, copy
 
 @compile
 def enter(x: Array, row: int, step: int, W: Array, gates: Array) -> None:
-    """Fill gates (K, b, G) with the products of K time steps of x, from ``step``, in b rows, from ``row``.
+    """Fill gates (K, b, G) with the products for K time steps, starting at ``step``, and b rows, starting at ``row``.
 
-    x: vectors (T, B, I), or token ids (T, B), which stand for one-hot vectors. W (I, G).
+    x: vectors (T, B, I), or token ids (T, B) in place of one-hot vectors. W (I, G).
     """
     K, b, G = gates.shape
     if x.ndim == 2:
@@ -26,9 +26,9 @@ def enter(x: Array, row: int, step: int, W: Array, gates: Array) -> None:
 
 @compile
 def leave(x: Array, row: int, step: int, W: Array, d_gates: Array, dx: Array, dW: Array, db: Array) -> None:
-    """From the gradients of the gates (K, b, G) fill dx, and add to dW and to db (G,), which is the biases'.
+    """Backpropagate d_gates (K, b, G) to the input: fill dx, and add to the gradients dW and db (G,).
 
-    For vectors W and dW are (G, I), and dx is (T, B, I). For token ids dW is (I, G), and there is no dx.
+    For vectors, W and dW are (G, I), and dx is (T, B, I). For token ids, dW is (I, G), and dx is not filled.
     """
     K, b, G = d_gates.shape
     rows = d_gates.reshape(K * b, G)
@@ -46,7 +46,7 @@ def leave(x: Array, row: int, step: int, W: Array, d_gates: Array, dx: Array, dW
 
 @compile
 def block_of(x: Array, row: int, step: int, K: int, b: int) -> Array:
-    """Return K time steps and b rows of vectors x (T, B, I), one below the other: (K * b, I)."""
+    """Return K time steps and b rows of vectors x (T, B, I) as a matrix (K * b, I)."""
     block = np.empty((K, b, x.shape[2]), x.dtype)
     for k in range(K):
         block[k] = x[step + k, row : row + b]

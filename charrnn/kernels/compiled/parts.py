@@ -1,6 +1,6 @@
-"""The rows of a minibatch cut into parts, and threads that take one part each through all time steps.
+"""A minibatch cut into parts of its rows, so that threads can take different parts through all time steps.
 
-A thread never waits for another within a layer: the parts meet only where the gradients of the weights are summed.
+Within a layer, no thread waits for another. Only at the end are the parts' weight gradients summed.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from charrnn.kernels import backend
 from charrnn.kernels.blocks import block_steps
 from charrnn.kernels.cells import Array
 
-MIN_ROWS = 12  # per part, roughly: with fewer, products slow down more than another thread gains
-MAX_PARTS = 8  # each part has its own share of the weight gradients
+MIN_ROWS = 12  # per part: with fewer, the loss from slower products is larger than the gain from another thread
+MAX_PARTS = 8  # limited because each part needs arrays for its own share of the weight gradients
 
 
 def parts(B: int) -> list[slice]:
-    """Cut B rows into parts, the same ones for any number of threads: then the sums are the same as well.
+    """Cut B rows into parts. They do not depend on the number of threads, so the summed gradients do not either.
 
-    The number of parts is a power of 2, for even shares. Each has at least MIN_ROWS rows, but with 8 rows or more there
-    are always two parts.
+    The number of parts is a power of 2, so that threads get equal shares. Each part has at least MIN_ROWS rows, but 8
+    rows or more always make at least two parts.
     """
     count = 1 << max(1, min(B // MIN_ROWS, MAX_PARTS), min(B // 4, 2)).bit_length() - 1
     bounds = [B * n // count for n in range(count + 1)]
@@ -44,15 +44,15 @@ def largest(rows: list[slice]) -> int:
     return max(map(size, rows))
 
 
-# A layer as a function of torch
+# A layer as an autograd function
 
 
 def scan(forward: Callable[..., Any], backward: Callable[..., Any], *tensors: Tensor) -> Tensor:
     """Return the states of a layer after each time step, differentiable once.
 
-    ``forward(rows, *tensors)`` returns the states, and for each part a NamedTuple of arrays to keep.
+    ``forward(rows, *tensors)`` returns the states and, for each part, a NamedTuple of arrays to keep.
     ``backward(rows, kept, dy, *tensors)`` returns the gradients of the tensors. The second tensor must be the state
-    before the first step (B, H).
+    (B, H) before the first step.
     """
     y: Tensor = _Scan.apply(forward, backward, *tensors)  # type: ignore[no-untyped-call]
     return y
@@ -76,10 +76,10 @@ class _Scan(torch.autograd.Function):
 
 
 def check(x: Tensor, inputs: int, *shapes: tuple[Tensor, tuple[int, ...]]) -> None:
-    """Check what compiled code does not, since it would read past the end of an array.
+    """Check token ids, shapes and dtypes. Compiled code does not, and would read past the end of an array.
 
-    Raises IndexError if token ids x are not below ``inputs``, and ValueError if a tensor has another shape than given
-    here or another dtype than the first one.
+    Raises IndexError unless token ids x are in [0, inputs), and ValueError if a tensor does not have the shape given
+    with it or the dtype of the first tensor.
     """
     if not x.is_floating_point() and x.numel():
         least, most = torch.aminmax(x)
@@ -87,9 +87,9 @@ def check(x: Tensor, inputs: int, *shapes: tuple[Tensor, tuple[int, ...]]) -> No
             raise IndexError(f"token ids from {least} to {most}, but the layer has {inputs} inputs")
     for tensor, shape in shapes:
         if tensor.shape != shape:
-            raise ValueError(f"a tensor of shape {tuple(tensor.shape)}, but the layer needs {shape}")
+            raise ValueError(f"a tensor has shape {tuple(tensor.shape)}, but the layer needs {shape}")
         if tensor.dtype != shapes[0][0].dtype:
-            raise ValueError(f"a tensor of {tensor.dtype} and one of {shapes[0][0].dtype}: all dtypes must be equal")
+            raise ValueError(f"tensors of {tensor.dtype} and {shapes[0][0].dtype}: all dtypes must be equal")
 
 
 # Threads
@@ -98,9 +98,9 @@ def check(x: Tensor, inputs: int, *shapes: tuple[Tensor, tuple[int, ...]]) -> No
 def for_each_part(
     kernel: Callable[..., None], rows: list[slice], T: int, shared: Iterable[Any], *own: Sequence[Any]
 ) -> None:
-    """Call a compiled kernel for each part, on as many threads as were chosen.
+    """Call a compiled kernel for each part, on the chosen number of threads.
 
-    Its arguments are the part's first row, the time steps per block, everything shared, and the part's own.
+    Its arguments are the part's first row, the time steps per block, the shared arguments, and the part's own.
     """
     in_parallel(
         partial(kernel, part.start, block_steps(T, size(part)), *shared, *of_part)
@@ -109,7 +109,7 @@ def for_each_part(
 
 
 def in_parallel(tasks: Iterable[Callable[[], None]]) -> None:
-    """Run tasks that release Python's lock, on as many threads as were chosen, this one among them."""
+    """Run tasks that release Python's lock on the chosen number of threads, including this one."""
     tasks = list(tasks)
     threads = min(backend.threads(), len(tasks)) or 1
     bounds = [len(tasks) * n // threads for n in range(threads + 1)]
@@ -141,7 +141,7 @@ def array(tensor: Tensor) -> Array:
 
 
 def transposed(W: Tensor) -> Array:
-    """Return matrices (..., M, N), each transposed."""
+    """Return each matrix of W (..., M, N) transposed, as a contiguous array."""
     return W.detach().mT.contiguous().numpy()
 
 
@@ -151,12 +151,12 @@ def empty(like: Tensor, *shape: int) -> Array:
 
 
 def zeros(like: Tensor, *shape: int) -> Array:
-    """Allocate zeros, likewise."""
+    """Allocate zeros in the main thread, for the same reason."""
     return torch.zeros(shape, dtype=like.dtype).numpy()
 
 
 def totals(shares: Sequence[tuple[Array, ...]]) -> list[Tensor]:
-    """Sum the parts' shares of each gradient, in the order of the parts."""
+    """Return each gradient, summed over the parts' shares in the order of the parts."""
     sums = [torch.from_numpy(share) for share in shares[0]]
     for others in shares[1:]:
         for total, share in zip(sums, others, strict=True):
@@ -165,7 +165,7 @@ def totals(shares: Sequence[tuple[Array, ...]]) -> list[Tensor]:
 
 
 class InputWeights:
-    """Input weights W (G, I) and an array for the gradient of the input x, both as ``inputs.leave`` takes them."""
+    """Input weights W (G, I) and an array for the gradient of the input x, in the form that ``inputs.leave`` takes."""
 
     def __init__(self, x: Tensor, W: Tensor) -> None:
         self.vectors = x.is_floating_point()

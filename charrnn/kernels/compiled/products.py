@@ -1,8 +1,8 @@
-"""Products of a part's few rows with recurrent weights, in panels small enough for the fast kernels of OpenBLAS.
+"""Products of a part's few rows with recurrent weights, cut into panels small enough for OpenBLAS's fast kernels.
 
-numba's np.dot calls the OpenBLAS that comes with SciPy. Its kernels for small matrices read both factors in place; the
-others copy them first into another order. At 25 rows and 128 units the former are as fast as large products, and the
-latter half as fast.
+numba's np.dot calls the OpenBLAS that comes with SciPy. Its kernels for small matrices read both factors in place. Its
+other kernels first copy them into a different order. For 25 rows and 128 units, the small-matrix kernels are as fast
+as large products, and the others are half as fast.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from charrnn.kernels.compiled.arithmetic import compile
 from charrnn.kernels.compiled.parts import array
 
 SMALL = 1_000_000  # multiplications in the largest product that the fast kernels accept
-NARROW = 16  # rows of a panel: with fewer, products are slow again
+NARROW = 16  # the fewest rows of a panel: with fewer, products are slow again
 
 
 def panels(R: Tensor, rows: int) -> Array:
     """Cut recurrent weights R (G, H) into P panels, (P, G / P, H), for products with this many rows of states.
 
-    There is one panel if all others would be narrower than NARROW or too large.
+    R stays in one panel if every way to cut it gives panels narrower than NARROW or too large.
     """
     G, H = R.shape
     widths = [width for width in range(NARROW, G + 1) if G % width == 0 and rows * H * width <= SMALL]
@@ -29,13 +29,13 @@ def panels(R: Tensor, rows: int) -> Array:
 
 
 def transposed_panels(R: Tensor, rows: int) -> Array:
-    """Return the same panels, each transposed: (P, H, G / P)."""
+    """Return the panels of R, each transposed: (P, H, G / P)."""
     return panels(R, rows).swapaxes(1, 2).copy()
 
 
 @compile
 def add_states(h: Array, panels_t: Array, sums: Array, first: int) -> None:
-    """Add h R' to G columns of sums (b, ...), from ``first``. h (b, H); R (G, H) as transposed panels."""
+    """Add h R' to the G columns of sums (b, ...) from ``first`` on. h (b, H); R (G, H) in transposed panels."""
     width = panels_t.shape[2]
     product = np.empty((h.shape[0], width), h.dtype)
     for p in range(len(panels_t)):
@@ -46,7 +46,7 @@ def add_states(h: Array, panels_t: Array, sums: Array, first: int) -> None:
 
 @compile
 def through(d_sums: Array, first: int, panels: Array, dh: Array) -> None:
-    """Fill dh (b, H) with d R, where d is G columns of d_sums (b, ...), from ``first``; R (G, H) as panels."""
+    """Fill dh (b, H) with d R, where d is the G columns of d_sums (b, ...) from ``first`` on. R (G, H) in panels."""
     b, width = len(dh), panels.shape[1]
     d, product = np.empty((b, width), dh.dtype), np.empty(dh.shape, dh.dtype)
     for p in range(len(panels)):
@@ -62,7 +62,7 @@ def through(d_sums: Array, first: int, panels: Array, dh: Array) -> None:
 
 @compile
 def add_product(d_sums: Array, values: Array, dW: Array) -> None:
-    """Add the product d_sums' values to dW (G, I). d_sums (N, G), values (N, I)."""
+    """Add the transpose of d_sums (N, G) times values (N, I) to dW (G, I)."""
     product = np.dot(d_sums.T, values)
     for i in range(len(dW)):
         add(product[i], dW[i])
@@ -70,7 +70,7 @@ def add_product(d_sums: Array, values: Array, dW: Array) -> None:
 
 @compile
 def columns(values: Array, first: int, count: int) -> Array:
-    """Return columns of values (N, ...) as a contiguous array, which products need: (N, count)."""
+    """Return ``count`` columns of values (N, ...), from ``first`` on, as the contiguous array that products need."""
     chosen = np.empty((len(values), count), values.dtype)
     for i in range(len(values)):
         copy(values[i, first:], chosen[i])
@@ -79,9 +79,9 @@ def columns(values: Array, first: int, count: int) -> Array:
 
 @compile
 def add(vector: Array, to: Array) -> None:
-    """Add a vector to another, element by element, as far as the shorter one goes.
+    """Add a vector to another, up to the length of the shorter one.
 
-    All such loops begin at index 0: numba does not turn others into vector instructions.
+    All such loops begin at index 0, because numba turns no others into vector instructions.
     """
     for j in range(min(len(vector), len(to))):
         to[j] += vector[j]
@@ -89,6 +89,6 @@ def add(vector: Array, to: Array) -> None:
 
 @compile
 def copy(vector: Array, to: Array) -> None:
-    """Copy a vector to another, likewise."""
+    """Copy a vector to another, up to the length of the shorter one."""
     for j in range(min(len(vector), len(to))):
         to[j] = vector[j]

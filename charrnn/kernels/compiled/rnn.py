@@ -17,21 +17,21 @@ from charrnn.kernels.compiled.products import add_product, add_states, panels, t
 
 
 class Weights(NamedTuple):
-    """As the products read them: transposed for the forward pass."""
+    """The weights as the products read them, transposed for the forward pass."""
 
-    W: Array  # input weights (I, H); backward as ``leave`` takes them
+    W: Array  # input weights (I, H); for the backward pass as ``leave`` takes them
     R: Array  # recurrent weights in panels
     b: Array  # (H,)
 
 
 class Kept(NamedTuple):
-    """Values that the forward pass keeps for a part's b rows."""
+    """The values that the forward pass keeps for a part's b rows."""
 
-    states: Array  # (T + 1, b, H), the given one first
+    states: Array  # (T + 1, b, H), beginning with the state before the first step
 
 
 class Shares(NamedTuple):
-    """A part's share of the gradients of the weights."""
+    """A part's share of the weight gradients."""
 
     W: Array
     R: Array
@@ -68,7 +68,7 @@ def backward_pass(
 
 @compile
 def forward(row: int, K: int, x: Array, h: Array, weights: Weights, y: Array, kept: Kept) -> None:
-    """Take b rows, from ``row``, through all time steps: fill their y (T, B, H) and the kept values."""
+    """Run a part's rows, starting at ``row``, through all time steps: fill them in y (T, B, H), and fill ``kept``."""
     states = kept.states
     T, b = states.shape[0] - 1, states.shape[1]
     states[0] = h[row : row + b]
@@ -83,7 +83,7 @@ def forward(row: int, K: int, x: Array, h: Array, weights: Weights, y: Array, ke
 
 @compile
 def cell(h: Array, bias: Array, y: Array) -> None:
-    """One step of one row: h (H,) holds the sum of the products and becomes the state, which also goes to y."""
+    """Compute one step of one row: turn the sums in h (H,) into the new state, in place, and copy it to y."""
     for j in range(len(h)):
         h[j] = tanh(h[j] + bias[j])
     for j in range(len(h)):
@@ -94,7 +94,7 @@ def cell(h: Array, bias: Array, y: Array) -> None:
 def backward(
     row: int, K: int, x: Array, dy: Array, weights: Weights, dx: Array, dh: Array, kept: Kept, shares: Shares
 ) -> None:
-    """Fill the rows' dh (B, H) and dx (T, B, I), and add the part's share of the weights' gradients."""
+    """Fill a part's rows in dh (B, H) and dx (T, B, I), and add to its share of the weight gradients."""
     states = kept.states
     T, b, H = states.shape[0] - 1, states.shape[1], states.shape[2]
     d_sums, d_state = np.empty((K, b, H), dh.dtype), np.zeros((b, H), dh.dtype)
@@ -113,6 +113,6 @@ def backward(
 
 @compile
 def cell_backward(h: Array, dh: Array, dy: Array, d_sum: Array) -> None:
-    """Backpropagate through one step of one row: the gradient of the sum inside its tanh (H,)."""
+    """Backpropagate through one step of one row: fill d_sum (H,), the gradient of the sums inside tanh."""
     for j in range(len(h)):
         d_sum[j] = (dh[j] + dy[j]) * (one - h[j] * h[j])
