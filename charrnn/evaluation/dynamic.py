@@ -15,10 +15,10 @@ from charrnn.model import State, device_of
 def dynamic_losses(model: nn.Module, x: Tensor, y: Tensor, learning_rate: float, segment: int) -> Tensor:
     """Return the cross-entropy of each target in nats, float64 (N,), learning from each segment once it is scored.
 
-    ``x``, int64 (N,), is a stream of token ids, and ``y``, int64 (N,), the ids that follow them. After each
-    ``segment`` of time steps the weights take one step of plain SGD on its summed loss, without dropout. The state is
-    carried to the next segment, the gradient is not. A copy of the model adapts; the model itself does not change.
-    Raises UserError if the learning rate is so high that the loss becomes infinite or NaN.
+    ``x``, int64 (N,), is a stream of token ids, and ``y``, int64 (N,), the ids that follow them. After every
+    ``segment`` time steps, the weights take one step of plain SGD on the segment's summed loss, without dropout. The
+    state is carried to the next segment, but the gradient is not. A copy of the model adapts, so the model itself does
+    not change. Raises UserError if the learning rate is so high that the loss becomes infinite or NaN.
     """
     device = device_of(model)
     model = deepcopy(model).eval()

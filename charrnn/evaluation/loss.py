@@ -23,14 +23,14 @@ class Score:
 
     # mean, in nats per token
     loss: float
-    # how many were predicted
+    # number of predicted tokens
     tokens: int
     # further measures of quality, by name
     measures: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, nats: Tensor) -> Score:
-        """Return the score of tokens from the loss of each."""
+        """Return the score of tokens, given the loss of each in nats."""
         return cls(nats.mean().item(), nats.numel())
 
     @property
@@ -42,15 +42,17 @@ class Score:
 def summed_loss(logits: Tensor, y: Tensor) -> Tensor:
     """Return the training objective: the cross-entropy in nats, summed over time and averaged over the batch.
 
-    ``logits`` are (T, B, V); ``y`` is int64 (T, B), and IGNORED targets add nothing. As in char-rnn and in the RHN
-    program the sum over time is not divided by T, so that clipping bounds and learning rates mean the same as there.
+    ``logits`` are (T, B, V); ``y`` is int64 (T, B), and IGNORED targets add nothing. As in char-rnn and the RHN
+    program, the sum over time is not divided by T, so clipping bounds and learning rates have the same meaning.
     """
     return F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="sum") / y.shape[1]
 
 
 def evaluate(model: nn.Module, split: Minibatches) -> Score:
-    """Return the score over all minibatches of a split; the state is carried, except into minibatches that start from
-    a zero state."""
+    """Return the score over all minibatches of a split.
+
+    The state is carried from each minibatch to the next, unless that one starts from a zero state.
+    """
     device = device_of(model)
     state: State | None = None
     total = torch.zeros((), dtype=torch.float64, device=device)
@@ -72,7 +74,7 @@ def losses(model: nn.Module, x: Tensor, y: Tensor, block: int = BLOCK, **masks: 
     """Return the cross-entropy of each target in nats, float64 (N, B), in the model's current mode.
 
     ``x``, int64 (N, B), holds B rows of token ids, and ``y``, int64 (N, B), the ids that follow them. Rows are read
-    in blocks of that many time steps, and the state is carried between blocks.
+    in blocks of ``block`` time steps, and the state is carried between blocks.
     """
     device = device_of(model)
     state: State | None = None

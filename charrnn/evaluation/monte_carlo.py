@@ -24,12 +24,12 @@ def monte_carlo_losses(
     """Return the loss of each target in nats, float64 (N, B), under the average of several samples' probabilities.
 
     ``x``, int64 (N, B), holds B rows of token ids, and ``y``, int64 (N, B), the ids that follow them. For each of the
-    ``samples`` (at least 1) the model draws the masks of every row once and reads the rows to their end, in blocks of
-    that many time steps, carrying the state. A model without ``draw_masks`` has fresh dropout in every block instead.
+    ``samples`` (at least 1), the model draws the masks of every row once and reads the rows to the end in blocks of
+    ``block`` time steps, carrying the state. A model without ``draw_masks`` draws new dropout in every block instead.
 
-    This is the RHN program's procedure, in which B is 1; like the program it draws a sample again if its perplexity
-    is 500 or more. Two things differ. After REDRAWS such samples this raises UserError, where the program never
-    stops. And only predicted tokens count, where the program also counts the first token, with probability 1e-10.
+    This is the RHN program's procedure, in which B is 1. Like the program, it redraws a sample whose perplexity is 500
+    or more. There are two differences. After REDRAWS such samples this raises UserError, while the program never stops.
+    Only predicted tokens count here, while the program also counts the first token, with probability 1e-10.
 
     The model's mode and torch's global random state do not change.
     """
@@ -56,7 +56,7 @@ def sample_losses(model: nn.Module, x: Tensor, y: Tensor, generator: torch.Gener
     x, y = x.to(device), y.to(device)
     if isinstance(model, DrawsMasks):
         with evaluating(model):
-            # masks drawn for one time step are used for all of them
+            # masks drawn for one time step apply to all time steps
             return losses(model, x, y, block, masks=model.draw_masks(x[:1], generator))
     with _dropping(model, generator):
         return losses(model, x, y, block)

@@ -48,14 +48,14 @@ class Scored:
     static: Score
     # by dynamic evaluation, if it was asked for
     dynamic: Score | None = None
-    # the token ids of each row, int64 (N + 1,), and the losses of all but the first in nats, float64 (N,), by dynamic
-    # evaluation if it was asked for; empty unless the loss of each token was asked for
+    # for each row, its token ids, int64 (N + 1,), and the losses of all but the first in nats, float64 (N,), which are
+    # those of dynamic evaluation if it was asked for. Empty unless the loss of each token was asked for
     rows: Sequence[tuple[Tensor, Tensor]] = ()
 
     def tokens(self) -> Iterator[tuple[str, float | None]]:
-        """Yield each token's text, for a word including the space before it, and its loss.
+        """Yield each token's text and its loss in nats. A word's text includes the space before it.
 
-        The first token of a row is not predicted; its loss is None.
+        The first token of a row is not predicted, so its loss is None.
         """
         for ids, nats in self.rows:
             before = None
@@ -64,7 +64,7 @@ class Scored:
                 before = token
 
     def lines(self) -> list[Line]:
-        """Return the lines of the rows, the worst first. A line ends after its newline or at the end of its row."""
+        """Return the lines of the rows, worst first. A line ends after its newline or at the end of its row."""
         newline = self.vocabulary.newline
         found: list[Line] = []
         for ids, nats in self.rows:
@@ -82,7 +82,7 @@ class Scorer:
     """Score texts with the models of one or more checkpoints, averaging their probabilities.
 
     The settings of the first checkpoint decide how a data folder is split. ``each`` asks for the loss of each token.
-    Raises UserError if the models have different vocabularies, or if the unknown word is not in the vocabulary.
+    Raises UserError if the models have different vocabularies, or if the word of -unk is not in the vocabulary.
     """
 
     def __init__(
@@ -110,16 +110,16 @@ class Scorer:
 
     @property
     def plain(self) -> bool:
-        """Whether one pass of one model is enough, and only the mean is wanted."""
+        """Whether only the mean loss is wanted, and one pass of a single model gives it."""
         options = self.options
         return len(self.models) == 1 and not options.mc_samples and options.dynamic is None and not self.each
 
     def split(self) -> Scored:
-        """Score one split of a folder, in training's row layout with the state carried.
+        """Score one split of a data folder, cut into rows as in training, with the state carried.
 
-        The folder is the one of training unless the options name another. With a batch size of 1 a split that has its
-        own file is read as one stream, and every token but its first is scored. Dynamic evaluation reads the rows one
-        after another. Raises UserError if the split does not exist, or if it has unknown tokens.
+        The folder is the one used for training unless the options name another. With a batch size of 1, a split that
+        has its own file is read as one stream, and every token except the first is scored. Dynamic evaluation reads the
+        rows one after another. Raises UserError if the split does not exist, or if it has unknown tokens.
         """
         saved, name = self.saved.options, self.options.split
         batch_size = self.options.batch_size or saved.batch_size
@@ -150,13 +150,13 @@ class Scorer:
         """Score problems of addition: the loss over the answers, and how many are right. Raises UserError."""
         if not self.plain:
             raise UserError(
-                "a model of addition is scored only one way: leave out -ensemble, -mc_samples, -dynamic, "
+                "a model of addition can be scored in only one way: leave out -ensemble, -mc_samples, -dynamic, "
                 "-per_line and -per_char"
             )
         return Scored(self.vocabulary, evaluate(self.models[0], problems))
 
     def stream(self, ids: Tensor) -> Scored:
-        """Score a stream of token ids, int64 (N,): each but the first, predicted from all before it."""
+        """Score each token id of a stream, int64 (N,), except the first. Each is predicted from all before it."""
         if len(ids) < 2:
             raise UserError(f"nothing to score: a text needs at least two {self.vocabulary.units}")
         return self.rows(ids[:-1, None], ids[1:, None])
@@ -189,7 +189,7 @@ class Scorer:
         return averaged([one(model) for model in self.models]).cpu()
 
     def dynamic_losses(self, x: Tensor, y: Tensor, learning_rate: float) -> Tensor:
-        """Return the loss of each target of a stream in nats by dynamic evaluation, float64 (N,), on the CPU."""
+        """Return the dynamic evaluation's loss of each target of a stream in nats, float64 (N,), on the CPU."""
         segment = self.saved.options.seq_length
         return averaged([dynamic_losses(model, x, y, learning_rate, segment) for model in self.models]).cpu()
 
@@ -204,7 +204,7 @@ class Evaluation:
     bits_per_character: float | None
     # per token
     perplexity: float
-    # how many tokens were predicted
+    # number of predicted tokens
     tokens: int
     # further measures of quality, by name, such as the accuracy of a model of addition
     measures: dict[str, float]
@@ -213,7 +213,7 @@ class Evaluation:
 
     @classmethod
     def of(cls, score: Score, vocabulary: Vocabulary, dynamic: Score | None = None) -> Evaluation:
-        """Return the figures of a score, and of the one by dynamic evaluation."""
+        """Return the figures of a score, and those of dynamic evaluation if its score is given."""
         adapted = cls.of(dynamic, vocabulary) if dynamic else None
         figure = vocabulary.figure(score.loss)
         bits = figure.value if figure.key == "bpc" else None
@@ -233,7 +233,7 @@ def evaluation(sources: Sequence[str | Path | Checkpoint], text: str | None, set
 
 
 def opened(source: str | Path | Checkpoint) -> tuple[str, Checkpoint]:
-    """Return the name and the content of a checkpoint: a file, the best of a folder, or one already loaded."""
+    """Return the name and contents of a checkpoint: a file, the best one of a folder, or one already loaded."""
     if isinstance(source, Checkpoint):
         return source.name, source
     path = find_best(Path(source))
@@ -241,7 +241,7 @@ def opened(source: str | Path | Checkpoint) -> tuple[str, Checkpoint]:
 
 
 def with_unk(vocabulary: Vocabulary, unk: str) -> Words:
-    """Return the same words with ``unk`` standing for unknown ones. Raises UserError if it is not one of them."""
+    """Return the vocabulary with ``unk`` for unknown words. Raises UserError unless ``unk`` is one of its words."""
     if not isinstance(vocabulary, Words):
         raise UserError(f"-unk {unk}: only a model of words has one, and this is a model of {vocabulary.units}")
     return vocabulary.with_unk(unk)
@@ -250,6 +250,6 @@ def with_unk(vocabulary: Vocabulary, unk: str) -> Words:
 def averaged(losses: Sequence[Tensor]) -> Tensor:
     """Return the loss in nats of each token under the average of several models' probabilities.
 
-    ``losses`` are those of each model, all of one shape. Only the probability of the token that occurred is needed.
+    ``losses`` has one tensor for each model, all of the same shape.
     """
     return math.log(len(losses)) - torch.logsumexp(-torch.stack(list(losses)), 0)

@@ -1,1 +1,1 @@
-"""Read-only views of finished work."""
+"""Reports on checkpoints, learning curves and sampled text."""

@@ -13,8 +13,8 @@ Point = tuple[float, float]
 def draw(series: Mapping[str, Iterable[Point]], width: int, height: int, top: float = inf) -> list[str]:
     """Draw (x, y) points as ``height`` lines of text with an axis of two lines, all at most ``width`` wide.
 
-    Each series is drawn with its key, a single character, over earlier series. Its points in one column are averaged.
-    Points that are not finite or above ``top`` are left out; without any points there are no lines.
+    Each series is drawn with its key, a single character, on top of earlier series. Its points in one column are
+    averaged. Points that are not finite and averages above ``top`` are left out. Returns [] if nothing is left to draw.
     """
     finite = {mark: [point for point in points if all(map(isfinite, point))] for mark, points in series.items()}
     points = [point for group in finite.values() for point in group]

@@ -23,9 +23,9 @@ Axis = Literal["iterations", "epochs", "minutes"]
 
 Floats = NDArray[np.float64]
 
-BEGINNING = 0.05  # share of a run at its start, where the loss falls so steeply that it would flatten the rest
+BEGINNING = 0.05  # share of a run in which the loss falls so steeply that it would flatten the rest of the curve
 
-MAX_SETTINGS = 3  # settings in a name
+MAX_SETTINGS = 3  # most settings in a name
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class History:
     validated: NDArray[np.int64]
     # (K,)
     val_loss: Floats
-    # (N,): position after each iteration
+    # (N,): position after each iteration, in epochs
     epochs: Floats | None = None
     # (N,): training time after each iteration, without validations
     minutes: Floats | None = None
@@ -73,7 +73,7 @@ class History:
 
 
 def read(paths: Sequence[Path]) -> list[History]:
-    """Read checkpoints, metrics files, and folders with all their runs. Raises UserError."""
+    """Read checkpoints, metrics files, and all runs of folders. Raises UserError if a run has no finite loss."""
     found = [read_folder(path) if os.path.isdir(path) else [read_file(path)] for path in paths]
     histories = [history for runs in found for history in runs]
     for history in histories:
@@ -175,7 +175,7 @@ def floats(values: Iterable[float | None]) -> Floats:
 
 
 def names(histories: Sequence[History]) -> list[str]:
-    """Return a short name for each run that no other run has: its -savefile, the settings that differ, or its place."""
+    """Return a short name for each run, all different: its -savefile, the settings that differ, or its own name."""
     savefiles = [history.settings.get("savefile", "") for history in histories]
     for candidates in (savefiles, different_settings(histories), *places(histories)):
         shown = [in_line(name) for name in candidates]
@@ -185,7 +185,7 @@ def names(histories: Sequence[History]) -> list[str]:
 
 
 def different_settings(histories: Sequence[History]) -> list[str]:
-    """Return the values of the settings in which the runs differ; nothing if those are too many for a name."""
+    """Return, for each run, its values of the settings in which the runs differ; [] if too many for a name differ."""
     settings = [history.settings for history in histories]
     free = {name for name, option in training_options().items() if option.on_resume == "free"}
     shared = set.intersection(*map(set, settings)) - free - {"threads"}
@@ -203,7 +203,7 @@ def places(histories: Sequence[History]) -> tuple[list[str], list[str], list[str
 
 
 def in_line(name: str) -> str:
-    """Return a name, which may come from an untrusted file, in one printable line."""
+    """Return a name, which may come from an untrusted file, as one printable line."""
     return " ".join(printable(name).split())
 
 
@@ -219,7 +219,7 @@ def labelled(histories: Sequence[History], labels: Sequence[str]) -> list[Histor
 
 
 def top(histories: Sequence[History], window: int = 0) -> float:
-    """Return the upper limit of the loss axis: the highest loss after the beginnings of the runs."""
+    """Return the upper limit of the loss axis: the highest loss of any run after its beginning."""
     highest = []
     for history in histories:
         start = BEGINNING * len(history.loss)

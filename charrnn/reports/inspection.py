@@ -31,7 +31,7 @@ class Parameters:
     bytes: int
     # parameters per part of the model: the first word of a tensor's name
     parts: dict[str, int]
-    # name, shape and type of each
+    # name, shape and type of each tensor
     tensors: list[dict[str, Any]]
 
 

@@ -1,9 +1,9 @@
-"""Finds which n-grams of a short text occur in a training text of any length, and the longest passage that does.
+"""Find the n-grams of a short text that occur in a training text of any length, and the longest passage that does.
 
 An n-gram is a sequence of n tokens. The training text is read in chunks, and its n-grams are looked up among those of
-the short text by a 64-bit hash (Karp and Rabin). A place whose n-gram does not occur is not tried for n + 1, so the
-work falls off quickly. For 100 MB, the chance that a hash collision makes a share wrong is less than one in a hundred
-thousand; the longest passage is compared token by token.
+the short text by a 64-bit hash (Karp and Rabin). A place whose n-gram is not in the short text is not tried for n + 1,
+so there is quickly less to do. For 100 MB of text, the chance that a hash collision makes a share wrong is less than
+one in a hundred thousand. The longest passage is compared token by token.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ NGRAMS = range(4, 51)
 
 CHUNK = 1 << 18  # tokens of training text at a time, so that intermediate arrays stay in the processor's cache
 
-BASE = 0x9E3779B97F4A7C15  # of the hash: odd, so that it has an inverse, with well-mixed bits
+BASE = 0x9E3779B97F4A7C15  # base of the hash: odd, so that it has an inverse, and with well-mixed bits
 
 Hashes = NDArray[np.uint64]
 
@@ -41,18 +41,18 @@ class Passage:
 class Figures:
     """How much of a text occurs in the training text."""
 
-    # tokens of the text
+    # number of tokens in the text, without separators
     characters: int
-    # share of its n-grams, for each n in NGRAMS for which the text has any
+    # by n: the share of the text's n-grams that occur in the training text, for each n in NGRAMS if it has any
     shares: dict[int, float]
-    # the first of the longest passages in the training text
+    # the longest passage; of several, the one that comes first in the training text
     longest: Passage | None
 
 
 def measure(text: TokenIds, training: TokenIds, separator: int) -> Figures:
     """Compare a text with the training text, both (N,) unsigned integers.
 
-    Sequences that contain the separator are not n-grams: it joins pieces that are not adjacent in the file.
+    Sequences that contain the separator do not count as n-grams, since it joins pieces that need not be adjacent.
     """
     wanted = [grams for n in NGRAMS if (grams := Ngrams(text, n, separator)).keys.size]
     longest_match = {start: _scan_chunk(training, start, wanted) for start in range(0, len(training), CHUNK)}
@@ -63,14 +63,14 @@ def measure(text: TokenIds, training: TokenIds, separator: int) -> Figures:
 class Ngrams:
     """The n-grams of a text, by hash, and which of them have been found in the training text."""
 
-    PRESENT, MISSING = 1, 2  # bits in the table: some n-gram has this prefix; one of them is still missing
+    PRESENT, MISSING = 1, 2  # bits in the table: some n-gram's hash has this prefix; one of these is still missing
 
     def __init__(self, text: TokenIds, n: int, separator: int) -> None:
         self.n = n
         hashes = ngram_hashes(text, n)[_without_separator(text, n, separator)]
         self.keys, self.counts = np.unique(hashes, return_counts=True)
         self.found = np.zeros(len(self.keys), bool)
-        # a table by the leading bits of the hashes, large enough that most n-grams of the training text miss it
+        # indexed by the leading bits of a hash, and so large that most n-grams of the training text hit an empty entry
         bits = min(max(16, len(self.keys).bit_length() + 4), 24)
         self.shift = np.uint64(64 - bits)
         self.table = np.zeros(1 << bits, np.uint8)
@@ -130,7 +130,7 @@ def _without_separator(text: TokenIds, n: int, separator: int) -> NDArray[np.boo
 def _scan_chunk(training: TokenIds, start: int, wanted: Sequence[Ngrams]) -> int:
     """Look for the n-grams that begin in one chunk of the training text.
 
-    Return the largest n in NGRAMS for which the chunk may have any of them, or one less than the smallest.
+    Return the largest n in NGRAMS for which the chunk may have any of them, or NGRAMS.start - 1 if there is none.
     """
     n = NGRAMS.start
     tokens = training[start : start + CHUNK + NGRAMS.stop].astype(np.uint64)

@@ -1,8 +1,8 @@
-"""Measures how much of a text is copied from the training text.
+"""Measure how much of a text is copied from the training text.
 
-There are two measures: the share of the text's n-grams that occur in the training text, for each n, and the longest
-passage that does. Texts by one author always share names and phrases, so the same measures of held-out text, the val
-and test splits, serve as the baseline.
+There are two measures: for each n, the share of the text's n-grams that occur in the training text, and the longest
+passage that does. Texts by one author always share names and phrases, so held-out text (the val and test splits) is
+measured as well and serves as the baseline.
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ from charrnn.errors import UserError
 from charrnn.reports.ngrams import NGRAMS, Figures, measure
 from charrnn.settings.training import TrainingOptions
 
-LIMIT = 1_000_000  # tokens of a text that are examined
+LIMIT = 1_000_000  # most tokens of a text that are examined
 
-HELD_OUT = 20_000  # tokens of held-out text, if there are as many; with fewer the baseline would be uncertain
+HELD_OUT = 20_000  # tokens of held-out text, if there are so many; with fewer, the baseline would be uncertain
 
-RARE = 0.01  # if fewer held-out n-grams than this share occur in the training text, n-grams do not recur by chance
+RARE = 0.01  # if at most this share of held-out n-grams occurs in the training text, n-grams do not recur by chance
 
-
-SOME, MOST = 0.05, 0.5  # thresholds of the verdict, on the share of such n-grams above that of held-out text
+SOME, MOST = 0.05, 0.5  # thresholds of the verdict, on how far the text's share of such n-grams exceeds held-out text's
 
 Verdict = Literal["own", "partly copied", "copied"]
 
@@ -115,13 +114,13 @@ def examine(words: str, text: Text, options: TrainingOptions) -> Novelty:
 
 
 def line(text: Text, name: str, offset: int) -> int:
-    """Return the line, from 1, of the token at this offset in the file."""
+    """Return the line number, from 1, of the token at this offset in the file."""
     newline = text.vocabulary.newline
     return 1 + int(np.count_nonzero(text.files[name][:offset] == newline)) if newline is not None else 1
 
 
 def judge(text: Figures, held_out: Figures | None) -> tuple[int, Verdict]:
-    """Return the smallest n at which held-out text shares few n-grams with training, and the verdict on the text."""
+    """Return the smallest n at which held-out text shares few n-grams with the training text, and the verdict."""
     natural = held_out.shares if held_out else {}
     common = [n for n in text.shares if n in natural] or list(text.shares)
     n = next((n for n in common if natural.get(n, 1.0) <= RARE), common[-1])

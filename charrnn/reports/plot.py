@@ -27,21 +27,21 @@ if TYPE_CHECKING:
 Unit = Literal["nats", "bpc"]
 FORMATS = ("png", "svg", "pdf")
 LABELS = {"iterations": "iteration", "epochs": "epoch", "minutes": "minutes of training, without validations"}
-POINTS = 1000  # points drawn of a training curve; more look the same and make a large file
+POINTS = 1000  # points drawn for a training curve; more would look the same and make the file large
 MARKERS_PER_CURVE = 12
 TRAINING: dict[str, Any] = {"lw": 0.9}
 VALIDATION: dict[str, Any] = {"lw": 1.8}
 MARKER: dict[str, Any] = {"ms": 5, "mec": "white", "mew": 0.6}
 
 # Okabe and Ito's colours, which colour-blind people can tell apart; dashes and markers for print in black and white.
-# Cycles of 7, 5 and 8 have no common factor, so 280 runs all look different.
+# Cycles of 7, 5 and 8 have no common factor, so the first 280 runs all look different.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#000000", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (2.5, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 
 
 def check_output(output: str) -> str:
-    """Return the format that a file's suffix names. Raises UserError if it is unknown, or without matplotlib."""
+    """Return the format that a file's suffix names. Raises UserError if it is unknown or matplotlib is missing."""
     suffix = Path(output).suffix.removeprefix(".").lower()
     if suffix not in FORMATS:
         raise UserError(f"-output {output}: the name of a picture must end in .png, .svg or .pdf")
@@ -53,9 +53,9 @@ def check_output(output: str) -> str:
 def save(runs: Sequence[History], output: str, x: Axis = "iterations", y: Unit = "nats", smooth: int = 0) -> None:
     """Draw the training and validation curves of all runs into a picture file.
 
-    smooth: iterations that a point of a training curve is the mean of; 0 means a hundredth of the run.
-    An existing file is replaced once the new one is complete. The same runs give the same bytes. Raises UserError if
-    the file cannot be written.
+    Each point of a training curve is the mean of ``smooth`` iterations; 0 means a hundredth of the run. An existing
+    file is replaced once the new one is complete. The same runs give the same bytes. Raises UserError if the file
+    cannot be written.
     """
     suffix = check_output(output)
     no_date = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[suffix]
@@ -73,7 +73,7 @@ def save(runs: Sequence[History], output: str, x: Axis = "iterations", y: Unit =
 
 
 def picture(runs: Sequence[History], x: Axis, y: Unit, smooth: int) -> Figure:
-    """Draw for each run a thin curve of the training loss, and a thick one of the validation loss if it has any."""
+    """Draw a thin curve of each run's training loss, and a thick one of its validation loss if it has any."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -93,7 +93,7 @@ def picture(runs: Sequence[History], x: Axis, y: Unit, smooth: int) -> Figure:
 
 
 def loss_axis(runs: Sequence[History], y: Unit) -> tuple[float, str]:
-    """Return the factor from nats to this unit, and the name of the axis."""
+    """Return the factor that converts nats to this unit, and the label of the axis."""
     scale, name = (bits(1.0), "bits") if y == "bpc" else (1.0, "nats")
     return scale, f"loss in {name} per {histories.unit(runs)}"
 
@@ -119,7 +119,7 @@ def add(axes: Axes, run: History, style: dict[str, Any], x: Axis, scale: float, 
 
 
 def marker_step(points: int) -> int:
-    """Return the distance of markers that leaves the dashes between them visible."""
+    """Return the distance between markers, in points, that leaves the dashes between them visible."""
     return -(-points // MARKERS_PER_CURVE)
 
 
@@ -133,7 +133,7 @@ def fit(axes: Axes, runs: Sequence[History], scale: float, smooth: int) -> None:
 
 
 def add_legend_of_kinds(axes: Axes, runs: Sequence[History], smooth: int) -> None:
-    """Explain training and validation curves above the picture."""
+    """Add a legend of training and validation curves above the picture."""
     from matplotlib.lines import Line2D
 
     grey: dict[str, Any] = {"color": "0.25"}

@@ -1,4 +1,4 @@
-"""Beam search: the most probable text that a search with a limited number of candidates finds."""
+"""Beam search: the most probable text found while keeping a limited number of candidates."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Candidates:
     totals: Floats
 
     def extended(self, surprises: Floats, size: int) -> tuple[Candidates, Ids]:
-        """Return the ``size`` most probable texts of one more token, and the row each of them continues.
+        """Return the ``size`` most probable texts with one more token, and the row that each of them continues.
 
-        ``surprises`` are those at every possible next token, (N, V).
+        ``surprises`` (N, V) are those at each possible next token.
         """
         totals = self.totals[:, None] + surprises
         rows, ids = np.unravel_index(smallest(totals.ravel(), size), totals.shape)
@@ -45,20 +45,20 @@ class Candidates:
         return len(self.totals)
 
     def end_with(self, stop: list[int]) -> NDArray[np.bool_]:
-        """Return which texts end with these tokens, bool (N,); none if there are no tokens."""
+        """Return which texts end with these tokens, bool (N,). None does if ``stop`` is empty."""
         if not stop or self.ids.shape[1] < len(stop):
             return np.zeros(len(self), np.bool_)
         ended: NDArray[np.bool_] = (self.ids[:, -len(stop) :] == stop).all(-1)
         return ended
 
     def common(self) -> int:
-        """Return the number of tokens that all texts have in common at their beginning."""
+        """Return the number of tokens at the beginning that all texts have in common."""
         differ = (self.ids != self.ids[0]).any(0)
         return int(differ.argmax()) if differ.any() else len(differ)
 
 
 def smallest(totals: Floats, size: int) -> Ids:
-    """Return the places of the ``size`` smallest totals (N,), in ascending order; equal totals keep their order."""
+    """Return the indices of the ``size`` smallest totals (N,), smallest first. Equal totals keep their order."""
     if size < len(totals):
         near = np.flatnonzero(totals <= np.partition(totals, size - 1)[size - 1])
     else:
@@ -70,10 +70,10 @@ def smallest(totals: Floats, size: int) -> Ids:
 def beam_search(sampler: Sampler, prime: str, length: int, size: int, stop: str = "") -> Iterator[Written]:
     """Continue the prime text with the most probable text that a beam of ``size`` candidates finds.
 
-    The text has ``length`` tokens or ends with the text ``stop``, and the probability of the whole text decides
-    between a candidate that has ended and one that continues. A token is yielded as soon as all candidates agree on
-    it. Without a prime text all first tokens are equally probable, as in sampling. Raises UserError for unknown
-    tokens, before anything is yielded.
+    The continuation ends after ``length`` tokens or with the text ``stop``. Finished and unfinished candidates are
+    compared by the probability of their whole text. A token is yielded as soon as all candidates agree on it. Without a
+    prime text, all first tokens are equally probable, as in sampling. Raises UserError for unknown tokens, before
+    anything is yielded.
     """
     return _search(sampler, sampler.encode(prime), length, size, sampler.encode(stop, "the text of -stop"))
 
@@ -103,7 +103,7 @@ def _search(sampler: Sampler, prime: list[int], length: int, size: int, stop: li
 
 
 def _begin(sampler: Sampler, live: Candidates, prime: list[int], size: int) -> tuple[Candidates, State | None]:
-    """Return candidates of one token, and the state before that token; None without a prime text."""
+    """Return candidates of one token, and the state before that token, which is None without a prime text."""
     logits, state = sampler.read(prime, 1)
     if logits is None:
         V = len(sampler.vocabulary)
@@ -113,7 +113,7 @@ def _begin(sampler: Sampler, live: Candidates, prime: list[int], size: int) -> t
 
 
 def _extend(sampler: Sampler, live: Candidates, state: State | None, size: int) -> tuple[Candidates, State]:
-    """Take one time step: return the best ``size`` texts of one more token, and the state before that token."""
+    """Take one time step: return the best ``size`` texts with one more token, and the state before that token."""
     parts: list[tuple[Candidates, State]] = []
     for start in range(0, len(live), STEP):
         batch = np.arange(start, min(start + STEP, len(live)))

@@ -23,15 +23,15 @@ class Choice:
 
     temperature: float = 1.0
     greedy: bool = False
-    # draw only among this many of the most probable tokens; 0 = among all
+    # draw only from this many most probable tokens; 0 = from all
     top_k: int = 0
-    # then only among the fewest most probable tokens that have this share of the probability together: nucleus
-    # sampling, Holtzman et al. 2020, arXiv 1904.09751
+    # then only from the smallest set of most probable tokens that together have this probability: nucleus sampling,
+    # Holtzman et al. 2020, arXiv 1904.09751
     top_p: float = 1.0
 
     @classmethod
     def of(cls, options: SamplingOptions) -> Choice:
-        """Return the choice that the settings ask for."""
+        """Return a Choice with these settings."""
         return cls(options.temperature, not options.sample, options.top_k, options.top_p)
 
     def __post_init__(self) -> None:
@@ -44,8 +44,8 @@ class Choice:
     def choose(self, logits: Floats, draws: Floats) -> Ids:
         """Return a token id for each row, int64 (N,).
 
-        ``logits`` are (N, V), and the largest of each row is 0; ``draws`` are (N,) uniform numbers in [0, 1). Both
-        top_k and top_p also keep every token exactly as probable as the last one they keep.
+        ``logits`` are (N, V), with the largest of each row 0. ``draws`` are N uniform numbers in [0, 1). top_k and
+        top_p also keep all tokens that are exactly as probable as the last one they keep.
         """
         if self.greedy:
             best: Ids = logits.argmax(-1)
@@ -56,7 +56,7 @@ class Choice:
         if self.top_p < 1:
             weights[weights < self._smallest_kept(weights)] = 0
         cumulative = weights.cumsum(-1)
-        # the first place where the cumulative sum exceeds the draw, so a token of probability 0 is never chosen
+        # the first token at which the cumulative sum exceeds the draw, so none of probability 0 is ever chosen
         chosen: Ids = (cumulative > draws[:, None] * cumulative[:, -1:]).argmax(-1)
         return chosen
 

@@ -24,9 +24,9 @@ Ctrl-C stops the model's text, Ctrl-D ends the conversation."""
 
 
 class Conversation:
-    """Answer lines: a text with its continuation, a /command with a note.
+    """Answers lines: a text with its continuation, and a /command with a note.
 
-    The first continuation has the seed of the options, and each one after it the next seed.
+    The first continuation uses the seed of the options, and each later one uses the next seed.
     """
 
     def __init__(self, sampler: Sampler, options: SamplingOptions, note: Callable[[str], None]) -> None:
@@ -38,7 +38,7 @@ class Conversation:
     def answer(self, line: str, stream: Stream) -> None:
         """Answer a line.
 
-        Raises UserError for an unknown command, an impossible value, or a text with unknown tokens.
+        Raises UserError for an unknown command, an invalid value, or a text with unknown tokens.
         """
         if line.startswith("/") and not line.startswith("//"):
             self.note(self.command(line[1:]))

@@ -1,4 +1,4 @@
-"""Generate text from a checkpoint: what ``charrnn sample`` and ``charrnn.sample`` share."""
+"""Generating text from a checkpoint, for ``charrnn sample`` and ``charrnn.sample``."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def continuation(checkpoint: str | Path | Checkpoint, primetext: str, settings: 
 
 
 def make_sampler(checkpoint: Checkpoint, options: SamplingOptions, report: Report) -> Sampler:
-    """Return a Sampler of the checkpoint's model, on the device that the settings name. Raises UserError."""
+    """Return a Sampler for the checkpoint's model, on the device that the settings choose. Raises UserError."""
     device = choose_device(options.gpuid, report, checkpoint.options.precision)
     with torch.random.fork_rng([]):  # building the model draws random weights, which the saved ones then replace
         model = checkpoint.build(checkpoint.model_file())
@@ -43,7 +43,7 @@ def make_sampler(checkpoint: Checkpoint, options: SamplingOptions, report: Repor
 
 
 def generate(sampler: Sampler, prime: str, options: SamplingOptions, scored: bool = False) -> Iterator[Written]:
-    """Continue the prime text: by beam search, or in ``num_samples`` streams with consecutive seeds.
+    """Continue the prime text by beam search, or in ``num_samples`` streams with consecutive seeds.
 
     Raises UserError for unknown tokens and for a temperature that is not positive, before anything is yielded.
     """
@@ -59,7 +59,7 @@ def seeds(options: SamplingOptions) -> list[int]:
 
 
 def prime_text(text: str, vocabulary: Vocabulary, options: SamplingOptions, report: Report) -> str:
-    """Return the prime text in the form that the model writes, without its unknown tokens if they are to be skipped."""
+    """Return the prime text in the form that the model writes, without unknown tokens if the options skip them."""
     if options.unknown == "skip":
         text = without_unknown(text, vocabulary, report)
     return vocabulary.normalize(text)

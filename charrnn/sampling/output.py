@@ -1,4 +1,4 @@
-"""The destination of written text: stdout, as it is made, or a file that is replaced once the text is complete."""
+"""The destination of generated text: stdout, as it is made, or a file that is replaced once the text is complete."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from charrnn.errors import UserError
 from charrnn.files import interruptible, replacing
 from charrnn.sampling.sampler import Written
 
-PATIENCE = 0.02  # seconds that text may wait for more: too short to see, long enough to save most writes
+PATIENCE = 0.02  # seconds between flushes: too short to notice, and long enough to save most of them
 
 
 class Stream:
-    """Text written to a file as it is made, byte for byte; for a terminal, through ``shown``."""
+    """Writes text to a file as it is made: byte for byte, or for a terminal as ``shown`` converts it."""
 
     def __init__(self, file: IO[bytes], shown: Callable[[str], str] | None = None) -> None:
         self.file = file
         self.shown = shown
-        # a character may arrive byte by byte; a terminal is shown only whole ones
+        # a character may arrive byte by byte, but a terminal is shown only whole ones
         self.decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self.flushed = time.monotonic()
 
@@ -47,10 +47,10 @@ class Stream:
 
 @contextmanager
 def destination(path: str, shown: Callable[[str], str]) -> Iterator[Stream]:
-    """Open stdout if ``path`` is empty, else the file, which is replaced once all text is written.
+    """Open stdout if ``path`` is empty, or else the file, which is replaced once all text is written.
 
-    A terminal gets the text through ``shown``. While the text is written, Ctrl-C raises KeyboardInterrupt: stdout
-    keeps the text made so far, and a file keeps its old content. Raises UserError if the file cannot be written.
+    A terminal gets the text as ``shown`` converts it. Inside this context, Ctrl-C raises KeyboardInterrupt: stdout
+    keeps the text written so far, and a file keeps its old content. Raises UserError if the file cannot be written.
     """
     with interruptible():
         if not path:
@@ -70,7 +70,7 @@ def destination(path: str, shown: Callable[[str], str]) -> Iterator[Stream]:
 def write_plain(stream: Stream, prime: str, texts: int, written: Iterable[Written], stop: str = "") -> None:
     """Write each text as the prime text, its continuation and a newline, with a line ---- between texts.
 
-    The first text is written as it is made; the others, made at the same time, follow once it has ended.
+    The first text is written as it is made. The others, made at the same time, follow once it has ended.
     """
     others: list[list[str]] = [[] for _ in range(texts)]
     stream.write(prime)
@@ -95,7 +95,7 @@ def end_of_line(text: str, stop: str) -> str:
 def write_json(stream: Stream, prime: str, seeds: Sequence[int | None], written: Iterable[Written]) -> None:
     """Write a line of JSON for each text, with the natural log probability of each of its tokens.
 
-    There is one seed for each text; None if the text does not depend on one.
+    ``seeds`` has one seed for each text, or None for a text that does not depend on a seed.
     """
     texts: list[list[Written]] = [[] for _ in seeds]
     for token in written:
@@ -108,7 +108,7 @@ def write_json(stream: Stream, prime: str, seeds: Sequence[int | None], written:
 
 
 def whole_characters(pieces: Iterable[str]) -> Iterator[str]:
-    """Join the pieces of a character that come byte by byte, with the encoding ``bytes``."""
+    """Join the bytes of each character. With the encoding ``bytes``, they come one by one."""
     decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
     for piece in pieces:
         if text := decoder.decode(piece.encode("utf-8", "surrogateescape")):

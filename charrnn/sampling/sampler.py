@@ -1,9 +1,9 @@
 """Write text with a model, one token (character, byte or word) at a time, in one stream or many side by side.
 
-All arithmetic is float64, whatever precision the model was trained in. Sums over one row and over many, on one thread
-and on two, on a CPU and on a GPU differ in their last bits. In float32, one draw in a few hundred thousand falls
-between two such sums, and from there on the text is different. In float64 the gap is a billion times narrower, so a
-seed always writes the same text.
+All arithmetic is float64, whatever precision the model was trained in. Sums differ in their last bits between one row
+and many, one thread and two, or a CPU and a GPU. In float32, about one draw in a few hundred thousand falls between two
+such sums, and the text is different from there on. In float64, the gap is a billion times narrower, so a seed always
+gives the same text.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from charrnn.errors import UserError
 from charrnn.model import NumpyStep, StepsInNumpy, device_of, evaluating, stepper
 from charrnn.sampling.choice import Choice, Floats, Ids
 
-# of tensors, or of arrays if the model steps in numpy; the batch is dimension -2
+# tensors, or arrays if the model steps in numpy; dimension -2 is the batch
 State = tuple[Any, ...]
 
 BLOCK = 512  # time steps of prime text read at once
@@ -128,7 +128,7 @@ class Sampler:
         return self.vocabulary.encode(text)
 
     def read(self, prime: list[int], streams: int) -> tuple[Floats | None, State | None]:
-        """Return the logits (N, V) and the state after the prime text, equal for all N streams; None if it is empty."""
+        """Return the logits (N, V) and state after the prime text, the same for all N streams; None if it is empty."""
         if not prime:
             return None, None
         x = torch.tensor(prime, device=self.device)[:, None]
@@ -140,17 +140,17 @@ class Sampler:
         return on_cpu(logits[-1].expand(streams, -1)), self.for_step(select(state, [0] * streams))
 
     def advance(self, ids: Ids, state: State | None) -> tuple[Floats, State]:
-        """Take one time step: return the logits (N, V) and the state after each stream's next token."""
+        """Take one time step: return the logits (N, V) and the state after ``ids`` (N,), each stream's last token."""
         if self.numpy_step and state:
             scores, state = self.numpy_step(ids, state)
             return shifted(scores), state
-        # entered at every token, because a suspended generator must not leave its mode in force
+        # entered for every token, because a suspended generator must not leave the mode switched on
         with self.mode():
             logits, state = self.step(torch.from_numpy(ids).to(self.device), state)
         return on_cpu(logits), self.for_step(state)
 
     def for_step(self, state: State) -> State:
-        """Convert a state of tensors to what the next step takes: numpy arrays, if the model steps in numpy."""
+        """Return a state of tensors as the next step takes it: as numpy arrays if the model steps in numpy."""
         return tuple(part.numpy() for part in state) if self.numpy_step else state
 
 
@@ -163,7 +163,7 @@ def sample(
     greedy: bool = False,
     seed: int = 123,
 ) -> Iterator[str]:
-    """Write ``length`` tokens that continue the prime text, yielding each as soon as it is made.
+    """Continue the prime text by ``length`` tokens, yielding each as soon as it is made.
 
     The draws come from a separate generator, so sampling never changes a training run. Raises UserError for an
     unknown token in the prime text, before anything is yielded.
@@ -173,10 +173,10 @@ def sample(
 
 
 def frozen_copy(model: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, Callable[[], Any]]:
-    """Return a copy of the model in that precision and in evaluation mode, laid out for small matrix products.
+    """Return a copy of the model in this precision and in evaluation mode, laid out for small matrix products.
 
     Also returns the context manager to call it in. A model that cannot be copied, or that works only in the precision
-    it was trained in, is used as it is.
+    it was trained in, is itself returned instead.
     """
     if device_of(model).type == "mps":
         dtype = torch.float32  # MPS has no float64
