@@ -19,25 +19,31 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--reference", metavar="DIR", default=str(REFERENCE), help="folder of recorded values to compare with"
     )
-    parser.addoption("--t7", metavar="DIR", default=str(CHECKPOINTS), help="folder of the originals' checkpoints")
-    parser.addoption("--kills", metavar="N", type=int, default=100, help="kills in test_soak [100]")
-    parser.addoption("--attempts", metavar="N", type=int, default=10_000, help="broken files in test_soak [10000]")
-    parser.addoption("--first", metavar="NUMBER", type=int, default=0, help="first broken file in test_soak [0]")
+    parser.addoption(
+        "--t7", metavar="DIR", default=str(CHECKPOINTS), help="folder of checkpoints written by the original programs"
+    )
+    parser.addoption("--kills", metavar="N", type=int, default=100, help="how often test_soak kills a run [100]")
+    parser.addoption(
+        "--attempts", metavar="N", type=int, default=10_000, help="how many damaged files test_soak tries [10000]"
+    )
+    parser.addoption(
+        "--first", metavar="NUMBER", type=int, default=0, help="number of the first damaged file in test_soak [0]"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     folder = config.cache.mkdir("charrnn")  # in .pytest_cache
     set_hypothesis_home_dir(folder / "hypothesis")
-    # the first optimizer or compiled kernel of a process takes seconds, so no example has a deadline
+    # no deadline: the first optimizer or compiled kernel of a process takes seconds
     settings.register_profile("charrnn", deadline=None)
     settings.load_profile("charrnn")
-    # shared by all tests and kept for the next run: compiled kernels and fonts
+    # all tests share compiled kernels and fonts, which are kept for the next run
     os.environ.setdefault("NUMBA_CACHE_DIR", str(folder / "kernels"))
     os.environ.setdefault("MPLCONFIGDIR", str(folder / "matplotlib"))
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
-    # a second thread does not help small tests and slows parallel workers
+    # a second thread does not speed up small tests, and it slows down parallel workers
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    # nohup and a script's background jobs ignore these signals, and the tests' processes would inherit that
+    # nohup and background jobs of scripts ignore these signals; processes started by tests would inherit that
     for number in (signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
@@ -45,7 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Use a temporary cache folder for all tests, in place of the user's own."""
+    """Use a temporary cache folder for all tests instead of the user's own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -57,20 +63,21 @@ def environment_unchanged(cache_home: None) -> Iterator[None]:
     before, folder = dict(os.environ), Path.cwd()
     yield
     changed = {name for name, _ in before.items() ^ os.environ.items()} - {"PYTEST_CURRENT_TEST"}
-    changed = {name for name in changed if not name.startswith(("KMP_", "TORCH"))}  # libraries set theirs as they load
-    assert not changed, f"the test leaves environment variables changed: {', '.join(sorted(changed))}"
-    assert Path.cwd() == folder, "the test leaves the working folder changed"
+    # libraries set these when they are imported
+    changed = {name for name in changed if not name.startswith(("KMP_", "TORCH"))}
+    assert not changed, f"the test changed environment variables: {', '.join(sorted(changed))}"
+    assert Path.cwd() == folder, "the test changed the working folder"
 
 
 @pytest.fixture(scope="session")
 def reference(pytestconfig: pytest.Config) -> Path:
-    """The folder of recorded values of the original programs."""
+    """The folder with values recorded from the original programs."""
     return Path(pytestconfig.getoption("--reference"))
 
 
 @pytest.fixture(params=["torch", "compiled"])
 def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Compute with these kernels, and with two threads if they are the compiled ones."""
+    """Run the test with each kind of kernel; the compiled kernels use two threads."""
     import torch
 
     from charrnn.kernels import backend

@@ -1,4 +1,4 @@
-"""Imports go one way, commands that do not compute do not load torch, and only one module imports matplotlib."""
+"""Packages import in one direction only, and large or optional libraries are loaded only where they are needed."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from charrnn.kernels import backend
 PACKAGE = Path(charrnn.__file__).parent
 MODULES = {".".join(p.relative_to(PACKAGE.parent).with_suffix("").parts): p for p in PACKAGE.rglob("*.py")}
 
-# a package imports only what stands to its left; bars separate levels, and nothing imports sideways
+# a package imports only packages further left; bars separate levels, and packages of one level do not import each other
 ORDER = """
     errors files model kernels | compute settings | registry data | testing checkpoints
     | sampling evaluation reports | training | cli | __main__
 """
 LEVEL = {name: level for level, names in enumerate(ORDER.split("|")) for name in names.split()}
 
-# packages that must respond in less time than loading torch or numpy takes
+# packages that must load fast, so they may not load torch or numpy
 LIGHT = ("charrnn.settings", "charrnn.data.datasets", "charrnn.errors", "charrnn.files", "charrnn.registry")
 
-FAST = ("numba", "scipy", "threadpoolctl")  # the extra [fast]: what only the compiled kernels may need
+FAST = ("numba", "scipy", "threadpoolctl")  # the extra [fast], which only the compiled kernels may need
 
 
 def imported(path: Path, everywhere: bool) -> Iterator[str]:
-    """Return the modules that a file imports at its top level, or also inside functions. Leaves out imports only for
+    """Yield the modules that a file imports: at its top level only, or everywhere. Leaves out imports that are only for
     type annotations."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     nodes = ast.walk(tree) if everywhere else iter(tree.body)
@@ -66,7 +66,7 @@ def test_there_are_no_circular_imports() -> None:
     list(TopologicalSorter(graph).static_order())
 
 
-def test_a_package_imports_only_what_stands_to_its_left() -> None:
+def test_a_package_imports_only_packages_further_left() -> None:
     for name, path in MODULES.items():
         mine = name.split(".")[1]
         for other in imported(path, everywhere=True) if mine != "__init__" else ():
@@ -74,11 +74,11 @@ def test_a_package_imports_only_what_stands_to_its_left() -> None:
             assert theirs == mine or LEVEL.get(theirs, 0) < LEVEL[mine], (name, other)
 
 
-def test_every_top_level_name_has_its_place_in_the_order() -> None:
+def test_every_top_level_package_and_module_is_in_the_order() -> None:
     assert {name.split(".")[1] for name in MODULES} - {"__init__"} == LEVEL.keys()
 
 
-def test_no_test_imports_a_test() -> None:
+def test_no_test_file_imports_another_test_file() -> None:
     for path in Path(__file__).parent.rglob("*.py"):
         for other in imported(path, everywhere=True):
             assert not any(part.startswith("test_") for part in other.split(".")), (path, other)
@@ -121,7 +121,7 @@ def test_loading_a_command_does_not_load_torch(command: str) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_short_help_is_the_first_line_of_the_commands_help(command: str) -> None:
+def test_the_summary_of_a_command_is_the_first_line_of_its_help(command: str) -> None:
     words = "import importlib, sys; print(importlib.import_module(f'charrnn.cli.{sys.argv[1]}').command.help)"
     done = subprocess.run([sys.executable, "-c", words, command], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[0].startswith(COMMANDS[command].rstrip("."))

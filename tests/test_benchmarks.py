@@ -1,4 +1,4 @@
-"""The benchmarks compare like with like: plain networks compute what ours compute, and formulas count their work."""
+"""The benchmarks are fair: plain networks compute the same as our models, and formulas count their operations."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def weights(name: str, model: nn.Module) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("name", subjects.NAMES)
-def test_the_plain_networks_compute_the_same(name: str) -> None:
+def test_the_plain_networks_compute_the_same_as_our_models(name: str) -> None:
     model = subjects.Subject(name, SIZE, LAYERS).model().double()
     x = torch.randint(subjects.V, (4, 3))
     logits, state = model(x, None)
@@ -67,9 +67,9 @@ def test_the_plain_networks_compute_the_same(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", subjects.NAMES)
-def test_the_formula_counts_the_products(name: str) -> None:
+def test_the_formula_counts_the_floating_point_operations_of_all_products(name: str) -> None:
     T, B = 3, 2
-    # prefer a loop with a look-up: the counter sees all its products, and none has one-hot vectors
+    # prefer a loop with a look-up: the counter sees all its matrix products, and it uses no one-hot vectors
     ways = networks.plain(name, subjects.V, SIZE, LAYERS)
     network = ways.get("loop, look-up", next(iter(ways.values())))
     one_hot = 0
@@ -81,7 +81,7 @@ def test_the_formula_counts_the_products(name: str) -> None:
 
 
 def by_products(network: nn.Module, x: Tensor) -> None:
-    """Run the network. Replace torch's own layers, inside which the counter sees nothing, by their matrix products."""
+    """Run the network, replacing torch's own layers by their matrix products, which hide them from the counter."""
     if isinstance(network, networks.Layers):
         below = F.one_hot(x, subjects.V).to(network.decoder.weight)
         for W, R, *_ in network.layers.all_weights:
@@ -142,7 +142,7 @@ def test_the_picture_has_a_line_for_each_model_and_size(tmp_path: Path) -> None:
         assert square == pytest.approx(2 * straight)
 
 
-def test_a_failing_command_is_not_measured() -> None:
+def test_a_failing_command_raises_its_error_message() -> None:
     with pytest.raises(RuntimeError, match="nonsense"):
         startup.first_byte([sys.executable, "-c", "raise SystemExit('nonsense')"])
 
@@ -180,7 +180,7 @@ def check(name: str, value: str | None) -> None:
     assert os.environ.get(name) == value
 
 
-def test_iterations_made_in_a_process_train(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timed_iterations_train_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     subject, sizes = subjects.Subject("gru", SIZE, LAYERS), subjects.Sizes(4, 5)
     before = torch.get_num_threads()
     for kernels in subjects.kernels_of(subject):

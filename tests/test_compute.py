@@ -1,4 +1,4 @@
-"""Setting up a process to compute: devices, threads, and memory that glibc keeps."""
+"""Setting up a process for computing: devices, threads, and reuse of freed memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ glibc = pytest.mark.skipif(
 
 
 def in_a_process(code: str, *words: str, **env: str) -> str:
-    """Run the code in a fresh process without settings for malloc or threads. Return its output."""
+    """Run the code in a new process without environment variables for malloc or threads. Return its output."""
     prefixes = ("MALLOC_", "GLIBC_", "OMP_", "GOMP_", "OPENBLAS_", "MKL_")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(prefixes)}
     return subprocess.run(
@@ -33,7 +33,7 @@ def in_a_process(code: str, *words: str, **env: str) -> str:
 
 @pytest.fixture
 def gpus(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """Replace the GPUs that torch finds: the number of CUDA GPUs, and whether there is an MPS GPU."""
+    """Pretend to torch that the machine has ``cuda`` CUDA GPUs, and an MPS GPU if ``mps`` is true."""
     found = SimpleNamespace(cuda=0, mps=False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: found.cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: found.mps)
@@ -52,7 +52,7 @@ def test_the_gpu_with_the_given_number_is_chosen(gpus: SimpleNamespace) -> None:
     assert notes == []
 
 
-def test_without_a_gpu_the_default_is_the_cpu_with_a_note(gpus: SimpleNamespace) -> None:
+def test_without_a_gpu_the_default_is_the_cpu_and_a_note_says_so(gpus: SimpleNamespace) -> None:
     notes: list[str] = []
     assert compute.choose_device(0, notes.append) == torch.device("cpu")
     assert notes == ["no GPU found, using the CPU (-gpuid -1 silences this)"]
@@ -62,13 +62,15 @@ def test_without_a_gpu_the_default_is_the_cpu_with_a_note(gpus: SimpleNamespace)
     ("cuda", "mps", "existing"),
     [(0, False, "no GPU"), (1, False, "only GPU 0"), (0, True, "only GPU 0"), (3, False, "GPUs 0 to 2")],
 )
-def test_a_gpu_that_does_not_exist_is_an_error(gpus: SimpleNamespace, cuda: int, mps: bool, existing: str) -> None:
+def test_a_gpu_number_that_does_not_exist_is_an_error(
+    gpus: SimpleNamespace, cuda: int, mps: bool, existing: str
+) -> None:
     gpus.cuda, gpus.mps = cuda, mps
     with pytest.raises(UserError, match=f"^-gpuid 3: this machine has {existing}; for the CPU use -gpuid -1$"):
         compute.choose_device(3, lambda line: None)
 
 
-def test_mps_has_no_float64(gpus: SimpleNamespace) -> None:
+def test_float64_on_mps_is_an_error(gpus: SimpleNamespace) -> None:
     gpus.mps = True
     with pytest.raises(UserError, match=r"^-precision float64: Apple's MPS has no float64"):
         compute.choose_device(0, lambda line: None, "float64")
@@ -97,7 +99,7 @@ def test_the_command_line_sets_how_threads_wait_before_torch_is_loaded() -> None
     assert in_a_process(code).splitlines()[0] == compute.SPIN_COUNT
 
 
-def test_one_thread_applies_to_torch_and_to_numpys_products() -> None:
+def test_one_thread_applies_to_torch_and_numpy() -> None:
     code = (
         "from charrnn.compute import one_thread\n"
         "one_thread()\n"
@@ -140,7 +142,7 @@ print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def count(how: str, **env: str) -> tuple[str, int]:
-    """Return the result of keep_freed_memory, and the page faults of allocating and freeing 40 MB five times."""
+    """Allocate and free 40 MiB five times. Return the result of keep_freed_memory and the number of page faults."""
     kept, faults = in_a_process(COUNT, how, **env).split()
     return kept, int(faults)
 

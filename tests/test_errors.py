@@ -1,4 +1,4 @@
-"""Helpers for the wording of messages."""
+"""Functions that format values in messages."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ def test_control_characters_are_escaped() -> None:
     assert printable("a\nb\tc", keep="") == r"a\nb\tc"
 
 
-def test_sizes_have_the_unit_that_fits() -> None:
+def test_sizes_are_shown_in_a_suitable_unit() -> None:
     assert [size(count) for count in (0, 1_250_000, 3_000_000_000)] == ["0.0 MB", "1.2 MB", "3.0 GB"]

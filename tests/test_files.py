@@ -1,4 +1,4 @@
-"""Files are complete or absent, with the permissions of the umask; a lock is held by one process."""
+"""Files are either complete or absent and respect the umask, and only one process at a time can hold a lock."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from charrnn.files import locked, replacing
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
-def test_a_finished_file_has_ordinary_permissions(tmp_path: Path, mask: int) -> None:
+def test_a_finished_file_has_the_permissions_that_the_umask_allows(tmp_path: Path, mask: int) -> None:
     before = os.umask(mask)
     try:
         with replacing(tmp_path / "one") as file:
@@ -25,7 +25,7 @@ def test_a_finished_file_has_ordinary_permissions(tmp_path: Path, mask: int) -> 
     assert stat.S_IMODE((tmp_path / "one").stat().st_mode) == 0o666 & ~mask
 
 
-def test_an_error_leaves_only_the_old_file(tmp_path: Path) -> None:
+def test_an_interrupted_write_leaves_only_the_old_file(tmp_path: Path) -> None:
     (tmp_path / "one").write_text("old")
     with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "one") as file:
         file.write(b"new")
@@ -34,7 +34,7 @@ def test_an_error_leaves_only_the_old_file(tmp_path: Path) -> None:
 
 
 def test_the_folder_is_flushed_after_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    flushed: list[bool] = []  # for each flush, whether the file had its name
+    flushed: list[bool] = []  # for each flush, whether it flushed a folder after the file had its final name
     fsync = os.fsync
 
     def watched(descriptor: int) -> None:
@@ -47,7 +47,7 @@ def test_the_folder_is_flushed_after_the_rename(tmp_path: Path, monkeypatch: pyt
     assert flushed == [False, True]
 
 
-def test_a_lock_is_held_by_one_process_and_is_free_afterwards(tmp_path: Path) -> None:
+def test_only_one_process_holds_a_lock_which_is_free_afterwards(tmp_path: Path) -> None:
     words = "import sys; from pathlib import Path; from charrnn.files import locked\n"
     words += "with locked(Path(sys.argv[1])) as alone: sys.exit(alone)"
     other = [sys.executable, "-c", words, str(tmp_path / "lock")]
@@ -62,10 +62,10 @@ def test_a_lock_is_held_by_one_process_and_is_free_afterwards(tmp_path: Path) ->
     ("number", "raised"),
     [(errno.ENOLCK, False), (errno.ENOTSUP, False), (errno.ENOSYS, False), (errno.EACCES, True)],
 )
-def test_a_file_system_without_locks_is_no_error(
+def test_a_file_system_without_locks_is_not_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, raised: bool
 ) -> None:
-    """Nor is the lock file of an earlier run, which came there with its folder."""
+    """A lock file left by an earlier run, such as one copied along with its folder, is not an error either."""
 
     def refuse(*_: object) -> None:
         raise OSError(number, os.strerror(number))

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 TARGETS = re.findall(r"^\.PHONY: (.*)", (ROOT / "Makefile").read_text(), re.M)[0].split()
 
-# replaces Python: records its arguments, and creates environments with itself as their Python
+# stands in for Python: records its arguments, and copies itself into the environments that it creates
 PYTHON = """#!/bin/sh
 echo "$*" >> calls
 if [ "$2" = venv ]; then mkdir -p .venv/bin; cp "$0" .venv/bin/python; fi
@@ -35,7 +35,7 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def make(folder: Path, *args: str) -> list[str]:
-    """Run make. Return the arguments of every call of Python, or the lines that make prints if there were none."""
+    """Run make. Return the arguments of each call of Python or, if there were none, the lines that make printed."""
     (folder / "calls").unlink(missing_ok=True)
     words = ["make", "PYTHON=./python", *args]
     env = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
@@ -44,7 +44,7 @@ def make(folder: Path, *args: str) -> list[str]:
     return ((folder / "calls").read_text() if (folder / "calls").exists() else done.stdout).splitlines()
 
 
-def test_make_without_a_target_says_what_each_command_does(checkout: Path) -> None:
+def test_make_without_a_target_lists_the_targets(checkout: Path) -> None:
     lines = make(checkout)
     assert [line.split()[1] for line in lines if line.startswith("make ")] == [
         name for name in TARGETS if name != "help"
@@ -62,19 +62,19 @@ def test_make_without_a_target_says_what_each_command_does(checkout: Path) -> No
         ("bench", ".[fast]", "-m benchmarks"),
     ],
 )
-def test_each_command_sets_up_what_it_needs_once(checkout: Path, target: str, package: str, command: str) -> None:
+def test_each_target_installs_what_it_needs_only_once(checkout: Path, target: str, package: str, command: str) -> None:
     torch = re.findall(r"^torch==.*", (ROOT / "constraints.txt").read_text(), re.M)[0]
     first = make(checkout, target, "ARGS=-x")
     assert first[0] == "-m venv .venv"
     assert first[1].startswith("-m pip install") and first[1].endswith(f" {torch}")
     assert first[2].endswith(f"-c constraints.txt -e {package}")
     assert first[-1].startswith(command)
-    assert make(checkout, target, "ARGS=-x") == first[3:], "a second time nothing is installed"
+    assert make(checkout, target, "ARGS=-x") == first[3:], "the second call installs nothing"
     os.utime(checkout / "setup.cfg", (2**32, 2**32))
-    assert make(checkout, target, "ARGS=-x")[:1] == [first[2]], "other dependencies are installed"
+    assert make(checkout, target, "ARGS=-x")[:1] == [first[2]], "changed dependencies are installed"
 
 
-def test_torch_comes_from_the_index_that_is_named(checkout: Path) -> None:
+def test_torch_is_installed_from_the_given_index(checkout: Path) -> None:
     assert (
         "--index-url https://example.org/cpu torch=="
         in make(checkout, "train", "TORCH_INDEX=https://example.org/cpu")[1]

@@ -34,7 +34,7 @@ TEXT = "The lazy fox sleeps.\nThe dog, and over the brown fox."
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a text, and models of its characters (cv, other), words (words) and bytes (bytes)."""
+    """A folder with texts, and models of characters (cv, other), words (words) and bytes (bytes)."""
     folder = tmp_path_factory.mktemp("face")
     write_text(folder / "data")
     write_text(folder / "umlauts", "Schöne größere Hüte für müßige Bären.\n" * 100)
@@ -61,7 +61,7 @@ def test_import_charrnn_loads_neither_torch_nor_numpy() -> None:
         (charrnn.evaluate, options_of(EvaluationOptions), set(), {"checkpoint", "text", "ensemble"}),
     ],
 )
-def test_settings_and_defaults_are_those_of_the_command(
+def test_parameters_and_defaults_equal_the_commands(
     function: Callable[..., Any], options: dict[str, Option], left_out: set[str], own: set[str]
 ) -> None:
     parameters = inspect.signature(function).parameters
@@ -93,7 +93,7 @@ def test_a_sample_equals_the_commands(folder: Path, name: str, primetext: str, s
     assert "".join(pieces) == json.loads(printed.out)["text"]
     assert len(pieces) > 1 and all(pieces)
     if name == "bytes":
-        assert "ö" in pieces or "ü" in pieces, "a character of two bytes comes whole"
+        assert "ö" in pieces or "ü" in pieces, "a two-byte character arrives in one piece"
 
 
 def test_a_checkpoint_can_be_a_file_a_folder_or_an_object(folder: Path) -> None:
@@ -131,7 +131,7 @@ def test_random_numbers_and_threads_are_restored(folder: Path) -> None:
         ({"checkpoint": "nowhere"}, "nowhere"),
     ],
 )
-def test_sampling_reports_errors_when_it_is_called(folder: Path, settings: dict[str, Any], message: str) -> None:
+def test_sample_reports_errors_when_it_is_called(folder: Path, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as raised:
         charrnn.sample(**{"checkpoint": folder / "cv", **settings})
     assert message in str(raised.value) and raised.type is charrnn.UserError
@@ -190,7 +190,7 @@ def test_an_evaluation_returns_plain_numbers(folder: Path) -> None:
         ({"text": "The dog", "ensemble": ["words"]}, "cannot be averaged"),
     ],
 )
-def test_evaluation_reports_errors(
+def test_evaluate_reports_errors(
     folder: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], message: str
 ) -> None:
     monkeypatch.chdir(folder)
@@ -199,7 +199,7 @@ def test_evaluation_reports_errors(
     assert message in str(raised.value)
 
 
-# three epochs of a few iterations each, one validation each epoch
+# three short epochs, with one validation per epoch
 SHORT: dict[str, Any] = dict(zip([str(word)[1:] for word in SMALL[::2]], SMALL[1::2], strict=True)) | {
     "max_epochs": 3,
     "eval_val_every": 80,
@@ -262,7 +262,7 @@ def test_training_runs_do_not_affect_each_other_or_later_code(folder: Path, tmp_
 
     def changed(environment: dict[str, str]) -> set[str]:
         names = {name for name, _ in environment.items() ^ os.environ.items()}
-        return {name for name in names if not name.startswith("KMP_")}  # set by numba as it loads
+        return {name for name in names if not name.startswith("KMP_")}  # set by numba when it is imported
 
     torch.set_num_threads(2)
     try:
@@ -319,7 +319,7 @@ def test_without_a_validation_split_the_best_checkpoint_is_the_newest(folder: Pa
     assert Checkpoint.load(trained.best).training["iteration"] == len(trained.records)
 
 
-def test_settings_can_come_from_a_file(folder: Path, tmp_path: Path) -> None:
+def test_settings_can_be_read_from_a_file(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text('model = "rnn"\nmax_epochs = 1\n')
     given = {name: value for name, value in SHORT.items() if name != "max_epochs"}
     trained = charrnn.train(
@@ -348,7 +348,7 @@ def test_settings_can_come_from_a_file(folder: Path, tmp_path: Path) -> None:
          ["-learning_rate", 1e30, "-grad_clip", 0, "-data_dir", "data"]),
     ],
 )  # fmt: skip
-def test_training_prints_the_lines_of_the_command(
+def test_training_raises_the_errors_that_the_command_prints(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], words: list[object]
 ) -> None:
     write_text(tmp_path / "data")
@@ -426,7 +426,7 @@ def test_an_error_in_on_record_ends_the_run(folder: Path, tmp_path: Path) -> Non
 
     with pytest.raises(ZeroDivisionError):
         short(tmp_path, "cv", folder / "data", on_record=fail)
-    assert short(tmp_path, "cv", folder / "data", max_epochs=0.1).records, "the folder is free again"
+    assert short(tmp_path, "cv", folder / "data", max_epochs=0.1).records, "the folder is no longer locked"
 
 
 def test_training_works_in_a_thread(folder: Path, tmp_path: Path) -> None:

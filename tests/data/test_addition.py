@@ -1,4 +1,4 @@
-"""The addition task: its problems are checked by a separate parser, its loss and accuracies by plain loops."""
+"""The addition task: problems are checked with a separate parser, loss and accuracies with plain loops."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from tests.helpers.runs import FLAGS, metrics, new_run, same_run, silent, train
 SYMBOLS = "\n-0123456789"
 VOCABULARY = Vocabulary(tuple(map(ord, SYMBOLS)))
 
-# a model that adds, in a file like a user's: its state is the characters read so far and their count
+# the file of a model that adds; its state consists of the characters read so far and their count
 ADDER = '''
 from typing import Annotated, Literal
 
@@ -48,13 +48,13 @@ SYMBOLS = "\\n-0123456789"
 
 
 def answer(a, b, fault):
-    if fault == "carry":  # forgets what it should carry
+    if fault == "carry":  # forgets to carry
         return "".join(str((int(c) + int(d)) % 10) for c, d in zip(a, b)).ljust(len(a) + 2, "-")
     return str(int(a) + int(b)).ljust(len(a) + 2, "-")
 
 
 def following(text, digits, fault):
-    """The character after a text."""
+    """The next character after a text."""
     length = 2 * digits + 3
     if len(text) < length:
         return "\\n"
@@ -62,12 +62,12 @@ def following(text, digits, fault):
     if not a or len(written) >= digits + 2:
         return "\\n"
     right = answer(a, b, fault)
-    if fault == "stumble":  # begins odd sums with a 0, and is lost once it has read that
+    if fault == "stumble":  # begins odd sums with 0, and then writes only 7
         if not written and (int(a) + int(b)) % 2:
             return "0"
         if written.startswith("0"):
             return "7"
-    if fault == "endless" and len(written) == digits + 1:  # does not know that the sum is over
+    if fault == "endless" and len(written) == digits + 1:  # does not stop at the end of the sum
         return "0"
     return right[len(written)]
 
@@ -93,15 +93,15 @@ class Adder(nn.Module):
 
 def create(
     input_size, rnn_size, n_layers, dropout, *,
-    digits: Annotated[int, "of the numbers"] = 2,
-    fault: Annotated[Literal["none", "carry", "stumble", "endless"], "what it does wrong"] = "none",
+    digits: Annotated[int, "digits per number"] = 2,
+    fault: Annotated[Literal["none", "carry", "stumble", "endless"], "the mistake that it makes"] = "none",
 ):
     return Adder(input_size, digits, fault)
 '''
 
 
 def parsed(line: str, digits: int) -> tuple[int, int] | None:
-    """The numbers of a correct problem; None for any other line. Written only from the description of the layout."""
+    """Return the two numbers of a correct problem, or None for any other line. Does not use the code under test."""
     parts = re.fullmatch(r"-(\d+)-(\d+)-(\d+)(-+)", line)
     if not parts or len(line) != 3 * digits + 5:
         return None
@@ -127,20 +127,20 @@ def prepared(folder: Path, digits: int, examples: int, val_examples: int, seed: 
 @pytest.mark.parametrize(
     ("digits", "examples", "val_examples"), [(1, 40, 20), (2, 3000, 500), (3, 500, 50), (19, 60, 9)]
 )
-def test_every_sum_is_right_and_no_pair_of_numbers_is_in_both_splits(
+def test_every_sum_is_correct_and_no_pair_of_numbers_is_in_both_splits(
     digits: int, examples: int, val_examples: int
 ) -> None:
     lines = addition.problems(digits, examples, val_examples, seed=5)
     sums = [[parsed(line, digits) for line in part] for part in lines]
     assert [len(part) for part in lines] == [examples, val_examples]
     found, held_out = ([pair for pair in part if pair] for part in sums)
-    assert len(found) == examples and len(held_out) == val_examples, "all are problems"
+    assert len(found) == examples and len(held_out) == val_examples, "some lines are not correct problems"
     assert len(set(found)) == examples
     assert len({frozenset(pair) for pair in held_out}) == val_examples
     assert not {frozenset(pair) for pair in found} & {frozenset(pair) for pair in held_out}
 
 
-def test_numbers_are_spread_evenly() -> None:
+def test_digits_are_distributed_evenly() -> None:
     train, _ = addition.problems(3, 9000, 10, seed=2)
     found = [pair for line in train if (pair := parsed(line, 3))]
     for n in range(2):
@@ -148,18 +148,18 @@ def test_numbers_are_spread_evenly() -> None:
         for place, choices in ((100, 9), (10, 10), (1, 10)):
             counts = np.unique(numbers // place % 10, return_counts=True)[1]
             assert len(counts) == choices
-            # chi-square of at most 9 degrees of freedom: over 40 once in a hundred thousand
+            # chi-square with at most 9 degrees of freedom exceeds 40 about once in 100,000 tries
             assert ((counts - 9000 / choices) ** 2 / (9000 / choices)).sum() < 40
 
 
-def test_a_seed_gives_the_same_bytes_everywhere_and_another_seed_gives_other_bytes(tmp_path: Path) -> None:
+def test_a_seed_always_gives_the_same_bytes_and_another_seed_gives_other_bytes(tmp_path: Path) -> None:
     texts = [prepared(tmp_path / str(seed), 3, 50, 10, seed) / "train.txt" for seed in (1, 1, 2)]
     assert texts[0].read_bytes() != texts[2].read_bytes()
     known = "5dc2f742a2bf7eb3ee89ff465f3a6f95649780110faa22811a1f5656ca8807e1"
     assert hashlib.sha256(texts[0].read_bytes()).hexdigest() == known
 
 
-def test_up_to_all_possible_problems_can_be_made_and_no_more() -> None:
+def test_all_possible_problems_can_be_made_but_no_more() -> None:
     train, val = addition.problems(1, 60, 10, seed=3)
     assert len(train) == 60 and len(val) == 10
     held_out = {frozenset(pair) for line in val if (pair := parsed(line, 1))}
@@ -171,7 +171,7 @@ def test_up_to_all_possible_problems_can_be_made_and_no_more() -> None:
         addition.problems(1, 1, 45, seed=3)
 
 
-def test_prepare_writes_what_train_reads_and_replaces_nothing(tmp_path: Path) -> None:
+def test_prepare_writes_the_problems_and_does_not_replace_existing_files(tmp_path: Path) -> None:
     flags = ("-digit_length", 3, "-examples", 90, "-val_examples", 8, "-seed", 4)
     charrnn("prepare", "addition", *flags, cwd=tmp_path)
     folder = tmp_path / "data/addition"
@@ -216,7 +216,7 @@ def test_validation_covers_all_problems() -> None:
 
 
 def naive(model: nn.Module, line: str) -> torch.Tensor:
-    """The summed loss in nats of a problem's answer, read by itself, one character at a time."""
+    """Return the summed loss, in nats, of one problem's answer, computed one character at a time."""
     state, nats = None, torch.zeros((), dtype=torch.float64)
     answer = line.rindex("-", 0, len(line.rstrip("-"))) + 1
     for place, (character, after) in enumerate(pairwise(line)):
@@ -233,7 +233,7 @@ def test_loss_and_gradient_equal_those_of_the_problems_one_at_a_time(tmp_path: P
     torch.manual_seed(1)
     model = registry.find(name).create(len(SYMBOLS), 7, 2, 0.0).double()
     weights = list(model.parameters())
-    for p in weights:  # far enough from the start for losses to differ
+    for p in weights:  # weights large enough that the losses differ
         nn.init.uniform_(p, -0.8, 0.8)
     options = TrainingOptions(
         task="addition", batch_size=6, max_epochs=3 / 7, optimizer="sgd", learning_rate=0.5, grad_clip=0.0
@@ -252,12 +252,12 @@ def test_loss_and_gradient_equal_those_of_the_problems_one_at_a_time(tmp_path: P
         val = [naive(model, line).item() for line in (folder / "val.txt").read_text().splitlines()]
     held_out = splits["val"]
     assert isinstance(held_out, Problems)
-    for split in (held_out, replace(held_out, batch_size=3)):  # in one minibatch, and in three
+    for split in (held_out, replace(held_out, batch_size=3)):  # one minibatch, then three
         score = evaluate(model, split)
         assert score.loss == pytest.approx(sum(val) / 9 / 4, rel=1e-12) and score.tokens == 9 * 4
 
 
-# what is measured
+# the accuracies
 
 
 FAULTS = ("none", "carry", "stumble", "endless")
@@ -265,7 +265,7 @@ FAULTS = ("none", "carry", "stumble", "endless")
 
 @pytest.fixture(scope="module")
 def adders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with problems of 2 digits, and a checkpoint of each kind of adder in the folder of its name."""
+    """A folder with 2-digit problems, and for each fault the checkpoint of an adder, in a folder named after it."""
     folder = tmp_path_factory.mktemp("adders")
     (folder / "models").mkdir()
     (folder / "models/adder.py").write_text(ADDER)
@@ -293,7 +293,7 @@ TRAIN = (
 
 
 def written(a: int, b: int, fault: str) -> str:
-    """The answer that each kind of adder writes to a question."""
+    """Return the answer that an adder with this fault writes for a + b."""
     true = f"{a + b}".ljust(4, "-")
     if fault == "carry":
         return f"{(a // 10 + b // 10) % 10}{(a % 10 + b % 10) % 10}--"
@@ -313,7 +313,7 @@ def shares(lines: list[str], fault: str) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_eval_finds_the_known_accuracies(adders: Path, fault: str) -> None:
+def test_eval_and_train_report_the_known_accuracies(adders: Path, fault: str) -> None:
     lines = (adders / "data/val.txt").read_text().splitlines()
     expected = shares(lines, fault)
     assert (expected == (1, 1)) == (fault == "none") and (expected == (1, 0)) == (fault == "endless")
@@ -352,10 +352,10 @@ def test_sampling_completes_a_sum(adders: Path) -> None:
     assert done.stdout.decode() == "-77-46-123-\n"
 
 
-# the run
+# training runs
 
 
-def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     flags = {key: value for key, value in FLAGS.items() if key != "seq_length"}
     flags |= {"data_dir": str(prepared(tmp_path / "data", 2, 62, 12)), "task": "addition", "model": "grid_lstm"}
     whole = train(tmp_path / "whole", flags)
@@ -368,7 +368,7 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     assert lines[0] == lines[1] and any("sum_accuracy" in line for line in lines[0])
 
 
-def test_the_time_steps_are_the_length_of_a_problem(tmp_path: Path) -> None:
+def test_seq_length_must_be_the_length_of_a_problem(tmp_path: Path) -> None:
     flags: dict[str, Any] = {
         "data_dir": str(prepared(tmp_path / "data", 3, 20, 5)),
         "task": "addition",
@@ -440,7 +440,7 @@ def test_the_first_line_sets_the_width_of_all_lines() -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(st.integers(0, 2**32), st.integers(1, 4))
-def test_one_changed_character_is_found_wherever_it_is(seed: int, digits: int) -> None:
+def test_a_changed_character_is_detected_anywhere(seed: int, digits: int) -> None:
     draw = random.Random(seed)
     lines, _ = addition.problems(digits, 12, 1, seed)
     n, place = draw.randrange(12), draw.randrange(3 * digits + 5)
@@ -453,7 +453,7 @@ def test_one_changed_character_is_found_wherever_it_is(seed: int, digits: int) -
         read(lines)
 
 
-def test_train_names_file_and_line_of_a_bad_sum_and_writes_nothing(tmp_path: Path) -> None:
+def test_train_names_the_file_and_line_of_a_bad_problem_and_writes_nothing(tmp_path: Path) -> None:
     prepared(tmp_path / "data", 2, 60, 20)
     text = (tmp_path / "data/val.txt").read_text()
     (tmp_path / "data/val.txt").write_text(text.replace("\n", "\nx", 7).replace("\nx", "\n", 6))

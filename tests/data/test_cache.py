@@ -38,7 +38,7 @@ def encode(folder: Path, names: list[str], encoding: str) -> EncodedTexts:
 
 
 def open_input(folder: Path, encoding: str = "utf-8") -> EncodedTexts:
-    """Open a folder's input.txt and compare every character with the text itself."""
+    """Open a folder's input.txt and check the vocabulary and every token id against the text."""
     prepared = encode(folder, ["input"], encoding)
     text = (folder / "input.txt").read_text(encoding="utf-8")
     codes = text.encode() if encoding == "bytes" else [ord(character) for character in text]
@@ -48,7 +48,7 @@ def open_input(folder: Path, encoding: str = "utf-8") -> EncodedTexts:
 
 
 def identities(folder: Path) -> dict[str, tuple[int, int]]:
-    """The inode and time of each file of the cache; they change whenever it is written."""
+    """Return the inode and modification time of each cache file, which change whenever the file is written."""
     names = sorted(path.name for path in folder.iterdir())
     assert names == ["input.npy", "input.txt", "vocab.json"]
     statuses = {name: (folder / name).stat() for name in names if name != "input.txt"}
@@ -64,7 +64,7 @@ def test_a_cache_is_reused(folder: Path) -> None:
     assert again.vocabulary == first.vocabulary
 
 
-def test_a_cache_is_reused_after_its_text_was_touched(folder: Path) -> None:
+def test_a_cache_is_reused_if_its_text_has_a_new_time_or_inode(folder: Path) -> None:
     open_input(folder)
     made = identities(folder)
     os.utime(folder / "input.txt", (1, 1))
@@ -75,7 +75,7 @@ def test_a_cache_is_reused_after_its_text_was_touched(folder: Path) -> None:
     assert identities(folder) == made
 
 
-def test_another_text_is_detected(folder: Path) -> None:
+def test_a_changed_text_is_detected(folder: Path) -> None:
     text = folder / "input.txt"
     open_input(folder)
     text.write_text(TEXT + "!", encoding="utf-8")
@@ -84,7 +84,7 @@ def test_another_text_is_detected(folder: Path) -> None:
     open_input(folder)
 
 
-def test_another_text_of_the_same_size_and_with_a_forged_time_is_detected(folder: Path) -> None:
+def test_a_changed_text_with_the_same_size_and_time_is_detected(folder: Path) -> None:
     text = folder / "input.txt"
     os.utime(text, (1000, 1000))
     open_input(folder)
@@ -98,7 +98,7 @@ def test_another_text_of_the_same_size_and_with_a_forged_time_is_detected(folder
 
 @contextmanager
 def stopped_clock(seconds_ago: float) -> Iterator[None]:
-    """A file system on which all time stamps are equal."""
+    """Give every file the same time stamps, this many seconds ago."""
     moment = time.time_ns() - int(seconds_ago * 1e9)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Stamp, "of", classmethod(lambda cls, status: cls(status.st_size, moment, moment, 1)))
@@ -130,8 +130,8 @@ def test_other_settings_or_formats_rebuild_the_cache(folder: Path, monkeypatch: 
     assert made.items().isdisjoint(identities(folder).items())
 
 
-def test_other_splits_rebuild_the_cache(folder: Path) -> None:
-    """Splits that come and go change the vocabulary that they share."""
+def test_adding_or_removing_a_split_rebuilds_the_cache(folder: Path) -> None:
+    """All splits share a vocabulary, so it changes."""
     (folder / "train.txt").write_text("aab")
     (folder / "val.txt").write_text("b")
     (folder / "test.txt").write_text("bc")
@@ -187,7 +187,7 @@ for _ in range(100):
 """
 
 
-def test_concurrent_processes_never_mix_their_files(folder: Path) -> None:
+def test_concurrent_processes_never_mix_up_their_files(folder: Path) -> None:
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     words = [sys.executable, "-c", TOGETHER, str(folder)]
     processes = [subprocess.Popen([*words, encoding], **pipes) for encoding in ("utf-8", "bytes", "utf-8")]
@@ -206,7 +206,7 @@ def test_concurrent_processes_never_mix_their_files(folder: Path) -> None:
 def test_a_tokens_file_put_in_place_by_another_process_is_not_paired_with_our_vocabulary(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At the worst moment: another process writes all its files between our last read and our record."""
+    """Another process writes all its files at the worst moment: after our last read, before we write vocab.json."""
     seal, others = cache.seal, []
 
     def interrupted(record: dict) -> bytes:
@@ -223,7 +223,7 @@ def test_a_tokens_file_put_in_place_by_another_process_is_not_paired_with_our_vo
 
 @contextmanager
 def little_room() -> Iterator[None]:
-    """No file may grow beyond 300 bytes."""
+    """Limit every file to 300 bytes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300, hard))
     try:
@@ -272,7 +272,7 @@ print(*lines, sep="\\n", file=sys.stderr)
 
 @pytest.fixture
 def read_only(folder: Path) -> Iterator[Path]:
-    """A read-only folder with a text, and next to it a writable folder, ``home``."""
+    """A read-only folder with a text. Next to it is a writable folder, ``home``."""
     place, home = folder.parent / "read only", folder.parent / "home"
     place.mkdir()
     home.mkdir()
@@ -283,14 +283,14 @@ def read_only(folder: Path) -> Iterator[Path]:
 
 
 def open_read_only(folder: Path, home: Path) -> tuple[str, str]:
-    """The text and the messages in a process that may not write to the folder."""
+    """Open the text in a process that may not write to the folder. Return the decoded text and the messages."""
     env = os.environ | {"XDG_CACHE_HOME": str(home), "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", READ_ONLY, folder], env=env, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout.decode(), done.stderr.decode().rstrip("\n")
 
 
-def test_the_cache_of_a_read_only_folder_is_elsewhere(read_only: Path) -> None:
+def test_the_cache_of_a_read_only_folder_is_in_the_users_cache_folder(read_only: Path) -> None:
     home = read_only.parent / "home"
     text, line = open_read_only(read_only, home)
     assert text == TEXT
@@ -314,13 +314,13 @@ def test_a_cache_in_a_read_only_folder_is_used(read_only: Path) -> None:
     assert open_read_only(read_only, read_only.parent / "home") == (TEXT, "")
 
 
-def test_no_writable_folder_for_the_cache_is_an_error(read_only: Path) -> None:
+def test_it_is_an_error_if_no_folder_for_the_cache_is_writable(read_only: Path) -> None:
     text, lines = open_read_only(read_only, read_only)
     assert text == ""
     assert lines.splitlines()[1].startswith(f"error: cannot write the vocabulary and token ids to {read_only}/charrnn/")
 
 
-def test_the_users_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_users_cache_folder_is_set_by_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     for unset in ("", "relative/path"):
         monkeypatch.setenv("XDG_CACHE_HOME", unset)

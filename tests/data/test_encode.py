@@ -24,7 +24,7 @@ chunks = st.integers(1, 9)
 
 
 def read(path: Path, encoding: str, chunk: int = encode.CHUNK) -> tuple[encode.Survey, Vocabulary, list[int], bytes]:
-    """The results of encoding a text: survey, vocabulary, token ids, and the file that they were written to."""
+    """Encode a text. Return the survey, the vocabulary, the token ids, and the bytes of the file written."""
     with pytest.MonkeyPatch.context() as patch, open_source(path) as source, TemporaryFile() as file:
         patch.setattr(encode, "CHUNK", chunk)
         encoder = CharacterEncoder(encoding)
@@ -89,7 +89,7 @@ def test_the_message_names_the_first_byte_that_is_not_utf8(before: str, bad: byt
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "bytes"])
-def test_numpy_can_read_the_file(tmp_path: Path, encoding: str) -> None:
+def test_numpy_can_read_the_file_of_token_ids(tmp_path: Path, encoding: str) -> None:
     path, npy = tmp_path / "input.txt", tmp_path / "input.npy"
     path.write_text("to be, or not to be: ö")
     _, vocabulary, ids, written = read(path, encoding)
@@ -167,7 +167,7 @@ def test_a_text_that_changes_while_it_is_read_is_an_error(
 def test_a_change_that_leaves_size_and_times_the_same_is_detected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two writes within one tick of the clock leave equal times; only the contents differ."""
+    """Two writes within one tick of the clock leave the same times."""
     path = tmp_path / "input.txt"
     path.write_bytes(b"abcd")
     with open_source(path) as source, TemporaryFile() as file:
@@ -179,7 +179,7 @@ def test_a_change_that_leaves_size_and_times_the_same_is_detected(
             write_ids(source, found, encoder, encoder.vocabulary()[0], file)
 
 
-def test_translated_ids_equal_those_of_the_other_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_translated_ids_stand_for_the_same_characters(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encode, "CHUNK", 3)
     own, other = Vocabulary(tuple(map(ord, "ace"))), Vocabulary(tuple(map(ord, "abcde")))
     ids = np.array([0, 1, 2, 2, 0, 1, 1], np.uint8)
@@ -204,7 +204,7 @@ print(len(prepared.ids["input"]), (peak() - before) / 1024)
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from Linux's /proc")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory from Linux's /proc")
 @pytest.mark.parametrize("kind", ["one line of NULs", "one line of four-byte characters"])
 def test_memory_does_not_grow_with_the_text(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "input.txt"

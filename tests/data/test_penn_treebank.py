@@ -1,4 +1,4 @@
-"""The Penn Treebank: three files that the user provides, read as they are."""
+"""The Penn Treebank: three files that the user provides and that are read unchanged."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def test_files_under_charrnns_own_names_take_precedence(corpus: Path) -> None:
     assert open_text(corpus, WORDS, pytest.fail).files.keys() == {"input"}
 
 
-def test_the_token_counts_of_the_real_corpus(tmp_path: Path) -> None:
-    """Lines and words of Mikolov's files; with <eos> they make 929,589, 73,760 and 82,430, as the papers count."""
+def test_files_with_the_token_counts_of_the_real_corpus_are_accepted(tmp_path: Path) -> None:
+    """With one <eos> per line, the token counts are those in the papers: 929,589, 73,760 and 82,430."""
     for name, lines, words in (
         ("ptb.train.txt", 42_068, 887_521),
         ("ptb.valid.txt", 3_370, 70_390),
@@ -84,7 +84,7 @@ def test_training_finds_the_files_in_the_default_folder(corpus: Path, tmp_path: 
     assert "these files differ from Mikolov's Penn Treebank" in done.stderr.decode()
 
 
-def test_the_command_says_where_the_corpus_is(tmp_path: Path) -> None:
+def test_prepare_says_where_to_get_the_corpus(tmp_path: Path) -> None:
     message = one_line(charrnn("prepare", "ptb", cwd=tmp_path, code=1))
     assert "licensed" in message
     assert "simple-examples.tgz (http://www.fit.vutbr.cz/~imikolov/rnnlm)" in message

@@ -1,4 +1,4 @@
-"""Texts, splits and minibatches from real files, compared with the recorded loaders and a plain loop."""
+"""Texts, splits and minibatches from real files, compared with recordings of the originals and with plain loops."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SONG = "The quick brown fox jumps over the lazy dog.\n"
 
 
 def write(folder: Path, **texts: str) -> Path:
-    """Write a folder with these texts: input=..., or train=..., val=..., test=..."""
+    """Write each text to NAME.txt in the folder: input=..., or train=..., val=..., test=..."""
     for name, text in texts.items():
         (folder / f"{name}.txt").write_text(text, encoding="utf-8", newline="")
     return folder
@@ -61,7 +61,7 @@ class Listener(nn.Module):
 
 
 def after_the_last(split: Split, vocabulary_size: int) -> Tensor:
-    """The minibatch (T, B) that the training loop reads after a split's last one."""
+    """Return the minibatch (T, B) that the training loop reads after the last one of a split."""
     training = Training(Listener(vocabulary_size), split, None, TrainingOptions(max_epochs=2))
     training.iteration = len(split) - 1
     records = training.run()
@@ -70,7 +70,7 @@ def after_the_last(split: Split, vocabulary_size: int) -> Tensor:
     return training.model.heard[1]
 
 
-def test_equals_the_recorded_loader(reference: Path, tinyshakespeare: Path) -> None:
+def test_minibatches_equal_those_of_the_recorded_loader(reference: Path, tinyshakespeare: Path) -> None:
     recording = Recording(reference / "loader_tinyshakespeare.npz")
     text = open_text(tinyshakespeare, Reading(), pytest.fail)
     recording.compare("vocab_bytes", text.vocabulary.codes)
@@ -95,11 +95,11 @@ def test_equals_the_recorded_loader(reference: Path, tinyshakespeare: Path) -> N
 
 
 @pytest.mark.parametrize("run", ["iter0", "iter1", "iter2"])
-def test_equals_the_recorded_epochs_of_the_rhn_program(reference: Path, tmp_path: Path, run: str) -> None:
+def test_minibatches_equal_the_recorded_ones_of_the_rhn_program(reference: Path, tmp_path: Path, run: str) -> None:
     recording = Recording(reference / "rhn_schedule.npz")
     stream = recording.given(f"{run}/stream")
     batch_size, seq_length = int(recording.given(f"{run}/batch_size")), int(recording.given(f"{run}/num_steps"))
-    # val.txt has every id, so that each keeps its place in the vocabulary
+    # val.txt contains every token, so that the vocabulary gives each the id that it has in the recording
     every = "".join(chr(0x100 + n) for n in range(stream.max() + 1))
     write(tmp_path, train="".join(chr(0x100 + n) for n in stream), val=every * batch_size * (seq_length + 1))
     text = open_text(tmp_path, Reading(), pytest.fail)
@@ -113,7 +113,7 @@ def test_equals_the_recorded_epochs_of_the_rhn_program(reference: Path, tmp_path
 
 
 @pytest.mark.parametrize("reader", ["reader_enwik8", "reader_text8"])
-def test_equals_the_recorded_readers_of_bytes(reference: Path, tmp_path: Path, reader: str) -> None:
+def test_ids_of_bytes_equal_those_of_the_recorded_readers(reference: Path, tmp_path: Path, reader: str) -> None:
     recording = Recording(reference / "rhn_schedule.npz")
     data = recording.given(f"{reader}/bytes").tobytes()
     held_out = int(recording.given(f"{reader}/num_test_symbols"))
@@ -130,7 +130,7 @@ def test_equals_the_recorded_readers_of_bytes(reference: Path, tmp_path: Path, r
 def naive_minibatches(
     text: str, targets: str, rows: list[int], columns: range, seq_length: int, alphabet: list[str]
 ) -> list[tuple[list[list[int]], list[list[int]]]]:
-    """Lay out minibatches character by character: rows begin at ``rows``, minibatches every seq_length steps."""
+    """Lay out minibatches character by character. Rows begin at ``rows``, minibatches at ``columns`` within a row."""
     return [
         tuple(
             [[alphabet.index(source[row + k + t]) for row in rows] for t in range(seq_length)]
@@ -216,7 +216,7 @@ def test_minibatches_have_the_shape_and_dtype_that_a_model_takes(tmp_path: Path)
             split.batch(k)
 
 
-def test_ids_are_mapped_and_fingerprinted(tmp_path: Path) -> None:
+def test_ids_are_memory_mapped_and_texts_have_fingerprints(tmp_path: Path) -> None:
     write(tmp_path, train=SONG * 2, val=SONG, test=SONG)
     text = open_text(str(tmp_path), Reading(), pytest.fail)
     assert all(isinstance(ids, np.memmap) for ids in text.files.values())
@@ -228,7 +228,7 @@ def test_ids_are_mapped_and_fingerprinted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "bytes"])
-def test_lines_that_end_in_crlf_are_counted_each_time(tmp_path: Path, encoding: str) -> None:
+def test_lines_that_end_in_crlf_are_reported_each_time(tmp_path: Path, encoding: str) -> None:
     write(tmp_path, train="é\r\n\r\n\r\r\n" * 1001, val="a\rb\n", test="\r\n")
     lines: list[str] = []
     for _ in range(2):
@@ -256,7 +256,7 @@ def test_a_given_vocabulary_determines_the_ids(tmp_path: Path) -> None:
     assert text.fingerprint == own.fingerprint
     same = open_text(tmp_path, Reading(), pytest.fail, vocabulary=own.vocabulary)
     assert same.files["input"].tolist() == own.files["input"].tolist()
-    # the vocabulary knows its encoding
+    # a given vocabulary also sets the encoding
     ascii_bytes = Vocabulary(tuple(range(128)), "bytes")
     assert open_text(tmp_path, Reading(), pytest.fail, vocabulary=ascii_bytes).files["input"].tolist() == [*b"hello"]
 
@@ -275,7 +275,7 @@ def opened(folder: Path, **texts: str) -> Text:
     return open_text(write(folder, **texts), Reading(), silent)
 
 
-def test_a_missing_folder_says_what_to_put_where(tmp_path: Path) -> None:
+def test_the_message_for_a_missing_text_says_where_to_put_it(tmp_path: Path) -> None:
     for folder, cause in ((tmp_path / "none", "no folder"), (tmp_path, "no text found in")):
         with pytest.raises(UserError) as caught:
             open_text(folder, Reading(), pytest.fail)

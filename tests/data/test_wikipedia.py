@@ -1,4 +1,4 @@
-"""enwik8 and text8, tested with a text of a few kilobytes that is handled in the same way."""
+"""enwik8 and text8, tested with a text of a few kilobytes in their place."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.helpers.command import charrnn, environment, one_line
 from tests.helpers.runs import silent
 from tests.helpers.server import Site, serving
 
-# é at 9000 is cut in two by the split, as characters of enwik8 may be
+# the split at byte 9000 cuts an é in two, which can happen to characters in enwik8 too
 TEXT = (b"<page>" + bytes(random.Random(1).choices(b"abcdefghij \n", k=8_993)) + "é".encode() + b"xyz " * 250)[:10_000]
 SPLITS = {"train": 9_000, "val": 500, "test": 500}
 PARTS = {"train.txt": TEXT[:9_000], "val.txt": TEXT[9_000:9_500], "test.txt": TEXT[9_500:]}
@@ -61,7 +61,7 @@ def small(site: Site, *urls: str) -> Archive:
 
 
 def make(site: Site, folder: Path) -> list[str]:
-    """The printed lines of a successful run."""
+    """Prepare the text, check the files, and return the messages."""
     lines: list[str] = []
     prepare(small(site), folder, lines.append, silent)
     assert contents(folder) == PARTS
@@ -76,12 +76,12 @@ def refusal(site: Site, folder: Path) -> str:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """The content of every file in a folder."""
+    """Return the content of each file in a folder."""
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_the_two_texts_have_the_published_splits_and_checksums() -> None:
-    """The values in the program of Zilly et al. and on Mahoney's page."""
+    """Compares with the values in the program of Zilly et al. and on Mahoney's page."""
     assert [list(archive.splits.items()) for archive in (ENWIK8, TEXT8)] == 2 * [
         [("train", 90_000_000), ("val", 5_000_000), ("test", 5_000_000)]
     ]
@@ -93,7 +93,7 @@ def test_the_two_texts_have_the_published_splits_and_checksums() -> None:
     assert TEXT8.sha256 == "6e890197040d37d85beb962ae1f041ff1d9a9ca8d20c7d99c85027eebf51dca7"
 
 
-def test_the_text_is_split_at_bytes(site: Site, tmp_path: Path) -> None:
+def test_the_text_is_downloaded_and_split_by_bytes(site: Site, tmp_path: Path) -> None:
     folder, seen = tmp_path / "new" / "folder", list[tuple[str, int, int | None]]()
     lines: list[str] = []
     prepare(small(site), folder, lines.append, lambda *now: seen.append(now))
@@ -116,7 +116,7 @@ def test_correct_files_are_left_unchanged(site: Site, tmp_path: Path) -> None:
     assert len(site.asked) == 1
 
 
-def test_splits_that_a_killed_run_left_are_completed(site: Site, tmp_path: Path) -> None:
+def test_splits_that_a_killed_run_did_not_write_are_added(site: Site, tmp_path: Path) -> None:
     (tmp_path / "test.txt").write_bytes(PARTS["test.txt"])
     stamp = (tmp_path / "test.txt").stat().st_mtime_ns
     lines = make(site, tmp_path)
@@ -144,7 +144,7 @@ def test_a_different_file_is_left_alone_and_named(kind: str, split: str, site: S
     assert sorted(os.listdir(tmp_path)) == before
     assert bool(site.asked) == (kind == "same size")
     assert path.is_dir() or path.is_symlink() or path.read_bytes() == content
-    if kind == "same size":  # noticed while the text is unpacked
+    if kind == "same size":  # detected only when the text is unpacked
         path.unlink()
         make(site, tmp_path)
 
@@ -166,7 +166,7 @@ def test_the_second_address_is_tried_if_the_first_fails(site: Site, tmp_path: Pa
         assert other.sent == [len(ZIP)]
 
 
-def test_an_archive_that_no_server_has_is_named_with_another_way_to_get_it(site: Site, tmp_path: Path) -> None:
+def test_the_message_for_a_failed_download_says_what_else_to_do(site: Site, tmp_path: Path) -> None:
     site.status, site.type = 404, "text/html"
     message = refusal(site, tmp_path / "data")
     assert message == (
@@ -184,7 +184,7 @@ def encrypted() -> bytes:
 
 
 def claiming(size: int, content: bytes) -> bytes:
-    """A zip file that states a wrong size for its member, in both places."""
+    """Return a zip file that gives this size for its member, in both places where the size is stored."""
     packed = bytearray(pack(("enwik8", content)))
     for at in (22, packed.index(b"PK\1\2") + 24):
         packed[at : at + 4] = size.to_bytes(4, "little")
@@ -202,14 +202,14 @@ BAD = {
     "longer": (pack(("enwik8", TEXT + b"!")), "10,001 bytes"),
     "shorter": (pack(("enwik8", TEXT[:-1])), "9,999 bytes"),
     "another member": (pack(("text8", TEXT)), "no item named 'enwik8'"),
-    "only under a folder": (pack(("../enwik8", TEXT)), "no item named 'enwik8'"),
+    "a path outside the folder": (pack(("../enwik8", TEXT)), "no item named 'enwik8'"),
     "not a zip file": (ZIP[::-1], "not a zip file"),
     "cut off": (ZIP[:-30], "not a zip file"),
     "nothing but zeros": (bytes(100), "not a zip file"),
     "damaged": (damaged(), ""),
     "encrypted": (encrypted(), "encrypted"),
-    "a bomb": (claiming(10_000, bytes(8_000_000)), "Bad CRC-32"),
-    "less than it claims": (claiming(10_000, TEXT[:9_000]), ""),
+    "a zip bomb": (claiming(10_000, bytes(8_000_000)), "Bad CRC-32"),
+    "shorter than its stated size": (claiming(10_000, TEXT[:9_000]), ""),
     "bzip2": (pack(("enwik8", TEXT), method=zipfile.ZIP_BZIP2), "unknown way"),
     "lzma": (pack(("enwik8", TEXT), method=zipfile.ZIP_LZMA), "unknown way"),
 }
@@ -234,7 +234,7 @@ def test_a_wrong_download_is_deleted_and_nothing_is_written(kind: str, site: Sit
     assert len(make(site, folder)) == 5
 
 
-def test_too_short_an_announced_length_is_reported(site: Site, tmp_path: Path) -> None:
+def test_an_announced_length_that_is_too_short_is_reported(site: Site, tmp_path: Path) -> None:
     site.announced = len(ZIP) - 100
     assert f"what {site.url} sends is not enwik8 (" in refusal(site, tmp_path)
     assert contents(tmp_path) == {}
@@ -246,7 +246,7 @@ def test_a_member_with_a_path_outside_the_folder_is_not_unpacked(site: Site, tmp
     assert os.listdir(tmp_path) == ["data"]
 
 
-def test_a_zip_file_of_the_users_is_used_or_left_alone(site: Site, tmp_path: Path) -> None:
+def test_a_zip_file_provided_by_the_user_is_used_or_left_alone(site: Site, tmp_path: Path) -> None:
     found = tmp_path / "enwik8.zip"
     found.write_bytes(pack(("enwik8", TEXT[::-1])))
     message = refusal(site, tmp_path)
@@ -298,7 +298,7 @@ def test_the_message_about_a_cut_character_says_how_to_read_the_split(site: Site
     }
 
 
-# the real command in its own process, with the small text in place of the large one
+# runs the real command in a separate process, with the small text instead of the large one
 COMMAND = """
 import json, sys
 from functools import partial
@@ -342,7 +342,7 @@ def test_the_command_can_be_interrupted_and_run_again(site: Site, tmp_path: Path
 
 @pytest.mark.parametrize("limit", [2_000, 5_000], ids=["the zip file", "the text"])
 def test_a_full_disk_is_reported(limit: int, site: Site, tmp_path: Path) -> None:
-    """A limit on file sizes replaces the full disk: in both cases a write fails."""
+    """Limits the size of files, so that a write fails as on a full disk."""
     assert 2_000 < len(ZIP) < 9_000
 
     def limit_files() -> None:
@@ -370,7 +370,7 @@ def test_a_terminal_shows_a_progress_bar(site: Site, tmp_path: Path) -> None:
     while True:
         try:
             shown += os.read(master, 10_000)
-        except OSError:  # the other end is closed
+        except OSError:  # the command has ended
             break
     os.close(master)
     assert process.wait(20) == 0
@@ -380,7 +380,7 @@ def test_a_terminal_shows_a_progress_bar(site: Site, tmp_path: Path) -> None:
     assert re.search(r"downloading .*━", words)
     assert "10.0/10.0 kB" in words
     assert "wrote data/enwik8/train.txt: 9,000 bytes" in words
-    assert "MB" not in words.replace("MB/s", "")  # without the lines for logs
+    assert "MB" not in words.replace("MB/s", "")  # no progress lines, which are only for logs
 
 
 @pytest.mark.parametrize("name", ["enwik8", "text8"])
@@ -392,6 +392,6 @@ def test_the_real_command_without_a_network_fails_in_one_line(name: str, tmp_pat
     assert contents(tmp_path / "data" / name) == {}
 
 
-def test_a_flag_of_another_text_is_refused(tmp_path: Path) -> None:
+def test_a_flag_that_belongs_to_another_data_set_is_refused(tmp_path: Path) -> None:
     assert "-seed does not apply to enwik8" in one_line(charrnn("prepare", "enwik8", "-seed", 1, cwd=tmp_path, code=1))
     assert os.listdir(tmp_path) == []

@@ -1,4 +1,4 @@
-"""The word level, compared with plain splitting, with the recorded PTB reader, and in real processes."""
+"""Words as tokens, compared with plain splitting and the recorded PTB reader, and tested in real processes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def write(folder: Path, **texts: str) -> Path:
 
 
 def naive(text: str) -> list[str]:
-    """Split line by line, as the PTB reader does: words, then one token for the end of the line."""
+    """Split a text as the PTB reader does: for each line its words, then a token for the end of the line."""
     lines = text.split("\n")
     found: list[str] = []
     for k, line in enumerate(lines):
@@ -62,7 +62,7 @@ def naive_vocabulary(text: str) -> list[str]:
     return sorted(sorted(counts), key=lambda word: counts[word], reverse=True)
 
 
-def test_equals_the_recorded_reader_of_the_penn_treebank(reference: Path, tmp_path: Path) -> None:
+def test_ids_equal_those_of_the_recorded_penn_treebank_reader(reference: Path, tmp_path: Path) -> None:
     recording = Recording(reference / "rhn_schedule.npz")
     texts = {ours: str(recording.given(f"reader_ptb/{theirs}_text")) for ours, theirs in
              (("train", "train"), ("val", "valid"), ("test", "test"))}  # fmt: skip
@@ -80,7 +80,7 @@ signs = st.text(st.sampled_from("ab \t\r\n\x0b\x1c\x85\xa0\u2003\u3000é汉"), m
 @example("a\n\nb\r\nc", 1)
 @example("<eos> x\ny<eos>z", 5)
 @settings(deadline=None)
-def test_a_text_equals_plain_splitting_for_every_chunk_size(text: str, chunk: int) -> None:
+def test_encoding_words_equals_plain_splitting_for_every_chunk_size(text: str, chunk: int) -> None:
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokens, "CHUNK", chunk)
         opened = open_text(
@@ -185,7 +185,7 @@ def test_the_message_names_a_text_without_words_or_white_space(tmp_path: Path) -
         {"tokens": "x" * (LARGEST + 1)},
     ],
 )
-def test_an_untrusted_vocabulary_of_words_is_checked(saved: dict[str, object]) -> None:
+def test_an_invalid_vocabulary_of_words_is_refused(saved: dict[str, object]) -> None:
     good = {"level": "word", "encoding": "utf-8", "tokens": "a\nb", "unk": ""}
     assert Vocabulary.from_dict(good) == Words(("a", "b"))
     with pytest.raises(UserError):
@@ -202,7 +202,7 @@ def test_a_checkpoint_with_the_most_words_allowed_can_be_loaded(tmp_path: Path) 
 
 
 def zipf(lines: int, size: int, seed: int) -> str:
-    """Sentences of words whose frequency falls with their rank, in the form of the Penn Treebank's files."""
+    """Return random words in the format of the Penn Treebank. The probability of word n is proportional to 1/n."""
     draws = random.Random(seed)
     ranks = range(1, size + 1)
     weights = [1 / rank for rank in ranks]
@@ -214,7 +214,7 @@ def zipf(lines: int, size: int, seed: int) -> str:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with texts of a few thousand words, like the Penn Treebank's, and a model trained on them in cv."""
+    """A folder with texts in the format of the Penn Treebank, with about 3,000 words, and a trained model in cv."""
     folder = tmp_path_factory.mktemp("words")
     write(folder / "ptb", train=zipf(1500, 3000, 1), val=zipf(60, 3000, 2), test=zipf(60, 3000, 3))
     flags = ("-unk", "<unk>", "-max_epochs", 0.5, "-print_every", 50, "-sample_length", 9, "-learning_rate", 0.01)
@@ -235,7 +235,7 @@ def only(folder: Path) -> Path:
     return path
 
 
-def test_a_fresh_process_samples_words(trained: Path) -> None:
+def test_the_sample_command_writes_words(trained: Path) -> None:
     done = charrnn(
         "sample", "cv", "-gpuid", -1, "-primetext", "  w1   w2 \n w3", "-length", 50, "-top_k", 40, cwd=trained
     )
@@ -256,7 +256,7 @@ def test_eval_of_words_prints_the_loss_in_the_file_name_and_no_bits_per_characte
     assert "bpc" not in figures and "characters" not in figures
 
 
-def test_eval_of_any_text_counts_its_words(trained: Path) -> None:
+def test_eval_of_a_given_text_reports_its_words(trained: Path) -> None:
     done = charrnn("eval", "cv", "-gpuid", -1, "-text", "-", "-per_line", cwd=trained, stdin=b"w1 nowhere\nw2 w3\n")
     rows = [row.split("\t") for row in done.stdout.decode().splitlines()]
     assert sorted((row[0], row[3], row[4]) for row in rows) == [("1", "2", "w1 <unk>"), ("2", "3", "w2 w3")]
@@ -314,7 +314,7 @@ def test_the_perplexity_of_a_uniform_model_is_the_size_of_the_vocabulary(tmp_pat
     assert score.tokens == len(split) * split.batch_size * split.seq_length
 
 
-def test_blocks_are_shorter_if_the_vocabulary_is_large() -> None:
+def test_evaluation_uses_fewer_time_steps_at_once_if_the_vocabulary_is_large() -> None:
     assert steps_at_once(50, 65) == steps_at_once(1, 65000) == 512
     for B, V in ((50, 10_000), (1, 10**6), (100, 10**8)):
         assert steps_at_once(B, V) == 1 or steps_at_once(B, V) * B * V <= LOGITS
@@ -340,7 +340,7 @@ def test_words_are_joined_within_each_stream(choice: Choice) -> None:
         assert len(naive(text)) == 41
 
 
-def test_stop_ends_a_text_of_words() -> None:
+def test_sampling_words_ends_at_the_stop_text() -> None:
     drawn = sampler(5)
     text = "".join(written.text for written in drawn.write("w1", 2000, Choice(2.0), [1], "w2 w3"))
     assert text.endswith("w2 w3") and text.count("w2 w3") == 1
@@ -394,7 +394,7 @@ def test_looking_up_rows_equals_the_product_with_one_hot_vectors(kind: type[nn.R
 
 
 @pytest.mark.parametrize("name", ["lstm", "gru", "rnn", "grid_lstm"])
-def test_no_model_makes_one_hot_vectors_of_many_words(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_model_uses_one_hot_vectors_for_a_large_vocabulary(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = registry.find(name).create(3000, 8, 2, 0.0)
     expected = model(torch.arange(12).view(4, 3), None)[0].sum()
     monkeypatch.setattr(F, "one_hot", lambda *_: pytest.fail("one-hot vectors"))

@@ -1,4 +1,4 @@
-"""The pages are correct: their commands exist, their walk-throughs run, and their links lead somewhere."""
+"""The pages are correct: their commands are valid, their walk-throughs run, and their links have a target."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def name(path: Path) -> str:
 
 
 def written(page: Path) -> Iterator[tuple[str, str]]:
-    """Yield each place in a page that has commands, and its lines for the shell."""
+    """Yield each place in a page that has commands, with the shell commands there."""
     if page.suffix == ".toml":
         yield name(page), f"charrnn train -config {page.stem}"
         comments = re.findall(r"^#\s+(charrnn .*)", page.read_text(encoding="utf-8"), re.MULTILINE)
@@ -48,7 +48,7 @@ def written(page: Path) -> Iterator[tuple[str, str]]:
         elif block.language == "console":
             yield block.where, "\n".join(line[2:] for line in block.text.splitlines() if line.startswith("$ "))
     for span in pages.spans(page):
-        # leave out a command's bare name, and placeholders in capitals
+        # skip spans that only name a command, and those with placeholders in capitals
         if span.startswith("charrnn ") and not re.fullmatch(r"charrnn [a-z]+|.*\b(COMMAND|NAME)\b.*", span):
             yield f"{name(page)}: `{span}`", span
 
@@ -64,7 +64,7 @@ def test_every_command_in_a_page_is_valid(page: Path, tmp_path: Path) -> None:
                 pytest.fail(f"{where}: charrnn {' '.join(words)}: {getattr(error, 'message', error)}")
 
 
-def test_commands_are_found_in_every_page_that_has_some() -> None:
+def test_commands_are_found_in_the_pages_and_in_every_recipe() -> None:
     count = {page: sum(len(list(commands(shell))) for _, shell in written(page)) for page in PAGES}
     assert count[ROOT / "README.md"] >= 20 and count[DOCS / "cookbook.md"] >= 30
     assert all(count[page] for page in PAGES if page.suffix == ".toml")
@@ -101,7 +101,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
 def test_the_reference_page_is_up_to_date() -> None:
     printed = subprocess.run([sys.executable, DOCS / "reference.py"], capture_output=True, check=True).stdout
     text = (DOCS / "reference.md").read_text(encoding="utf-8")
-    assert printed.decode() == text, "python docs/reference.py > docs/reference.md"
+    assert printed.decode() == text, "update it: python docs/reference.py > docs/reference.md"
     for name in COMMANDS:
         assert f"## `charrnn {name}`" in text
         assert all(f"| `-{flag} " in text for flag in flags(name))
@@ -120,26 +120,26 @@ def messages() -> set[str]:
     return found
 
 
-def test_the_errors_that_the_cookbook_explains_exist() -> None:
+def test_the_messages_that_the_cookbook_explains_exist() -> None:
     text = (DOCS / "cookbook.md").read_text(encoding="utf-8")
     explained = re.findall(r"^\| `([^`]+)` \|", text.partition("| message |")[2], re.MULTILINE)
     assert len(explained) >= 10
     known = messages()
     for message in explained:
-        assert any(message in one for one in known), f"nothing says: {message}"
+        assert any(message in one for one in known), f"the program does not print: {message}"
 
 
-# the page of differences
+# docs/differences.md
 
 DIFFERENCES = DOCS / "differences.md"
 HEADER = ["theirs", "default", "here", "default here", ""]
-# settings that were given when the originals were recorded
+# settings that were not at their defaults when the original programs were recorded
 GIVEN = {"model", "rnn_size", "num_layers", "dropout", "max_epochs", "eval_val_every", "gpuid"}
 GIVEN |= {"savefile", "checkpoint_dir"}
 
 
 def tables() -> dict[str, list[list[str]]]:
-    """Return the rows of the tables of flags, without their headers, by the heading above each table."""
+    """Return the rows of each table of flags, without its header, keyed by the heading above the table."""
     found: dict[str, list[list[str]]] = {}
     heading, rows = "", []
     for line in DIFFERENCES.read_text(encoding="utf-8").splitlines():
@@ -163,7 +163,7 @@ def command(name: str) -> click.Command:
 
 
 def flags(name: str, model: str = "") -> dict[str, str]:
-    """Return the flags of a command and of a model, and each default in the form that the tables show."""
+    """Return the default of each flag of a command, and of a model's options, formatted as in the tables."""
     options = [p.option for p in command(name).params if isinstance(p, Flag)]
     options += list(registry.find(model).options.values()) if model else []
     defaults = {}
@@ -179,14 +179,14 @@ def switches(name: str) -> dict[str, str]:
     return {p.opts[0].lstrip("-"): "" for p in command(name).params if type(p) is click.Option}
 
 
-def test_our_flags_in_the_tables_exist_with_that_default() -> None:
+def test_our_flags_in_the_tables_exist_and_have_the_defaults_shown() -> None:
     counted = 0
     for heading, rows in tables().items():
         for theirs, _, here, default, _ in rows:
             named = [span.split() for span in re.findall(r"`([^`]+)`", here)]
             for i, (called, *words) in enumerate(named):
                 model = words[1] if words[:1] == ["-model"] and len(words) == 3 else ""
-                if not words or not words[-1].startswith("-"):  # a command in place of a flag
+                if not words or not words[-1].startswith("-"):  # the cell names a command, not a flag
                     assert called in COMMANDS, f"{heading}, {theirs}: {here}"
                     continue
                 known = flags(called, model) | switches(called)
@@ -204,7 +204,7 @@ def test_every_flag_of_the_originals_has_a_counterpart_or_a_remark() -> None:
         assert rows, heading
         for theirs, _, here, _, remark in rows:
             assert re.fullmatch(r"`[^`]+`", theirs), f"{heading}: {theirs}"
-            assert here or remark, f"{heading}: nothing is said of {theirs}"
+            assert here or remark, f"{heading}: no counterpart or remark for {theirs}"
 
 
 @pytest.mark.parametrize("model", ["lstm_1x48_dropout", "grid_lstm_2x32"])
@@ -223,7 +223,7 @@ def test_the_tables_list_every_setting_of_a_recorded_run(model: str, tmp_path: P
             assert shown[setting].replace('""', "") == plain, setting
 
 
-# the checks detect what they should
+# the checks detect errors
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The notebook of the documentation, and training in a notebook, in a real Jupyter kernel."""
+"""The notebook in the documentation, and interrupting training in a notebook, both in a real Jupyter kernel."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ NOTEBOOK = ROOT / "docs" / "notebook.ipynb"
 
 
 class Kernel:
-    """Runs cells in a kernel of this Python."""
+    """Runs cells in a Jupyter kernel with this Python."""
 
     def __init__(self, home: Path) -> None:
-        # no kernel that happens to be installed elsewhere
+        # do not use a kernel that happens to be installed elsewhere
         self.manager = KernelManager(kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
         self.manager.start_kernel(cwd=str(home))
         self.client: Any = self.manager.client()
         self.client.start_channels()
-        self.client.wait_for_ready(timeout=120)  # an output before that could be lost
+        self.client.wait_for_ready(timeout=120)  # output could be lost before the kernel is ready
 
     def close(self) -> None:
         self.client.stop_channels()
@@ -34,7 +34,7 @@ class Kernel:
         self.manager.cleanup_resources()
 
     def run(self, source: str, drawn: Callable[[], None] = lambda: None) -> tuple[str, list[dict[str, str]]]:
-        """Run a cell. Return what it printed, and its displays as last updated. ``drawn`` is called at each update."""
+        """Run a cell, and call ``drawn`` at each update of a display. Return what was printed and displayed."""
         printed: list[str] = []
         displays: dict[str, dict[str, str]] = {}
 
@@ -54,7 +54,7 @@ class Kernel:
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """The folder of the notebook."""
+    """The working folder of the notebook."""
     (tmp_path / "home").mkdir()
     return tmp_path / "home"
 
@@ -71,11 +71,11 @@ def kernel(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
 
 
 def about(text: str) -> str:
-    """Replace numbers, which may differ on another processor."""
+    """Replace all numbers by 1, since they may differ on another processor."""
     return NUMBER.sub("1", text)
 
 
-def test_the_notebook_shows_what_it_prints(home: Path, kernel: Kernel) -> None:
+def test_the_notebook_contains_the_output_of_its_cells(home: Path, kernel: Kernel) -> None:
     cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
     code = [cell for cell in cells if cell["cell_type"] == "code"]
     assert len(code) >= 5
@@ -83,7 +83,7 @@ def test_the_notebook_shows_what_it_prints(home: Path, kernel: Kernel) -> None:
         printed, displays = kernel.run("".join(cell["source"]))
         shown = "".join(text for output in cell["outputs"] for text in output.get("text", ()))
         drawn = [output["data"] for output in cell["outputs"] if "data" in output]
-        if "charrnn.sample(" in "".join(cell["source"]):  # another text on another processor
+        if "charrnn.sample(" in "".join(cell["source"]):  # the text differs on another processor
             assert len(shown) == len(printed) == 200
             continue
         assert about(shown) == about(printed)
@@ -117,8 +117,8 @@ def test_interrupting_the_kernel_saves_and_returns(home: Path, kernel: Kernel) -
     assert "stopping after this iteration" in printed and printed.endswith(
         "charrnn.train(resume='cv/lm_lstm_last.pt')\n"
     )
-    assert len(displays) == 1 and len(updates) >= 60, "one display, updated in place"
+    assert len(displays) == 1 and len(updates) >= 60, "not one display that is updated in place"
     html = displays[0]["text/html"]
-    assert "<progress" in html and "<pre>" in html and "&lt;" in html, "a sample is text, not HTML"
-    assert html.count("validation loss") == 10, "the latest ones"
+    assert "<progress" in html and "<pre>" in html and "&lt;" in html, "the sample is not escaped"
+    assert html.count("validation loss") == 10, "the display does not show the latest ten validations"
     kernel.run("assert trained.interrupted and trained.newest.is_file() and len(trained.records) < 1000")

@@ -1,4 +1,4 @@
-"""The README is correct: its table has the program's defaults, and its picture is drawn by the program."""
+"""The README is short, its table has the program's defaults, and its picture shows the program's display."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_the_readme_is_short() -> None:
 
 
 def test_the_picture_of_the_live_display_is_drawn_by_the_program(tmp_path: Path) -> None:
-    """Draw a run of a few seconds with the script that drew the picture in the README."""
+    """Draws a run of a few seconds with the script that drew the picture in the README."""
     (tmp_path / "input.txt").write_text("to be or not to be\n" * 100)
     settings = "-data_dir . -rnn_size 8 -batch_size 2 -seq_length 10 -eval_val_every 5 -sample_length 20 -gpuid -1"
     words = ["train", *settings.split(), "-threads", "1", "-kernels", "torch"]
@@ -46,4 +46,4 @@ def test_the_picture_of_the_live_display_is_drawn_by_the_program(tmp_path: Path)
     drawn = re.sub(r"<[^>]+>", "", done.stdout.decode()).replace("&#160;", " ")
     assert "$ charrnn train -data_dir ." in drawn
     assert "iteration 5, epoch" in drawn and "7/" in drawn and "iteration 10" not in drawn
-    assert not list(tmp_path.rglob("*.pt")), "it trains in a folder of its own"
+    assert not list(tmp_path.rglob("*.pt")), "the script saved checkpoints in the current folder"

@@ -1,4 +1,4 @@
-"""The tree in CONTRIBUTING is complete and shows the order of imports that is tested."""
+"""The tree in CONTRIBUTING is complete, and the order of imports there is the tested one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def tree() -> str:
 
 
 def files(drawn: str) -> Iterator[str]:
-    """Yield the path of each file in a drawn tree. A folder with a description counts as its __init__.py."""
+    """Yield the path of each file in the tree. A folder with a description stands for its __init__.py."""
     folders: list[str] = []
     for line in drawn.splitlines():
         match = LINE.fullmatch(line)
@@ -29,12 +29,12 @@ def files(drawn: str) -> Iterator[str]:
             folders.append(name)
             path += "/__init__.py"
         else:
-            assert described, f"{line.strip()}: says nothing about the file"
+            assert described, f"{line.strip()}: no description"
         if described:
             yield path
 
 
-def test_the_tree_has_every_file_once_and_no_others() -> None:
+def test_the_tree_lists_every_file_once_and_no_others() -> None:
     there = [
         path.relative_to(ROOT).as_posix()
         for folder in ("models", "charrnn")
@@ -47,13 +47,13 @@ def test_the_tree_has_every_file_once_and_no_others() -> None:
     assert set(drawn) - set(there) == set(), "only in the tree of CONTRIBUTING.md"
 
 
-def test_the_order_of_imports_is_the_one_that_is_tested() -> None:
+def test_the_order_of_imports_is_the_tested_one() -> None:
     architecture = (ROOT / "tests" / "test_architecture.py").read_text(encoding="utf-8")
     order = re.search(r'^ORDER = """(.*?)"""', architecture, re.DOTALL | re.MULTILINE)
     assert order
     assert " ".join(order[1].split()) in " ".join(CONTRIBUTING.read_text(encoding="utf-8").split())
 
 
-def test_a_file_that_is_missing_or_drawn_twice_is_detected() -> None:
+def test_the_files_of_a_tree_are_read() -> None:
     drawn = "charrnn/\n  a.py   first\n  data/  texts\n    b.py  second\n  c.py  third"
     assert list(files(drawn)) == ["charrnn/a.py", "charrnn/data/__init__.py", "charrnn/data/b.py", "charrnn/c.py"]

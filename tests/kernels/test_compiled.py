@@ -102,15 +102,15 @@ def test_parts_are_even_and_cover_all_rows(B: int, sizes: list[int]) -> None:
 @pytest.mark.parametrize(
     ("G", "H", "rows", "count"),
     [
-        (6, 4, 3, 1),  # too narrow to cut
-        (256, 128, 25, 1),  # small enough
+        (6, 4, 3, 1),  # too narrow to be cut
+        (256, 128, 25, 1),  # small enough without cutting
         (512, 512, 25, 8),
         (2048, 512, 25, 32),
         (30, 7, 5000, 1),  # too large, but every cut would be too narrow
         (97, 512, 50, 1),  # too large, but prime
     ],
 )
-def test_panels_make_up_the_matrix_and_are_small_if_possible(G: int, H: int, rows: int, count: int) -> None:
+def test_panels_cover_the_matrix_and_are_small_if_possible(G: int, H: int, rows: int, count: int) -> None:
     R, h, d = (torch.randn(shape, dtype=torch.float64) for shape in ((G, H), (rows, H), (rows, G + 2)))
     cut, turned = products.panels(R, rows), products.transposed_panels(R, rows)
     assert len(cut) == len(turned) == count
@@ -161,7 +161,7 @@ def test_results_are_bit_identical_for_any_number_of_threads(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["gru", "rnn", "rhn"])
 def test_arguments_of_wrong_shapes_are_refused(name: str) -> None:
-    """Otherwise compiled code would read past the end of an array."""
+    """Without this check, compiled code would read past the end of an array."""
     scan, arguments = layers(name, 4, 3)
     backend.use("compiled", 1)
     scan(*arguments)
@@ -201,7 +201,7 @@ def test_a_diverging_run_raises_diverged(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["gru", "rhn"])
 def test_a_run_resumes_bit_for_bit(name: str, tmp_path: Path) -> None:
-    """Runs in fresh processes, with enough rows for two parts."""
+    """Runs in new processes, with minibatches that are large enough to be split into two parts."""
     write_text(tmp_path / "data")
     words = ("-data_dir", "data", *RNN, "-batch_size", 50, "-model", name, "-sample_length", 0)
     whole = charrnn("train", *words, *COMPILED, "-max_epochs", 3, "-checkpoint_dir", "whole", cwd=tmp_path)
@@ -230,13 +230,13 @@ main()
 
 
 def without(names: list[str], *words: object, cwd: Path) -> tuple[int, str]:
-    """Run charrnn in a process where these libraries are not installed. Returns the exit code and stderr."""
+    """Run charrnn as if these libraries were not installed. Return the exit code and stderr."""
     code = HIDE.format(names=names, words=[str(word) for word in words])
     done = subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True)
     return done.returncode, done.stderr
 
 
-def test_without_the_extra_everything_but_the_compiled_kernels_works(tmp_path: Path) -> None:
+def test_without_the_extra_fast_only_the_compiled_kernels_are_missing(tmp_path: Path) -> None:
     write_text(tmp_path / "data")
     words = ("train", "-data_dir", "data", *RNN, "-model", "rnn", "-max_epochs", 0.1, "-sample_length", 0)
     assert without(["numba"], *words, cwd=tmp_path)[0] == 0
@@ -306,7 +306,7 @@ def test_the_folder_of_compiled_code_depends_on_the_sources(monkeypatch: pytest.
     assert code_cache.folder() != before
 
 
-def test_without_a_writable_folder_compiled_code_is_not_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_a_writable_folder_compiled_code_is_not_saved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file"))
     with code_cache.in_use() as writable:
@@ -325,8 +325,10 @@ def test_numbas_own_setting_is_restored(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["gru", "rnn", "rhn"])
-def test_torchs_kernels_compute_other_dtypes_and_evaluation(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch's kernels keep no intermediate values if there is no backward pass."""
+def test_torchs_kernels_are_used_for_other_dtypes_and_without_gradients(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a backward pass, torch's kernels need less memory, since they keep no intermediate values."""
     scan, arguments = layers(name, 4, 3)
     backend.use("compiled", 1)
     for module in (compiled_gru, compiled_rnn, compiled_highway):
@@ -350,7 +352,7 @@ for kernels, threads in (("torch", 2), ("compiled", 1), ("compiled", 2), ("torch
 
 
 def test_with_compiled_kernels_openblas_has_one_thread_and_torch_the_given_number() -> None:
-    """Runs in a process whose environment allows two threads, since the tests' environment allows only one."""
+    """Runs in a separate process, whose environment allows two threads; that of the tests allows only one."""
     allowed = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "2")
     code = [sys.executable, "-c", LIMITS]
     done = subprocess.run(code, env=os.environ | allowed, capture_output=True, text=True, check=True)

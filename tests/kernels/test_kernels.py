@@ -1,4 +1,4 @@
-"""The kernels compared with the equations, step by step, and with autograd's derivatives."""
+"""The kernels, compared with plain loops over the equations and with autograd's gradients."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ SIZES = [(1, 2), (6, 3), (7, 200), (3, 600), (1100, 1), (40, 77)]
 
 
 def arguments(gates: int, T: int, B: int, ids: bool, dtype: torch.dtype = torch.float64) -> list[Tensor]:
-    """Return x, h, W, R, b, with x as token ids or as random vectors."""
+    """Return x, h, W, R and b with random values; x is token ids (T, B) or vectors (T, B, I)."""
     generator = torch.Generator().manual_seed(T)
     shapes = [(B, H), (gates * H, I), (gates * H, H), (gates * H,)]
     values = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
@@ -90,7 +90,7 @@ def test_kernel_equals_the_plain_loop(name: str, T: int, B: int, ids: bool, kern
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_results_do_not_depend_on_the_layout_of_the_input(name: str, kernels: str) -> None:
-    """Uses a transposed input; its gradient may have any layout."""
+    """Passes a transposed input. Its gradient may have any layout."""
     scan, plain, gates = KERNELS[name]
     x, *rest = arguments(gates, 5, 3, ids=False)
     x = x.detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_()
@@ -107,9 +107,7 @@ def test_kernel_passes_gradcheck(name: str, ids: bool, kernels: str) -> None:
 
 
 @pytest.mark.parametrize("name", KERNELS)
-def test_results_do_not_depend_on_the_length_of_blocks(
-    name: str, monkeypatch: pytest.MonkeyPatch, kernels: str
-) -> None:
+def test_results_do_not_depend_on_the_block_size(name: str, monkeypatch: pytest.MonkeyPatch, kernels: str) -> None:
     scan, _, gates = KERNELS[name]
     inputs = arguments(gates, 9, 2, False)
     results = []
@@ -161,7 +159,7 @@ def test_a_model_computes_the_same_without_its_kernel(name: str, kernels: str) -
 
 
 class Replay(nn.Module):
-    """Replaces dropout: multiplies by the given masks, one per call."""
+    """Stands in for dropout: multiplies by the next of the given masks at each call."""
 
     def __init__(self, masks: Tensor) -> None:
         super().__init__()
@@ -186,7 +184,7 @@ def test_dropout_acts_between_layers_and_before_the_decoder(name: str, kernels: 
     assert_equal(logits, F.linear(below, p["decoder.weight"], p["decoder.bias"]))
 
 
-# In training
+# Training
 
 
 FLAGS: dict[str, Any] = {
@@ -202,7 +200,7 @@ FLAGS: dict[str, Any] = {
 
 
 def train(folder: Path, threads: int, **flags: Any) -> dict[str, Tensor]:
-    """Return the weights after one epoch on this many threads."""
+    """Train for one epoch with this many threads, and return the weights."""
     write_text(folder / "data", SONG * 4)
     before = torch.get_num_threads()
     try:

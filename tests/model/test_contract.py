@@ -1,7 +1,6 @@
 """Every built-in model keeps the contract, and the contract's checks detect each way to break it.
 
-Also compares lstm, gru and rnn with loops over single units, written from their papers, and checks how many
-parameters they have.
+Also compares lstm, gru and rnn with plain Python loops written from their papers, and counts their parameters.
 """
 
 from __future__ import annotations
@@ -24,16 +23,16 @@ def test_built_in_models_keep_the_contract(case, check):
     check(case)
 
 
-def test_the_checks_find_the_optional_parts():
+def test_the_built_in_models_have_the_optional_methods():
     models = {name: Case(name).build() for name in registry.models()}
     assert {"lstm", "gru", "rnn", "grid_lstm", "rhn"} <= models.keys()
     assert all(hasattr(model, "step") and hasattr(model, "numpy_step") for model in models.values())
     assert hasattr(models["rhn"], "draw_masks")
 
 
-# a plugin with every part of the contract, and ways to break it: text of the file, and its replacement
+# a plugin that has every optional method of the contract
 PLUGIN = '''\
-"""A plain network for the tests of the contract."""
+"""A plain network for testing the contract."""
 import numpy as np
 import torch
 from torch import nn
@@ -115,16 +114,17 @@ FORWARD_TANH = "h = torch.tanh(input + recurrent(h))"
 RETURN = "return self.decoder(below if masks is None else masks * below), (torch.stack(last),)"
 MASKS_ARE_NONE = "if masks is None and self.training and self.drop:"
 
+# ways to break the contract: the check that must fail, then texts in the plugin and their replacements
 BROKEN = {
     "batch first": ("shapes", RETURN, RETURN.replace(", (torch", ".transpose(0, 1), (torch")),
-    "the state a list": ("shapes", RETURN, RETURN.replace("(torch.stack(last),)", "[torch.stack(last)]")),
+    "the state is a list": ("shapes", RETURN, RETURN.replace("(torch.stack(last),)", "[torch.stack(last)]")),
     "the state with its batch last": ("shapes", RETURN, RETURN.replace("torch.stack(last)", "torch.stack(last).mT")),
     "logits in float32": ("dtypes", RETURN, RETURN.replace(", (torch", ".float(), (torch")),
     "a state in float32": ("dtypes", RETURN, RETURN.replace("(torch.stack(last),)", "(torch.stack(last).float(),)")),
-    "a first state that is not zeros": ("zero_state", "weight.new_zeros(", "weight.new_ones("),
+    "an initial state that is not zeros": ("zero_state", "weight.new_zeros(", "weight.new_ones("),
     "a state that is ignored": ("carry", " if state is None else state[0]", ""),
     "a state one step behind": ("carry", "last.append(h)", "last.append(outputs[-2] if len(outputs) > 1 else h)"),
-    "a hidden state in the module": (
+    "a state kept in the module": (
         "memory",
         "return weight.new_zeros(",
         """self.old = state or getattr(self, "old", None)
@@ -132,27 +132,31 @@ BROKEN = {
             state = self.old
         return weight.new_zeros(""",
     ),
-    "a look at later characters": ("causality", "torch.stack(outputs)", "torch.stack(outputs); below += below.mean(0)"),
-    "a look at the next character": (
+    "reads later characters": ("causality", "torch.stack(outputs)", "torch.stack(outputs); below += below.mean(0)"),
+    "reads the next character": (
         "causality",
         "below, last = self.embedding(x), []\n        for h, recurrent in "
         "zip(self.start(x, state), self.recurrent):\n            outputs",
         "below, last = self.embedding(x.roll(-1, 0)), []\n        for h, recurrent in "
         "zip(self.start(x, state), self.recurrent):\n            outputs",
     ),
-    "characters that do not count": ("causality", FORWARD_TANH, FORWARD_TANH.replace("input", "0 * input")),
+    "ignores the characters": ("causality", FORWARD_TANH, FORWARD_TANH.replace("input", "0 * input")),
     "rows that read each other": ("rows", "torch.stack(outputs)", "torch.stack(outputs); below += below.mean(1, True)"),
-    "a state written in place": ("untouched", "outputs = []", "outputs = []; h.mul_(0.5)"),
-    "a step that writes the state": ("untouched", "last.append(below)", "last.append(below); h.zero_()"),
-    "a parameter without use": ("reach", "self.drop = dropout", "self.drop = dropout; self.u = nn.Linear(2, 2)"),
-    "a parameter cut off": ("reach", FORWARD_TANH, FORWARD_TANH.replace("recurrent(h)", "recurrent(h).detach()")),
+    "a state changed in place": ("untouched", "outputs = []", "outputs = []; h.mul_(0.5)"),
+    "a step that changes the state in place": ("untouched", "last.append(below)", "last.append(below); h.zero_()"),
+    "an unused parameter": ("reach", "self.drop = dropout", "self.drop = dropout; self.u = nn.Linear(2, 2)"),
+    "a parameter without a gradient": (
+        "reach",
+        FORWARD_TANH,
+        FORWARD_TANH.replace("recurrent(h)", "recurrent(h).detach()"),
+    ),
     "a gradient off by a thousandth": ("gradient", FORWARD_TANH, FORWARD_TANH.replace("torch.tanh", "Tanh.apply")),
-    "no bias where no gradient is asked for": (
+    "no bias when gradients are off": (
         "modes",
         FORWARD_TANH,
         FORWARD_TANH + "\n                if not torch.is_grad_enabled(): h = h - recurrent.bias",
     ),
-    "a first weight that is kept": (
+    "a copy of old weights": (
         "fresh_weights",
         FORWARD_TANH,
         "self.kept = getattr(self, 'kept', None) or (self.decoder.bias.clone(),); " + FORWARD_TANH,
@@ -161,7 +165,7 @@ BROKEN = {
     ),
     "dropout in evaluation": ("dropout", MASKS_ARE_NONE, "if masks is None and self.drop:"),
     "no dropout": ("dropout", MASKS_ARE_NONE, "if False:"),
-    "dropout that was not asked for": ("dropout", "self.drop = dropout", "self.drop = dropout or 0.5"),
+    "dropout although it is 0": ("dropout", "self.drop = dropout", "self.drop = dropout or 0.5"),
     "weights outside the state_dict": (
         "round_trip",
         "self.drop = dropout",
@@ -169,30 +173,34 @@ BROKEN = {
         FORWARD_TANH,
         FORWARD_TANH.replace("input", "self.w * input"),
     ),
-    "initial weights that no seed fixes": (
+    "initial weights that ignore the seed": (
         "initialisation",
         "self.drop = dropout",
         "self.drop = dropout; free = torch.Generator(); free.seed(); self.decoder.bias.data.uniform_(generator=free)",
     ),
-    "a step of another function": ("step", "torch.tanh(below + recurrent(h))", "torch.tanh(below + h)"),
+    "a step that computes another function": ("step", "torch.tanh(below + recurrent(h))", "torch.tanh(below + h)"),
     "a step that drops its state": ("step", "last.append(below)", "last.append(h)"),
-    "a step in numpy of another function": ("numpy_step", "before @ R.T + r", "before @ R + r"),
-    "a step in numpy that drops its state": ("numpy_step", "new.append(h)", "new.append(before)"),
-    "a step in numpy that writes the state": ("numpy_step", "new.append(h)", "new.append(h); before *= 0"),
-    "masks that are not kept": ("masks", MASKS_ARE_NONE, "if self.training and self.drop:"),
-    "masks that do nothing": (
+    "a numpy step that computes another function": ("numpy_step", "before @ R.T + r", "before @ R + r"),
+    "a numpy step that drops its state": ("numpy_step", "new.append(h)", "new.append(before)"),
+    "a numpy step that changes the state in place": ("numpy_step", "new.append(h)", "new.append(h); before *= 0"),
+    "given masks that are replaced": ("masks", MASKS_ARE_NONE, "if self.training and self.drop:"),
+    "given masks that are ignored": (
         "masks",
         RETURN,
         "below = nn.functional.dropout(below, self.drop, self.training and masks"
         " is None); " + RETURN.replace("masks * ", ""),
     ),
-    "masks of its own kind": ("masks", "masks = self.draw_masks(x)", "masks = self.draw_masks(x).flip(0)"),
+    "masks that differ from those of draw_masks": (
+        "masks",
+        "masks = self.draw_masks(x)",
+        "masks = self.draw_masks(x).flip(0)",
+    ),
 }
 
 
 @pytest.fixture
 def plugin(tmp_path, monkeypatch):
-    """Writes a plugin to a folder that the registry searches."""
+    """A function that writes a plugin to a folder that the registry searches, and returns a case for it."""
 
     def write(source):
         (tmp_path / "models").mkdir()
@@ -209,7 +217,7 @@ def test_a_plugin_keeps_the_contract(check, plugin):
 
 
 @pytest.mark.parametrize("fault", BROKEN)
-def test_the_contract_detects_a_break(fault, plugin):
+def test_the_checks_detect_each_way_to_break_the_contract(fault, plugin):
     name, *replacements = BROKEN[fault]
     source = WRONG_GRADIENT + PLUGIN
     for old, new in zip(replacements[::2], replacements[1::2], strict=True):
@@ -217,7 +225,7 @@ def test_the_contract_detects_a_break(fault, plugin):
         source = source.replace(old, new)
     case = plugin(source)
     check = next(check for check in CHECKS if check.__name__ == f"check_{name}")
-    case.build()(text())  # it runs
+    case.build()(text())  # the broken plugin still runs
     with pytest.raises(AssertionError):
         check(case)
 
@@ -226,7 +234,7 @@ def test_every_check_fails_for_some_plugin():
     assert {f"check_{name}" for name, *_ in BROKEN.values()} == {check.__name__ for check in CHECKS}
 
 
-def test_a_model_without_optional_parts_keeps_the_contract(plugin):
+def test_a_model_without_optional_methods_keeps_the_contract(plugin):
     head, _, rest = PLUGIN.partition("    def step")
     start = rest[rest.index("    def start") : rest.index("    def draw_masks")]
     source = head.replace(", masks=None", "").replace("masks * below", "nn.functional.dropout(below, self.drop)")
@@ -248,7 +256,7 @@ def test_slope_equals_the_derivative_of_a_known_function():
     ("name", "own", "count"),
     [("lstm", {}, 240_321), ("gru", {}, 182_337), ("gru", {"reset_after": True}, 182_337), ("rnn", {}, 66_369)],
 )
-def test_models_have_the_published_numbers_of_parameters(name, own, count):
+def test_models_have_the_expected_numbers_of_parameters(name, own, count):
     model = registry.find(name).create(65, 128, 2, 0.0, **own)
     assert sum(p.numel() for p in model.parameters()) == count
 
@@ -278,8 +286,8 @@ def test_dropout_acts_between_layers_and_before_the_decoder(name, own):
     start = random_state(model, x)
     _, kept = model(x, start)
     h, dropped = model.train()(x, start)
-    assert torch.equal(dropped[0][0], kept[0][0]), "the first layer's input and the recurrent connections are whole"
-    assert all((dropped[0][layer] != kept[0][layer]).all() for layer in (1, 2)), "a layer's input is dropped"
+    assert torch.equal(dropped[0][0], kept[0][0]), "dropout acts on the first layer's input or on recurrent connections"
+    assert all((dropped[0][layer] != kept[0][layer]).all() for layer in (1, 2)), "dropout does not act between layers"
     assert 0.65 < (h == 0).double().mean() < 0.85
     torch.testing.assert_close(h[-1], torch.where(h[-1] == 0, 0.0, dropped[0][-1] / 0.25), rtol=0, atol=1e-12)
 
@@ -303,7 +311,7 @@ def lstm_unit(j, x, h, c, W, R, b, b_R):
 
 
 def gru_unit(j, x, h, W, R, b, b_R):
-    """The reset gate of each unit acts on its h before the product."""
+    """A unit of the original GRU: the reset gates multiply h before the matrix product."""
 
     def gate(k, unit):
         row = k * H + unit
@@ -316,7 +324,7 @@ def gru_unit(j, x, h, W, R, b, b_R):
 
 
 def gru_unit_reset_after(j, x, h, W, R, b, b_R):
-    """The reset gate of each unit acts on the product, and z weights the old h."""
+    """A unit of cuDNN's GRU: the reset gate multiplies the matrix product, and z is the weight of the old h."""
 
     def gate(k):
         row = k * H + j
@@ -332,9 +340,9 @@ def rnn_unit(j, x, h, W, R, b, b_R):
 
 
 def naive(unit, layers, decoder, x, state):
-    """Return each time step's logits and the last state for one row of text, unit by unit, in Python numbers.
+    """Compute unit by unit, with Python floats, the logits of each time step and the final state for one row of text.
 
-    state: for each layer its vectors, h first.
+    ``state`` holds each layer's state vectors, h first.
     """
     W_out, b_out = decoder
     logits = []

@@ -1,4 +1,4 @@
-"""The example of a model in its own package: the tutorial ends with it, it can be installed, and its tests pass."""
+"""The example package with a model matches the tutorial, can be installed, and passes its own tests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.helpers.pages import ROOT, blocks
 EXAMPLE = ROOT / "examples" / "charrnn-mgu"
 
 
-def test_the_tutorial_ends_with_the_example() -> None:
+def test_the_tutorial_shows_the_files_of_the_example() -> None:
     shown = {block.path: block.text for block in blocks(ROOT / "docs" / "plugin_tutorial.md") if block.path}
     for path, file in (("models/mgu.py", "charrnn_mgu.py"), ("charrnn-mgu/pyproject.toml", "pyproject.toml")):
         assert shown[path].partition("\n")[2] == (EXAMPLE / file).read_text(encoding="utf-8")
@@ -25,7 +25,7 @@ def test_the_tutorial_ends_with_the_example() -> None:
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of a fresh environment with this environment's packages and the example installed by pip."""
+    """The Python of a new environment that has this environment's packages, and the example installed by pip."""
     folder = tmp_path_factory.mktemp("example")
     venv.create(folder / "venv", with_pip=False)
     python = folder / "venv" / "bin" / "python"
@@ -37,7 +37,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if file.is_file():
             (source / file.name).write_bytes(file.read_bytes())
     pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--disable-pip-version-check"]
-    # without an index: its dependencies and its build tools are installed here
+    # without an index, since its dependencies and build tools are already installed
     subprocess.run([*pip, "--no-index", "--no-deps", "--no-build-isolation", str(source)], check=True)
     return python
 

@@ -1,4 +1,4 @@
-"""Models are found, loaded and built from real files."""
+"""Finding, loading and building models from real files."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_an_entry_point_of_an_installed_package_is_found(file, monkeypatch):
     assert "their_models" not in sys.modules
 
 
-def test_an_entry_point_may_lead_to_code_in_another_folder(monkeypatch):
+def test_an_entry_point_may_refer_to_code_in_another_folder(monkeypatch):
     declare("theirs = far_models")
     path = write("far_models", EXECUTED + PLUGIN, "checkout")
     monkeypatch.syspath_prepend("site")
@@ -201,7 +201,7 @@ def test_the_message_for_an_unknown_name_lists_the_models():
     assert "did you mean" not in refused(registry.find, "qqqqq")
 
 
-def test_a_built_in_name_with_other_contents_names_both_files():
+def test_the_error_for_a_different_file_with_a_built_in_name_names_both_files():
     path = write("lstm")
     message = refused(registry.find, "lstm")
     assert str(registry.built_in_folder() / "lstm.py") in message and str(path) in message
@@ -210,7 +210,7 @@ def test_a_built_in_name_with_other_contents_names_both_files():
     assert registry.models()["lstm"].origin == registry.BUILT_IN
 
 
-def test_equal_bytes_do_not_clash(monkeypatch):
+def test_identical_files_with_one_name_do_not_clash(monkeypatch):
     Path("models").mkdir()
     shutil.copy(registry.built_in_folder() / "lstm.py", "models/lstm.py")
     write("mine", folder="a")
@@ -220,14 +220,14 @@ def test_equal_bytes_do_not_clash(monkeypatch):
     assert isinstance(registry.find("mine").create(*SIZES), nn.Linear)
 
 
-def test_two_of_the_users_files_clash_as_well(monkeypatch):
+def test_two_different_user_files_with_one_name_clash(monkeypatch):
     paths = write("mine"), write("mine", PLUGIN + "\n", folder="b")
     monkeypatch.setenv("CHARRNN_MODELS", "b")
     message = refused(registry.find, "mine")
     assert all(str(path) in message for path in paths)
 
 
-def test_a_file_with_a_syntax_error_is_an_error_only_if_it_is_named():
+def test_a_file_with_a_syntax_error_is_an_error_only_if_it_is_requested():
     path = write("broken", PLUGIN + "def broken(:\n")
     assert "broken" not in registry.models()
     with pytest.raises(SyntaxError) as caught:
@@ -237,7 +237,7 @@ def test_a_file_with_a_syntax_error_is_an_error_only_if_it_is_named():
 
 def test_the_error_of_a_file_that_cannot_be_imported_is_shown():
     write("broken", "import no_such_package_anywhere\n" + PLUGIN)
-    for _ in range(2):  # a failed module must not be taken for a loaded one
+    for _ in range(2):  # the second attempt must not find a half-loaded module
         with pytest.raises(ModuleNotFoundError, match="no_such_package_anywhere"):
             _ = registry.find("broken").module
     assert not [name for name in sys.modules if name.startswith("charrnn_model_broken")]
@@ -254,14 +254,14 @@ def test_the_command_shows_the_traceback_of_a_file_that_cannot_be_imported(tmp_p
     assert "no model" not in done.stderr
 
 
-def test_the_command_refuses_impossible_options_in_one_line_before_any_work(tmp_path):
+def test_train_reports_impossible_options_in_one_line_before_any_work(tmp_path):
     write_text(tmp_path / "data")
     line = one_line(charrnn("train", "-model", "rhn", "-depth", 0, "-data_dir", "data", cwd=tmp_path, code=1))
     assert "depth must be at least 1" in line and "rhn" in line
     assert sorted(os.listdir("data")) == ["input.txt"] and not Path("cv").exists()
 
 
-def test_a_file_that_changed_within_a_second_at_the_same_size_is_loaded_again(monkeypatch):
+def test_a_file_that_changed_within_a_second_without_changing_size_is_reloaded(monkeypatch):
     monkeypatch.setattr(sys, "dont_write_bytecode", False)
     write("mine", PLUGIN + "LAYERS = 1\n")
     first = registry.find("mine").module
@@ -270,7 +270,7 @@ def test_a_file_that_changed_within_a_second_at_the_same_size_is_loaded_again(mo
     assert registry.find("mine").module.LAYERS == 2
 
 
-def test_what_a_plugin_defines_can_be_pickled():
+def test_objects_of_a_plugins_classes_can_be_pickled():
     write("mine", PLUGIN + "from dataclasses import dataclass\n\n\n@dataclass\nclass Point:\n    x: 'int'\n")
     module = registry.find("mine").module
     point = pickle.loads(pickle.dumps(module.Point(3)))
@@ -295,7 +295,7 @@ def create(
 
 
 @pytest.mark.parametrize("future", ["", "from __future__ import annotations\n"])
-def test_own_options_with_annotations_as_objects_or_as_strings(future):
+def test_options_are_read_from_annotations_that_are_objects_or_strings(future):
     write("mine", future + "from typing import Annotated, Literal, Optional\nfrom torch import nn\n" + OWN)
     options = registry.find("mine").options
     assert {name: (o.type, o.default, o.help, o.choices, o.optional) for name, o in options.items()} == {
@@ -329,13 +329,13 @@ TAKEN = sorted(FLAGS | TrainingOptions.__dataclass_fields__.keys() | {"help", "h
 
 
 @pytest.mark.parametrize("option", TAKEN)
-def test_a_name_that_train_uses_is_refused_with_both_names(option):
+def test_an_option_with_the_name_of_a_flag_of_train_is_refused(option):
     path = write("mine", with_option(f"{option}: int = 1"))
     message = refused(lambda: registry.find("mine").options)
     assert str(path) in message and f"the option {option}," in message and "charrnn train" in message
 
 
-def test_the_reserved_names_include_the_flags_of_train():
+def test_some_flags_of_train_are_among_the_reserved_names():
     assert {"model", "rnn_size", "dropout", "resume", "config"} <= FLAGS
 
 
@@ -343,13 +343,13 @@ def test_the_reserved_names_include_the_flags_of_train():
     ("declaration", "words"),
     [("size: int", "without a default"), ("size: list = ()", "type"), ("size: int | str = 1", "type")],
 )
-def test_an_own_option_that_cannot_be_a_flag_is_refused(declaration, words):
+def test_an_option_that_cannot_be_a_flag_is_refused(declaration, words):
     path = write("mine", with_option(declaration))
     message = refused(lambda: registry.find("mine").options)
     assert str(path) in message and "size" in message and words in message
 
 
-def test_errors_in_create_are_reported_with_the_file():
+def test_errors_in_create_are_reported_with_the_name_of_the_model():
     write("mine", f'{SIGNATURE}, *, size: int = 1):\n    raise ValueError("size must be even")\n')
     message = refused(registry.find("mine").create, *SIZES)
     assert "mine" in message and message.endswith("size must be even")
@@ -359,7 +359,7 @@ def test_errors_in_create_are_reported_with_the_file():
     assert path.name in message and "torch.nn.Module, not int" in message
 
 
-def test_checking_a_model_takes_no_memory_and_no_random_numbers():
+def test_checking_a_model_uses_neither_memory_nor_random_numbers():
     before = torch.get_rng_state()
     registry.find("lstm").check(2**20, 2, 0.0)  # 64 TiB of weights
     assert torch.equal(torch.get_rng_state(), before)
@@ -368,7 +368,7 @@ def test_checking_a_model_takes_no_memory_and_no_random_numbers():
     assert refused(registry.find("mine").check, 5, 2, 0.0).endswith("on meta")
 
 
-def test_a_model_that_cannot_be_built_without_memory_passes_the_check():
+def test_a_model_that_cannot_be_built_on_the_meta_device_passes_the_check():
     source = "    import torch\n    float(torch.rand(3).sum())\n    return torch.nn.Linear(input_size, rnn_size)\n"
     write("mine", f"{SIGNATURE}):\n{source}")
     registry.find("mine").check(5, 2, 0.0)

@@ -1,4 +1,4 @@
-"""Recipes have the published values, and ``-print_config`` prints the settings of the run."""
+"""Recipes have the published values, and ``-print_config`` prints all settings of a run."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from tests.helpers.recorded import Recording
 CHECKOUT = Path(__file__).parent.parent.parent
 ALL = sorted(path.stem for path in (CHECKOUT / "recipes").glob("*.toml"))
 
-# the named settings ptb_sota, enwik8_sota and text8_sota in rhn_train.py of the authors' program
-# (github.com/jzilly/RecurrentHighwayNetworks), by their names there
+# the configurations ptb_sota, enwik8_sota and text8_sota in the authors' rhn_train.py
+# (github.com/jzilly/RecurrentHighwayNetworks), with the names of the settings there
 ALIKE = {"init_scale": 0.04, "num_layers": 1, "depth": 10, "learning_rate": 0.2, "weight_decay": 1e-7,
          "max_grad_norm": 10, "max_max_epoch": 500}  # fmt: skip
 WIKIPEDIA = ALIKE | {"init_bias": -4.0, "lr_decay": 1.03, "num_steps": 50, "hidden_size": 1500, "max_epoch": 5,
@@ -41,7 +41,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "rhn_enwik8": WIKIPEDIA | {"dataset": "enwik8", "vocab_size": 205},
     "rhn_text8": WIKIPEDIA | {"dataset": "text8", "vocab_size": 27},
 }  # fmt: skip
-# "total variables" in the output of the program
+# the number that the program prints as "total variables"
 PARAMETERS = {"rhn_ptb": 23_482_400, "rhn_enwik8": 45_994_730, "rhn_text8": 45_152_256}
 
 
@@ -77,8 +77,8 @@ def test_the_rhn_recipes_have_the_published_values(name: str) -> None:
     published = {key: value for key, value in PUBLISHED[name].items() if key != "vocab_size"}
     assert read.pop("lr_decay") == pytest.approx(published.pop("lr_decay"), rel=1e-15)
     assert read == published
-    # the rest of the program: plain gradient descent, its reader's tokens, one kind of bias constant and the rest
-    # drawn, no other clipping
+    # fixed in the program: plain gradient descent, only one kind of clipping, the tokens of its reader, and random
+    # initial values for all biases but one kind
     assert (ours["model"], ours["optimizer"], ours["lr_schedule"], ours["grad_clip"]) == (
         "rhn",
         "sgd",
@@ -91,7 +91,7 @@ def test_the_rhn_recipes_have_the_published_values(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_the_rhn_recipes_make_the_published_number_of_parameters(name: str) -> None:
+def test_the_rhn_recipes_give_the_published_number_of_parameters(name: str) -> None:
     found = configure({}, name)
     options = found.options
     size = (options.rnn_size, options.num_layers, options.dropout)
@@ -117,11 +117,11 @@ def test_the_learning_rates_equal_the_recorded_ones(reference: Path) -> None:
 @pytest.mark.parametrize("layers", [3, 6])
 @pytest.mark.parametrize("model", ["grid_lstm", "lstm"])
 @pytest.mark.parametrize("dropout", [0.0, 0.25])
-def test_the_hutter_recipes_match_the_page_of_grid_lstm(model: str, layers: int, dropout: float) -> None:
+def test_the_hutter_recipes_match_the_readme_of_grid_lstm(model: str, layers: int, dropout: float) -> None:
     kind = "stacked_lstm" if model == "lstm" else model
     found = configure({"num_layers": layers, "dropout": dropout}, f"{kind}_hutter")
     ours = asdict(found.options) | found.model_options
-    # given on its page
+    # given in its README
     page = {"model": model, "num_layers": layers, "dropout": dropout, "rnn_size": 1000, "optimizer": "rmsprop",
             "learning_rate": 1e-3, "seq_length": 50, "batch_size": 50, "train_frac": 0.95,
             "val_frac": 0.05}  # fmt: skip
@@ -140,7 +140,7 @@ QUICK_ONES = ["shakespeare_small", "grid_lstm_small", "rhn_small"]
 def test_published_and_quick_recipes_state_their_source_and_their_cost(name: str) -> None:
     comments = [line for line in recipes.find(name).read_text().split("\n") if line.startswith("#")]
     kinds = [line.split(":")[0] for line in comments[1:]]
-    assert "# Numbers" in kinds, "the source of the values"
+    assert "# Numbers" in kinds, "no comment names the source of the values"
     assert kinds.count("# Published") + kinds.count("# Measured") == kinds.count("# Takes") == 1
 
 
@@ -164,7 +164,7 @@ def test_the_printed_settings_of_a_recipe_equal_the_recipe(name: str, tmp_path: 
     assert (one.options, one.model_options) == (two.options, two.model_options)
 
 
-def test_a_recipe_is_found_from_any_folder_and_a_file_of_that_name_wins(tmp_path: Path) -> None:
+def test_a_recipe_is_found_from_any_folder_unless_a_file_has_its_name(tmp_path: Path) -> None:
     def rnn_size(config: str) -> Any:
         return tomllib.loads("\n".join(run(tmp_path, "train", "-config", config, "-print_config").lines))["rnn_size"]
 
@@ -180,7 +180,7 @@ def test_an_unknown_recipe_or_file_is_reported_in_one_line(tmp_path: Path) -> No
     said = one_line(charrnn("train", "-config", "rhn_enwik", cwd=tmp_path, code=1))
     assert "rhn_enwik:" in said and "(did you mean rhn_enwik8?)" in said and "charrnn recipes" in said
     assert "no/mine.toml: No such file" in one_line(charrnn("train", "-config", "no/mine.toml", cwd=tmp_path, code=1))
-    for path in ("recipes/rhn_ptb.toml", "no/rhn_ptb"):  # as in a checkout
+    for path in ("recipes/rhn_ptb.toml", "no/rhn_ptb"):  # paths that exist only in a checkout, or in no folder
         said = one_line(charrnn("train", "-config", path, cwd=tmp_path, code=1))
         assert f"-config {path}: no such file; for the recipe use -config rhn_ptb" in said
     (tmp_path / "cv").mkdir()
@@ -202,8 +202,8 @@ def test_completion_offers_recipes_and_settings_files(tmp_path: Path) -> None:
     assert complete("charrnn train -config sub/", tmp_path) == ["file,sub/"]
 
 
-def test_the_wheel_carries_the_recipes(tmp_path: Path) -> None:
-    """Run only the installed files, outside the checkout and without an editable install."""
+def test_the_wheel_contains_the_recipes(tmp_path: Path) -> None:
+    """Runs the files of the wheel, outside the checkout and without an editable install."""
     for name in ("charrnn", "models", "recipes"):
         shutil.copytree(CHECKOUT / name, tmp_path / "source" / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
@@ -230,7 +230,7 @@ def test_the_documentation_lists_every_recipe() -> None:
         assert f"`{name}`" in text, name
 
 
-# -print_config.
+# -print_config
 
 
 def printed(folder: Path, *args: object) -> tuple[dict[str, Any], dict[str, str]]:
@@ -261,10 +261,10 @@ def test_every_setting_is_printed_with_its_value_and_source(tmp_path: Path) -> N
         for name, option in registry.find("rhn").options.items()
     }
     assert values == expected | own | {"depth": 3, "tie_embeddings": True, "share_masks": False}
-    assert not any(path.name != "mine.toml" for path in tmp_path.iterdir()), "nothing is trained, written or downloaded"
+    assert not any(path.name != "mine.toml" for path in tmp_path.iterdir()), "something was written"
 
 
-def test_strange_values_survive_printing_and_reading(tmp_path: Path) -> None:
+def test_unusual_values_survive_printing_and_reading(tmp_path: Path) -> None:
     strange = 'a "b" \\ #c\t\x7f é 𝄞'
     flags = {"savefile": strange, "input": ("x # y", strange), "learning_rate": 1e-7, "weight_decay": 1e20}
     words = [word for name, value in flags.items() for item in (value if isinstance(value, tuple) else [value])
@@ -273,14 +273,14 @@ def test_strange_values_survive_printing_and_reading(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text("\n".join(output), encoding="utf-8")
     options = configure({}, str(tmp_path / "mine.toml")).options
     assert {name: getattr(options, name) for name in flags} == flags
-    assert "# data_dir = " in "\n".join(output), "a folder without effect is not a setting"
+    assert "# data_dir = " in "\n".join(output), "a folder that has no effect is commented out"
     said = run(tmp_path, "train", "-savefile", os.fsdecode(b"\xff"), "-print_config", code=1).errors
     assert "-savefile '\\udcff': TOML cannot hold" in said[-1]
 
 
-def test_printed_settings_are_utf8_for_any_encoding_of_the_terminal(tmp_path: Path) -> None:
+def test_printed_settings_are_utf8_whatever_the_encoding_of_the_terminal(tmp_path: Path) -> None:
     strange = 'dätä "𝄞"'
-    for encoding in ("ascii", "latin-1", "utf-8"):  # a file in latin-1 is not TOML
+    for encoding in ("ascii", "latin-1", "utf-8"):  # TOML must be UTF-8
         words = ("train", "-data_dir", strange, "-print_config")
         done = charrnn(*words, cwd=tmp_path, PYTHONIOENCODING=encoding)
         assert strange.replace('"', '\\"') in done.stdout.decode() and done.stderr == b""

@@ -1,4 +1,4 @@
-"""Settings are resolved from plain data; no file, checkpoint or model is needed."""
+"""Flags, a settings file and a checkpoint are combined into settings, tested on plain data."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def sources(**given: Any) -> Sources:
     return Sources(given.pop("file", {}), "mine.toml", Model(), **given)
 
 
-def test_a_flag_wins_over_the_file_and_the_file_over_the_defaults() -> None:
+def test_flags_override_the_file_which_overrides_the_defaults() -> None:
     found = resolve({"rnn_size": "20"}, sources(file={"rnn_size": 10, "num_layers": 1}))
     assert (found.options.rnn_size, found.options.num_layers, found.options.dropout) == (20, 1, 0.0)
     assert found.model_options == {"depth": 3}
@@ -89,7 +89,7 @@ def test_the_message_for_an_unknown_setting_suggests_a_similar_one(where: str, m
         (Option("a", str, "", repeatable=True), [("x",), ["x"], "x"], ("x",)),
     ],
 )
-def test_words_and_plain_values_are_converted_to_the_type_of_the_setting(
+def test_strings_and_other_values_are_converted_to_the_type_of_the_setting(
     option: Option, given: list[Any], wanted: Any
 ) -> None:
     for value in given:
@@ -110,7 +110,7 @@ def test_words_and_plain_values_are_converted_to_the_type_of_the_setting(
         (Option("a", int, 1, zero="auto"), ["many"], "a whole number or auto"),
     ],
 )
-def test_values_of_other_types_are_refused(option: Option, given: list[Any], must_be: str) -> None:
+def test_values_that_do_not_fit_the_setting_are_refused(option: Option, given: list[Any], must_be: str) -> None:
     for value in given:
         with pytest.raises(UserError, match=rf"^-a .*({must_be})$"):
             option.convert(value)
