@@ -1,4 +1,4 @@
-"""A run's folder: its best and newest checkpoints, also after copying it, and the files that -keep deletes."""
+"""A run's folder: its best and newest checkpoints, even after it is copied, and the files that -keep deletes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def save(folder: Path, name: str, iteration: int = 0, loss: float | None = None,
 
 
 def set_times(files: list[Path], order: str) -> None:
-    """Give files, oldest first, equal or reversed modification times."""
+    """Give files, listed oldest first, equal or reversed modification times."""
     for number, file in enumerate(files):
         seconds = 1_000_000_000 - (number if order == "reversed" else 0)
         os.utime(file, (seconds, seconds))

@@ -47,7 +47,7 @@ def log_probabilities(checkpoint: Checkpoint, text: bytes) -> np.ndarray:
     return logits[:, 0].log_softmax(-1).numpy()
 
 
-# --- what the original programs wrote ---------------------------------------------------------------------------------
+# --- files written by the original programs ---------------------------------------------------------------------------
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -145,7 +145,7 @@ def test_the_message_names_the_file(content: bytes, tmp_path: Path) -> None:
 
 
 class Writer:
-    """Writes objects in Torch7's format: those of char-rnn's checkpoints, and broken ones."""
+    """Writes objects in Torch7's format: the kinds in char-rnn's checkpoints, and broken ones."""
 
     def __init__(self) -> None:
         self.index = 0
@@ -191,7 +191,7 @@ def string(text: str) -> bytes:
 
 
 def small(change: Callable[[dict[str, Any], Writer], None] = lambda root, writer: None, dtype: str = "<f8") -> bytes:
-    """Return a checkpoint of an rnn with 3 units and five characters, changed before it is written."""
+    """Return a checkpoint of an rnn with 3 units and 5 characters, changed before it is written."""
     rng, writer = np.random.default_rng(7), Writer()
     vocab = {character: k + 1 for k, character in enumerate("\nabcd")}
 
@@ -228,7 +228,7 @@ def test_the_order_of_the_vocabulary_does_not_matter(tmp_path: Path) -> None:
 
     ours, theirs = load(tmp_path, small(turn)), load(tmp_path, small())
     assert ours.vocabulary == theirs.vocabulary
-    # characters with the same ids in the two files
+    # texts whose characters have the same ids in their own files
     expected = log_probabilities(theirs, b"\nabcdabc\n")[:, [3, 1, 2, 4, 0]]
     np.testing.assert_allclose(log_probabilities(ours, b"dab\ncab\nd"), expected, atol=1e-12)
 
@@ -266,7 +266,7 @@ def test_lua_functions_are_skipped(tmp_path: Path) -> None:
     def call(root: dict[str, Any], writer: Writer) -> None:
         code = string("\x1bLua" + "os.execute('touch ran')" * 3)
         rest = dict(root)
-        root.clear()  # the functions come first, so that the rest is only read correctly if they end in the right place
+        root.clear()  # the functions come first: the rest is read correctly only if their end is found
         root["hook"] = struct.pack("<i", 6) + code + writer.write({"x": 1})
         for kind in (7, 8):
             root[f"hook{kind}"] = writer.new(kind) + code + writer.write({"x": 1})
@@ -324,7 +324,7 @@ def half_a_layer(root: dict[str, Any], writer: Writer) -> None:
 
 
 def own_parent(root: dict[str, Any], writer: Writer) -> None:
-    root["protos"] = struct.pack("<ii", 3, writer.index + 1)  # the next table written: the root itself
+    root["protos"] = struct.pack("<ii", 3, writer.index + 1)  # a reference to the next table written, the root itself
 
 
 @pytest.mark.parametrize(
@@ -403,7 +403,7 @@ def test_a_hostile_file_fails_cleanly_in_little_memory(data: bytes, tmp_path: Pa
 
 
 def test_a_tensor_as_large_as_its_storage_is_read() -> None:
-    """The valid counterpart of the hostile tensors."""
+    """These are the valid counterparts of the hostile tensors."""
     assert t7.Reader(tensor([10], [1], 1)).read().shape == (10,)
     assert t7.Reader(tensor([5, 2], [1, 5], 1)).read().shape == (5, 2)
 

@@ -1,4 +1,4 @@
-"""Checkpoints and caches of earlier versions still load, resume and sample: files in old/, not files made today."""
+"""Checkpoints and caches that earlier versions wrote, kept in old/, still load, resume and sample."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_every_old_version_has_all_its_runs() -> None:
 
 
 @pytest.mark.parametrize(("version", "name"), CASES)
-def test_an_old_checkpoint_resumes_with_the_losses_it_had_then(folder: Path, version: str, name: str) -> None:
+def test_an_old_checkpoint_resumes_with_the_recorded_losses(folder: Path, version: str, name: str) -> None:
     begun = Checkpoint.load(folder / "cv").training["iteration"]
     run(folder, "train", "-resume", "cv", "-max_epochs", 10)
     lines = (folder / f"cv/lm_{name}_metrics.jsonl").read_text().splitlines()
@@ -51,7 +51,7 @@ def test_an_old_checkpoint_resumes_with_the_losses_it_had_then(folder: Path, ver
 
 
 @pytest.mark.parametrize(("version", "name"), CASES)
-def test_an_old_checkpoint_samples_the_text_it_did_then(folder: Path, version: str, name: str) -> None:
+def test_an_old_checkpoint_samples_the_recorded_text(folder: Path, version: str, name: str) -> None:
     words = ("-gpuid", -1, "-verbose", 0, "-sample", 0, "-length", 60, "-primetext", "The ")
     assert run(folder, "sample", "cv", *words).out.decode() == recorded(version, name)["text"]
 

@@ -83,7 +83,7 @@ def test_sample_prints_prime_text_then_length_characters_then_a_newline(trained:
     assert text.endswith("\n")
 
 
-def test_sample_with_the_same_seed_is_the_same_text(trained: Path) -> None:
+def test_the_same_seed_samples_the_same_text(trained: Path) -> None:
     def text(*more: object) -> bytes:
         return charrnn("sample", "cv", "-gpuid", -1, "-length", 60, "-primetext", "The", *more, cwd=trained).stdout
 
@@ -200,7 +200,7 @@ def test_init_from_copies_weights_and_sizes(trained: Path, tmp_path: Path) -> No
     assert "only the text in other has '0'" in done.errors[-1]
 
 
-def test_other_scripts_can_be_trained_on_sampled_and_evaluated(tmp_path: Path) -> None:
+def test_chinese_and_emoji_can_be_trained_on_sampled_and_evaluated(tmp_path: Path) -> None:
     write_text(tmp_path / "data", "山重水复疑无路，柳暗花明又一村。🌸👩\u200d🚀\n" * 120)
     run(tmp_path, "train", "-data_dir", "data", *SMALL, "-max_epochs", 1)
     text = run(tmp_path, "sample", "cv", "-gpuid", -1, "-primetext", "山重", "-length", 80).out.decode()
@@ -263,7 +263,7 @@ def test_help_answers_at_once_without_torch(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("spelling", ["-h", "-help", "--help"])
-def test_help_shows_each_flag_once_with_the_models_own(tmp_path: Path, spelling: str) -> None:
+def test_help_shows_each_flag_once_including_the_models_own(tmp_path: Path, spelling: str) -> None:
     text = charrnn("train", "-model", "gru", spelling, cwd=tmp_path).stdout.decode()
     assert text.count("-reset_after ") == 1
     assert text.count("-rnn_size ") == 1
@@ -298,7 +298,7 @@ def test_a_model_file_in_the_working_directory_trains_with_its_own_flag_and_samp
 
 
 @pytest.mark.parametrize("output", ["utf-8:surrogateescape", "ascii"])
-def test_a_text_that_cannot_be_encoded_elsewhere_is_a_defect(output: str) -> None:
+def test_an_encoding_error_not_caused_by_the_output_ends_with_a_traceback(output: str) -> None:
     code = (
         "from charrnn.cli import main as cli\n"
         "cli.COMMANDS['defect'] = ''\n"

@@ -102,7 +102,7 @@ def test_every_line_has_its_own_loss_and_the_worst_is_first(trained: Path, score
     ]
 
 
-def test_per_line_and_per_character_works_on_a_split(trained: Path, scores: Scores) -> None:
+def test_losses_per_line_work_on_a_split(trained: Path, scores: Scores) -> None:
     plain = scores("-json")
     result = scores("-per_line", "-json")
     assert result["loss"] == pytest.approx(plain["loss"], abs=1e-6)
@@ -142,7 +142,7 @@ def test_dynamic_losses_belong_to_their_own_characters(trained: Path, scores: Sc
     still, adapted = (scores(*way, "-per_char", "-json")["per_char"] for way in ((), ("-dynamic", 0)))
     assert [item["character"] for item in still] == [item["character"] for item in adapted]
     model, vocabulary = package.load(trained / "cv")
-    # the rows are read one after another, carrying the state; a character without a loss begins a row
+    # the rows are read one after another, carrying the state; the first character of a row has no loss
     expected: list[Any] = []
     state, before = None, [-1]
     for item in adapted:

@@ -76,7 +76,7 @@ def clean(folder: Path) -> None:
 
 
 def check(folder: Path, args: list[str], may_work: bool) -> None:
-    """Run a command; unless ``may_work`` and it does, it must be refused in one line before it writes anything."""
+    """Check that a command is refused in one line before it writes anything. With ``may_work``, it may also succeed."""
     before = sorted(folder.rglob("*"))
     done = run(folder, *args, code=None)
     lines = done.err.decode(errors="replace").splitlines()
@@ -90,7 +90,7 @@ def check(folder: Path, args: list[str], may_work: bool) -> None:
     assert done.out == b""
     left = sorted(folder.rglob("*"))
     clean(folder)
-    assert left == before, "nothing is written"
+    assert left == before, "a refused command must write nothing"
 
 
 @pytest.mark.parametrize("args", list(cases()))
@@ -108,7 +108,7 @@ SENSELESS = [value for value in NUMBERS if value not in ("-1", "0", "1.5", "1" *
 
 @pytest.mark.parametrize("value", SENSELESS)
 def test_every_flag_that_takes_a_number_refuses_anything_else(value: str) -> None:
-    """Makes sure that the test of every value cannot pass by accepting everything."""
+    """Guards the test of every value, which would pass if every value were accepted."""
     from charrnn.errors import UserError
 
     for _, _, option in flags():

@@ -131,7 +131,7 @@ def test_an_output_file_is_replaced_once_it_is_complete(trained: Path, sampled: 
     flags = ("-primetext", "The", "-length", 30)
     assert sampled(*flags, "-output", "out.txt") == ""
     assert (trained / "out.txt").read_text() == sampled(*flags)
-    # after an interrupt the old file is still there, and no other
+    # after an interrupt the old file is still there, and no new one
     before = sorted(trained.iterdir())
     with endless(trained, "-output", "out.txt") as process:
         deadline = time.monotonic() + 60
@@ -145,7 +145,7 @@ def test_an_output_file_is_replaced_once_it_is_complete(trained: Path, sampled: 
     assert "no/such" in one_line(charrnn("sample", "cv", *CPU, "-output", "no/such/file", cwd=trained, code=1))
 
 
-def test_text_streams_as_it_is_made(trained: Path) -> None:
+def test_text_is_written_as_it_is_generated(trained: Path) -> None:
     with endless(trained) as process:
         assert process.stdout is not None
         text = b""
@@ -177,7 +177,7 @@ def test_a_conversation_works_through_a_pipe(trained: Path, sampled: Sampled) ->
         assert words in said, (words, said)
 
 
-@pytest.mark.skipif(not hasattr(os, "openpty"), reason="no terminals here")
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="this system has no pseudo-terminals")
 def test_a_conversation_works_on_a_terminal(trained: Path, sampled: Sampled) -> None:
     ours, theirs = os.openpty()
     words = [sys.executable, "-m", "charrnn", "sample", "cv", "-gpuid", "-1", "-interactive", "-length", "30"]

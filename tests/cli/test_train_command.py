@@ -36,7 +36,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def train(folder: Path, *more: object) -> list[str]:
-    """The lines on stdout."""
+    """Run ``charrnn train`` in this process. Return the lines on stdout."""
     return run(folder, "train", "-data_dir", "data", *QUICK, *more).lines
 
 
@@ -75,7 +75,7 @@ def records(path: Path, *losses: float, report: Any = pytest.fail) -> MetricsFil
     [
         ([4.0, 3.0, 2.0], [(1, 4.0), (2, 3.0), (3, 2.0)]),  # the run continues before its last line
         ([4.0, 3.0, 2.0, 1.0, 0.5], [(1, 4.0), (2, 3.0), (3, 2.0), (4, 1.0)]),  # a line is lost
-        ([4.0, 3.5, 2.0], [(1, 4.0)]),  # the lines are another run's
+        ([4.0, 3.5, 2.0], [(1, 4.0)]),  # the lines belong to another run
         ([], []),
     ],
 )
@@ -92,7 +92,7 @@ def test_truncated_lines_and_lines_of_other_runs_and_later_iterations_are_droppe
     lines = read(path)
     assert [(line["iteration"], line["loss"]) for line in lines] == [*kept, (len(history) + 1, 1.5)]
     assert lines[-1]["grad_norm"] is None and lines[-1]["val_loss"] == 1.25
-    assert list(tmp_path.iterdir()) == [path], "no temporary file stays"
+    assert list(tmp_path.iterdir()) == [path], "no temporary file may be left"
 
 
 def test_a_full_disk_loses_metrics_but_does_not_stop_the_run(tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_warm_up_and_adams_betas_affect_the_run_and_are_kept_on_resume(tmp_path:
 
 def test_early_stopping_is_reported(tmp_path: Path) -> None:
     write_text(tmp_path / "data")
-    # a rate of 0 learns nothing: the second validation and the third are no better than the first
+    # nothing is learned at a rate of 0: the second and third validations are no better than the first
     lines = train(tmp_path, "-early_stop", 2, "-eval_val_every", 10, "-learning_rate", 0)
     assert any(line.startswith("stopped early, after 2 validations without a new best: 30 iter") for line in lines)
     bare = ("-early_stop", 2, "-train_frac", 1, "-val_frac", 0)
@@ -202,7 +202,7 @@ EVERY = 100
 
 
 def curves(train: list[float], val: list[float], dropout: float = 0.0) -> str:
-    """The advice given for losses that stay the same between validations."""
+    """Return the advice for these losses, with the training loss constant between validations."""
     losses = [loss for loss in train for _ in range(EVERY)]
     return advice(losses, {EVERY * (i + 1): loss for i, loss in enumerate(val)}, dropout)
 
@@ -238,7 +238,7 @@ def test_a_memorised_text_is_reported_as_overfitting(tmp_path: Path) -> None:
     output, notes = done.lines, done.errors
     (said,) = (line for line in output if line.startswith("overfitting"))
     assert re.fullmatch(r"overfitting since iteration \d+: try -dropout", said)
-    assert said in notes, "said as soon as it is seen"
+    assert said in notes, "reported as soon as it is detected"
 
 
 def three_texts(folder: Path) -> list[str]:
@@ -268,7 +268,7 @@ def test_several_files_train_like_the_same_text_in_one_file(tmp_path: Path, monk
     write_text(tmp_path / "data", "".join(three_texts(tmp_path / "parts")))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     train(tmp_path, "-max_epochs", 1)
-    # as a shell expands it; a pattern that it leaves alone; and a TOML list
+    # a pattern expanded by the shell, one that charrnn expands, and a TOML list
     expanded = sorted((tmp_path / "parts").glob("*.txt"))
     run(tmp_path, "train", "-input", *expanded, *QUICK, "-checkpoint_dir", "cv2", "-max_epochs", 0.5)
     run(tmp_path, "train", "-resume", "cv2", "-input", "parts/*.txt", "-max_epochs", 1)
@@ -310,7 +310,7 @@ def test_the_live_display_fits_the_terminal(tmp_path: Path, columns: int) -> Non
     drawn = [line for line in ESCAPE.sub("", output).replace("\r", "\n").split("\n") if "grad/param norm" in line]
     assert drawn and all(len(line) <= columns for line in drawn)
     last = ESCAPE.sub("", output[: output.index("to sample from it")]).replace("\r", "\n").split("\n")[-16:]
-    for figure in FIGURES:  # a name at the end of a line was separated from its value
+    for figure in FIGURES:  # fails if a line break separates a name from its value
         assert any(re.search(rf"{figure} \S", line) for line in last), (figure, last)
     assert "\x1b[3" not in output, "NO_COLOR was set"
     assert "to sample from it: charrnn sample cv/lm_lstm_epoch" in ESCAPE.sub("", output)

@@ -1,4 +1,4 @@
-"""Monte Carlo evaluation against loops of one time step at a time. Recorded values are in test_rhn.py."""
+"""Monte Carlo evaluation compared with loops over single time steps. Recorded values are in test_rhn.py."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def monte_carlo(*args: Any, **more: Any) -> Score:
 
 
 class Plain(nn.Module):
-    """A model without draw_masks, whose dropout is fresh at every call."""
+    """A model without draw_masks, which draws new dropout at every call."""
 
     def __init__(self, dropout: float) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Plain(nn.Module):
 
 
 class Scripted(nn.Module):
-    """A model with scripted masks: the probabilities that it gives token 0."""
+    """A model with scripted masks: each is the probability that the model gives token 0."""
 
     def __init__(self, script: Iterable[float]) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Scripted(nn.Module):
         return probabilities.log().expand(*x.shape, 2), (self.weight.reshape(1, 1),)
 
 
-MODELS = {"masks of its own": make_rhn, "fresh dropout": lambda: Plain(0.3)}
+MODELS = {"draws its own masks": make_rhn, "new dropout at every call": lambda: Plain(0.3)}
 
 
 @pytest.fixture(params=MODELS.values(), ids=MODELS.keys())
@@ -76,7 +76,7 @@ def model(request: pytest.FixtureRequest) -> nn.Module:
 
 @torch.no_grad()
 @pytest.mark.parametrize("own", [{}, {"share_masks": False}])
-def test_the_score_equals_a_loop_of_one_time_step_at_a_time(own: dict[str, Any]) -> None:
+def test_the_score_equals_a_loop_over_single_time_steps(own: dict[str, Any]) -> None:
     model, generator, samples = make_rhn(**own), seeded(), []
     for _ in range(3):
         masks = model.draw_masks(TOKENS[:1, None], generator)
@@ -98,7 +98,7 @@ def test_masks_do_not_depend_on_the_block_size() -> None:
     assert found == pytest.approx([found[0]] * 4, rel=1e-12)
 
 
-def test_without_dropout_the_score_is_the_plain_one() -> None:
+def test_without_dropout_the_score_equals_plain_evaluation() -> None:
     for model in (make_rhn(drop_x=0.0, drop_i=0.0, drop_h=0.0, drop_o=0.0), Plain(0.0)):
         assert monte_carlo(model, *pairs(TOKENS), 3, seeded(), block=16).loss == pytest.approx(
             stream_score(model, TOKENS).loss, rel=1e-12
@@ -133,7 +133,7 @@ def test_probabilities_are_averaged_not_losses() -> None:
     assert score.loss == pytest.approx(math.log(2), rel=1e-12)
 
 
-def test_averages_stay_away_from_zero_and_one() -> None:
+def test_averaged_probabilities_are_kept_away_from_zero_and_one() -> None:
     score = monte_carlo(Scripted([1 - 1e-14]), *pairs(torch.zeros(9, dtype=torch.int64)), 1, seeded())
     assert score.loss == pytest.approx(1e-10, rel=1e-5)
 

@@ -105,7 +105,7 @@ def on_a_terminal(folder: Path, *args: object, columns: int = 80, **env: str) ->
         while select.select([leader], [], [], 120)[0]:
             try:
                 chunk = os.read(leader, 65536)
-            except OSError:  # Linux reports in this way that the other end is closed
+            except OSError:  # on Linux, this error means that the other end is closed
                 break
             if not chunk:
                 break
@@ -166,4 +166,4 @@ SMALL: tuple[object, ...] = (
     0.01,
 )
 SMALL += ("-kernels", "torch")  # auto would choose the faster kernels, which vary from run to run
-QUICK = (*SMALL, "-print_every", 10**6, "-sample_length", 0)  # and prints little
+QUICK = (*SMALL, "-print_every", 10**6, "-sample_length", 0)  # SMALL, with little output

@@ -43,9 +43,9 @@ TEXTS: list[bytes] = [
     SONG.encode() * 5 + b"\xed\xa0\x80",  # a lone surrogate
     "\ud83d".encode("utf-8", "surrogatepass") * 100,
     SONG.encode() * 5 + b"\xff\xfe",
-    SONG.encode() * 5 + "é".encode()[:1],  # ends within a character
+    SONG.encode() * 5 + "é".encode()[:1],  # cut off inside a character
     SONG.strip().encode() * 3000,  # one giant line
-    b"\xc0\x80" * 100,  # overlong
+    b"\xc0\x80" * 100,  # overlong encoding of NUL
     b"\xf4\x90\x80\x80" * 100,  # beyond Unicode
     "".join(map(chr, range(0x100, 0x900))).encode(),
     "👩\u200d🚀\u0301\u202e\u0007\u001b[31m".encode() * 40,
@@ -78,7 +78,7 @@ def prepare(folder: Path) -> None:
 
 
 def attempt(number: int, folder: Path) -> Attempt:
-    """Break a file and run a command on it, in a folder made by ``prepare``. Raises Wrong."""
+    """Break a file and run a command on it, in a folder made by ``prepare``. Raises Wrong if the command misbehaves."""
     chance = random.Random(number)
     kind = chance.choice(list(KINDS))
     with contextlib.chdir(folder):
@@ -98,7 +98,7 @@ def attempt(number: int, folder: Path) -> Attempt:
 
 
 def judge(found: Attempt) -> str:
-    """Return what is wrong with the way a command ended, or an empty string."""
+    """Return how a command misbehaved, or an empty string."""
     lines = found.err.splitlines()
     if "Traceback" in found.err:
         return "a traceback"
@@ -165,7 +165,7 @@ def broken(data: bytes, chance: random.Random) -> bytes:
 
 
 def altered(value: Any, chance: random.Random) -> Any:
-    """Return plain content with one part replaced, removed or added."""
+    """Return the content of a file with one part replaced, removed or added."""
     if isinstance(value, dict) and value and chance.random() < 0.9:
         key = chance.choice(list(value))
         match chance.randrange(12):

@@ -19,7 +19,7 @@ from charrnn.files import UNFINISHED
 from tests.helpers.command import SMALL, SONG, write_text
 from tests.helpers.runs import same_run
 
-# a server with torch already loaded quickly forks a real process for each run
+# a server that has torch loaded forks a real process for each run, which is fast
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     ["tests.helpers.kills", "charrnn.training.run", "charrnn.cli.train", "charrnn.cli.display", "torch._dynamo"]
@@ -61,7 +61,7 @@ def start(folder: Path, *args: object, slow: float = 0.0, prepare: Callable[[], 
     """Start a process that runs ``charrnn ARGS`` in ``folder``."""
     (folder / "log.txt").unlink(missing_ok=True)
     process = SERVER.Process(target=work, args=([str(arg) for arg in args], str(folder), slow, prepare))
-    process.daemon = True  # a failing test leaves no process behind
+    process.daemon = True  # so that a failing test leaves no process behind
     process.start()
     return process
 
@@ -74,12 +74,12 @@ def output(folder: Path) -> str:
 
 
 def wait_until(happened: Callable[[], bool], process: BaseProcess) -> bool:
-    """Wait. Return whether the condition held before the process ended."""
+    """Wait until the condition holds or the process ends. Return whether it held."""
     end = time.monotonic() + TIMEOUT
     while not happened():
         if not process.is_alive():
             return happened()
-        assert time.monotonic() < end, "it never happened"
+        assert time.monotonic() < end, "the condition never held"
         time.sleep(0.001)
     return True
 
@@ -96,7 +96,7 @@ def unfinished(folder: Path) -> list[Path]:
 def finish(process: BaseProcess) -> int:
     """Wait for the process to end. Return its exit code, negative for a signal."""
     process.join(TIMEOUT)
-    assert process.exitcode is not None, "it does not end"
+    assert process.exitcode is not None, "the process does not end"
     return process.exitcode
 
 
@@ -106,11 +106,11 @@ class Kills:
 
     kills: int = 0
     inside: int = 0  # kills during a save
-    iterations: list[int] = field(default_factory=list)  # where each resumed run continued
+    iterations: list[int] = field(default_factory=list)  # the iteration at which each resumed run continued
 
 
 def newest(folder: Path) -> Checkpoint:
-    """Return the checkpoint that -resume would use; load all others to prove that they are whole."""
+    """Return the checkpoint that -resume would use; also load all others to check that they are whole."""
     for path in folder.glob("*.pt"):
         Checkpoint.load(path)
     return Checkpoint.load(find_newest(folder))
@@ -145,7 +145,7 @@ def survive(folder: Path, kills: int, seed: int) -> Kills:
         if list((parts / "cv").glob("*.pt")):
             result.iterations.append(newest(parts / "cv").training["iteration"])
     assert finish(process if result.kills < kills else start(parts, *start_or_resume(parts))) == 0, output(parts)
-    assert not unfinished(parts / "cv"), "the leftovers of killed processes are removed"
+    assert not unfinished(parts / "cv"), "leftovers of killed processes must be removed"
     same_run(last_of(whole / "cv"), last_of(parts / "cv"))
     return result
 

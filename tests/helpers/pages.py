@@ -4,14 +4,14 @@ In a page, a fenced block marked ``sh`` holds commands, and one marked ``text`` 
 invisible to readers, control the test.
 
 ``<!-- run -->`` before an ``sh`` block: the block is a step of a walk-through. The steps of a page run in order, in one
-folder that is empty at first. ``<!-- run: exit 1 -->``: the step ends with that exit code.
+initially empty folder. ``<!-- run: exit 1 -->``: the step ends with that exit code.
 
 ``<!-- output -->`` before a ``text`` block: the output of the previous step, stdout and stderr as on a terminal. A
 line ``...`` stands for any lines, and ``...`` inside a line for any part of it. ``<!-- output: about -->``: numbers
-may differ, as they do on other processors.
+may differ, since they depend on the processor.
 
-A block in another language whose first line is a comment that holds only a path (``# models/mine.py``) is that file,
-for the steps after it.
+A block in another language may begin with a comment that holds only a path (``# models/mine.py``). The block is written
+to that path for the steps after it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ OWN_FILE = re.compile(r"# ([\w./-]+\.\w+)\n")
 NUMBER = re.compile(r"\d[\d,:]*(\.\d+)?(e[+-]\d+)?")
 SEPARATORS = frozenset("();<>|&")
 LOOP = re.compile(r"for (\w+) in (\S+).*?; do")
-# commands that may precede ours, and keywords of the shell
+# commands that may precede charrnn, and shell keywords
 BEFORE = re.compile(r"nohup|time|nice|exec|do|then|-n|\d+|\w+=.*|python3?|-m")
 
 
@@ -54,7 +54,7 @@ class Block:
     """A fenced block."""
 
     page: Path
-    line: int  # of its first line, from 1
+    line: int  # number of its first line, from 1
     language: str
     text: str
     mark: str  # the comment before it, or ''
@@ -111,7 +111,7 @@ def links(page: Path) -> Iterator[str]:
 
 
 def commands(shell: str) -> Iterator[list[str]]:
-    """Yield the words of each ``charrnn`` command in lines for a shell, without what precedes and follows it."""
+    """Yield the words of each ``charrnn`` command in shell lines, without the shell syntax around it."""
     shell = re.sub(r"\\\n", " ", shell)
     first = dict(LOOP.findall(shell))
     shell = re.sub(r"\$\{?(\w+)\}?", lambda match: first.get(match[1], match[0]), shell)
@@ -213,9 +213,9 @@ def walk(page: Path, folder: Path) -> int:
             steps += 1
             assert done.returncode == code, f"{block.where}: exit code {done.returncode}, not {code}\n{printed}"
         elif block.mark in ("output", "output: about"):
-            assert steps, f"{block.where}: an output before anything was run"
+            assert steps, f"{block.where}: output before any command was run"
             same = is_output(block.text, printed, about=block.mark == "output: about")
-            assert same, f"{block.where}: what was printed is\n{printed}"
+            assert same, f"{block.where}: the command printed\n{printed}"
     return steps
 
 

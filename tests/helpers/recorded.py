@@ -76,6 +76,6 @@ def pairs(tokens: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def stream_score(model: nn.Module, tokens: Tensor, **block: int) -> Score:
-    """Score a stream of token ids, int64 (N,), predicting each but the first from all before it."""
+    """Score a stream of token ids, int64 (N,), predicting each one after the first from all those before it."""
     with evaluating(model):
         return Score.of(losses(model, *pairs(tokens), **block))

@@ -1,4 +1,4 @@
-"""Make a process respect file permissions, whoever runs the tests."""
+"""Make a process respect file permissions, even if root runs the tests."""
 
 from __future__ import annotations
 

@@ -268,11 +268,11 @@ def test_dropout_acts_only_in_training() -> None:
     assert_equal(model(x, state)[0], torch.from_numpy(naive(model, x, state)[0]))
 
 
-# The start
+# Parameters and initial weights
 
 
 @pytest.mark.parametrize(("n_layers", "tied", "count"), [(2, True, 412_993), (6, True, 941_377), (2, False, 545_089)])
-def test_the_numbers_of_parameters_are_those_of_the_original(n_layers: int, tied: bool, count: int) -> None:
+def test_parameter_counts_equal_the_originals(n_layers: int, tied: bool, count: int) -> None:
     """Counts of grid-lstm for 2 and 6 tied layers of 128 units. If not tied, each layer adds a depth LSTM of 8 * 128 *
     129 parameters."""
     model = registry.find("grid_lstm").create(65, 128, n_layers, 0.0, tie_weights=tied)

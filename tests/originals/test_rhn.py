@@ -35,12 +35,12 @@ rhn = registry.find("rhn").module
 
 # arrays that are not compared, with the reason
 LEFT_OUT = {
-    "fwd/*/global_norm_original": "the norm that the program clips by counts the embedding's gradient before repeated "
-    "tokens are summed, an accident of the TensorFlow of its time; we clip by the plain norm, global_norm_dense",
+    "fwd/*/global_norm_original": "the program clips by a norm taken before the gradients of repeated tokens in the "
+    "embedding are summed, a quirk of its TensorFlow version; we clip by the plain norm, global_norm_dense",
     "train/*_clip10/global_norm": "that same norm; clipping at 10 never acts, and the rest of these runs is compared",
     "train/*_clip0.5/*": "clipped by that same norm; clip0.5_dense is the same run with the plain norm",
     "fwd/*/embedding_slices_*": "the unsummed parts of grad/model/embedding, which is compared",
-    "*noise_seed": "for numpy's legacy generator; the masks drawn from it are fed as recorded",
+    "*noise_seed": "a seed for numpy's legacy generator; the masks drawn with it are recorded and used instead",
     "iter?/*": "minibatches, compared in test_text.py",
     "reader_enwik8/*": "splits of a file, compared in test_text.py",
     "reader_text8/*": "splits of a file, compared in test_text.py",
@@ -265,7 +265,7 @@ def check_learning_rates(recording: Recording) -> None:
 
 
 def check_masks(recording: Recording, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the recorded uniform numbers instead of torch's, the masks must equal the recorded masks."""
+    """Check that the recorded uniform numbers, used in place of torch's, give the recorded masks."""
     x = recording.tensor("noise_example/x").T.long()
     T, B = x.shape
     _, _, in_size, n_layers = recording.arrays["noise_example/noise_i"].shape
@@ -274,7 +274,7 @@ def check_masks(recording: Recording, monkeypatch: pytest.MonkeyPatch) -> None:
         zip(("drop_x", "drop_i", "drop_h", "drop_o"), recording.given("noise_example/drop").tolist(), strict=True)
     )
     model = registry.find("rhn").create(int(x.max()) + 1, rnn_size, n_layers, 0.0, **drops)
-    model.in_sizes = [in_size] * n_layers  # no whole model has the recorded sizes
+    model.in_sizes = [in_size] * n_layers  # the recorded sizes do not fit together in one model
     names = ("noise_x", "noise_i", "noise_h", "noise_o")
     masks: dict[str, list[Tensor]] = {name: [] for name in names}
     before = []
@@ -511,8 +511,8 @@ SHAPES = {
     "one step": (1, 3, 4, 6, 3),
     "one row": (5, 1, 4, 6, 3),
     "depth one": (5, 3, 6, 4, 1),
-    "one of each": (1, 1, 1, 1, 1),
-    "rows in parts": (30, 77, 4, 6, 2),
+    "one of everything": (1, 1, 1, 1, 1),
+    "rows split into blocks": (30, 77, 4, 6, 2),
 }
 
 
@@ -530,7 +530,7 @@ def test_kernel_equals_the_loop(
     expected_gradients = torch.autograd.grad(expected, inputs, upstream)
     actual = highway.scan(*inputs, n=n)
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
-    for _ in range(2):  # a second pass through a retained graph must give the same
+    for _ in range(2):  # a second pass through a retained graph must give the same gradients
         gradients = torch.autograd.grad(actual, inputs, upstream, retain_graph=True)
         for ours, theirs in zip(gradients, expected_gradients, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
@@ -569,7 +569,7 @@ def test_each_token_of_a_row_has_the_mask_of_its_first_occurrence() -> None:
         first: dict[int, float] = {}
         for step in range(30):
             assert tied[step, row] == first.setdefault(int(x[step, row]), float(mask[step, row]))
-    assert len(tied.unique()) == sum(len(x[:, row].unique()) for row in range(4)), "rows share nothing"
+    assert len(tied.unique()) == sum(len(x[:, row].unique()) for row in range(4)), "rows must have independent masks"
 
 
 def test_masks_have_the_right_rates_and_shapes() -> None:
@@ -593,7 +593,7 @@ def test_masks_have_the_right_rates_and_shapes() -> None:
             assert not torch.equal(masks.h[0][0], masks.h[0][1])
 
 
-def test_the_own_rates_default_to_dropout() -> None:
+def test_the_models_own_rates_default_to_dropout() -> None:
     model = registry.find("rhn").create(5, 4, 1, 0.25, drop_h=0.5, drop_o=0.0)
     assert model.drops == (0.25, 0.25, 0.5, 0.0)
 

@@ -1,4 +1,4 @@
-"""The copied passages are found, exactly as by a search that tries every place."""
+"""Copied passages are found exactly as by a search that tries every position."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def folder_with(folder: Path, **files: str) -> Path:
     return folder
 
 
-def test_splits_equal_those_of_training_and_know_their_places(tmp_path: Path) -> None:
+def test_splits_equal_those_of_training_and_give_the_position_of_each_token(tmp_path: Path) -> None:
     whole = "".join(map(chr, range(0x4E00, 0x4E00 + 1000)))  # all characters differ
     text = open_text(folder_with(tmp_path, input=whole), report=silent)
     splits = text.split(3, 10, 0.8, 0.1)
@@ -205,7 +205,7 @@ def figures(**shares: float) -> Figures:
         (figures(n4=1, n5=0.9, n6=0.08), figures(n4=0.9, n5=0.2, n6=0.01), 6, "partly copied"),
         (figures(n4=1, n5=0.9, n6=0.52), figures(n4=0.9, n5=0.2, n6=0.01), 6, "copied"),
         (figures(n4=1, n5=0.9, n6=0.5), figures(n4=0.9, n5=0.009, n6=0.0), 5, "copied"),
-        # of a repetitive author: any share that held-out text also has is normal
+        # a repetitive author: any share that is as high in held-out text is normal
         (figures(n4=1, n5=0.8), figures(n4=0.9, n5=0.8), 5, "own"),
         (figures(n4=1, n5=0.9), figures(n4=0.9, n5=0.8), 5, "partly copied"),
         (figures(n4=1, n5=0.9), None, 5, "copied"),

@@ -1,4 +1,4 @@
-"""Loss curves: the values read from files, and their pictures and text."""
+"""Loss curves: reading their values from files, and drawing them as pictures and text."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def said(folder: Path) -> str:
-    """Return the output of the process. Fail if it is a traceback."""
+    """Return the output of the process. Fail if it contains a traceback."""
     text = output(folder)
     assert "Traceback" not in text, text
     return text
@@ -56,7 +56,7 @@ def test_a_run_killed_ten_times_ends_as_if_undisturbed(tmp_path: Path) -> None:
     while kills < 10:
         result = survive(tmp_path / str(kills), 10 - kills, seed=kills)
         kills, inside = kills + result.kills, inside + result.inside
-        assert result.iterations == sorted(result.iterations), "no kill takes the run back before its last save"
+        assert result.iterations == sorted(result.iterations), "no kill may lose an earlier save"
     assert inside >= 2, "some of the kills hit a save"
 
 
@@ -105,7 +105,7 @@ def test_a_run_under_nohup_survives_a_hangup(folder: Path) -> None:
     process = start(folder, *LONG, prepare=ignore_hangups)
     assert wait_for_iteration(process, folder)
     os.kill(process.pid or 0, signal.SIGHUP)
-    assert wait_for_iteration(process, folder, output(folder).count("train_loss") + 50), "it continues"
+    assert wait_for_iteration(process, folder, output(folder).count("train_loss") + 50), "the run must continue"
     os.kill(process.pid or 0, signal.SIGTERM)
     assert finish(process) == 128 + signal.SIGTERM
 
@@ -145,7 +145,7 @@ def test_an_interrupt_during_startup_prints_nothing(folder: Path) -> None:
         with subprocess.Popen(words, cwd=folder, env=environment(), stdout=-1, stderr=-1) as process:
             while not catches(process.pid, signal.SIGINT):  # until Python has started
                 time.sleep(0.001)
-            while catches(process.pid, signal.SIGINT):  # and charrnn has taken over
+            while catches(process.pid, signal.SIGINT):  # and until charrnn has replaced its handler
                 time.sleep(0.001)
             time.sleep(seconds)
             process.send_signal(signal.SIGINT)
@@ -177,7 +177,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint_whole(folder: Path) -> None:
     assert finish(start(folder, *longer, prepare=partial(limit_files, 30_000))) == 1
     assert "training continues" in said(folder)
     assert last_of_all(folder).read_bytes() == before
-    assert finish(start(folder, *longer)) == 0, "with room again, the run continues"
+    assert finish(start(folder, *longer)) == 0, "once there is room, the run continues"
 
 
 @pytest.mark.parametrize("size", [0, 100, 3000])
@@ -197,7 +197,7 @@ def small_disk(tmp_path: Path) -> Path:
     place.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", place], capture_output=True)
     if mounted.returncode:
-        pytest.skip("only the system's administrator can make a small disk")
+        pytest.skip("only root can mount a small disk")
     yield place
     subprocess.run(["umount", place], check=True)
 
@@ -220,7 +220,7 @@ def test_only_the_leftovers_of_killed_processes_are_removed(tmp_path: Path) -> N
     dead.write_text("left behind")
     with replacing(tmp_path / "two.pt") as under_way, replacing(tmp_path / "one.pt") as file:
         assert not dead.exists()
-        assert len(unfinished(tmp_path)) == 2, "the file of a live writer stays"
+        assert len(unfinished(tmp_path)) == 2, "the file of a running writer must stay"
         under_way.write(b"two")
         file.write(b"one")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
@@ -256,7 +256,7 @@ def test_a_run_does_not_resume_with_a_changed_or_missing_text(folder: Path, faul
     if fault in ("changed", "shrunk", "empty", "not UTF-8"):
         text.write_bytes(content)
         assert finish(start(folder, "train", "-resume", "cv", "-max_epochs", 1.1)) == 0, (
-            "with the text restored, it resumes"
+            "once the text is restored, the run resumes"
         )
 
 
@@ -282,10 +282,10 @@ def test_an_unwritable_checkpoint_folder_is_refused_at_once(folder: Path) -> Non
     (folder / "cv").chmod(0o555)
     assert finish(start(folder, *STEADY, prepare=give_up_rights)) == 1
     assert "cannot save to cv: Permission denied; name another -checkpoint_dir" in said(folder)
-    assert "train_loss" not in output(folder), "it is noticed at once, not after the first epoch"
+    assert "train_loss" not in output(folder), "the error must come at once, not after the first epoch"
 
 
-def test_the_cache_of_an_unwritable_data_folder_is_elsewhere(folder: Path) -> None:
+def test_the_cache_of_an_unwritable_data_folder_is_kept_elsewhere(folder: Path) -> None:
     (folder / "data").chmod(0o555)
     (folder / "home").mkdir()
     place = partial(cache_in, str(folder / "home"))

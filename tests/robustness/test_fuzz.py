@@ -28,7 +28,7 @@ def test_broken_files_lead_to_clean_results_or_clean_errors(tmp_path: Path, monk
     assert codes[True] > ATTEMPTS // 10 and codes[False] > ATTEMPTS // 4, codes
 
 
-def test_a_reader_that_lets_errors_through_is_detected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reader_that_raises_unexpected_errors_is_detected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fuzz.prepare(tmp_path / "fuzz")
 
     def careless(path: Path) -> object:

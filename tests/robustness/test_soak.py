@@ -21,7 +21,7 @@ from tests.helpers.kills import survive
 
 pytestmark = pytest.mark.soak
 
-KILLS_PER_RUN = 20  # so few that a run still reaches its end
+KILLS_PER_RUN = 20  # few enough for a run to finish
 
 
 def test_runs_survive_many_kills(tmp_path: Path, pytestconfig: pytest.Config) -> None:
@@ -38,7 +38,7 @@ def test_runs_survive_many_kills(tmp_path: Path, pytestconfig: pytest.Config) ->
 def test_commands_survive_many_broken_files(
     tmp_path: Path, pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Commands on broken and hostile files either work or end in one clean error message."""
+    """Commands on broken and hostile files either succeed or end with a single clean error message."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     first, attempts = pytestconfig.getoption("--first"), pytestconfig.getoption("--attempts")
     worked: Counter[str] = Counter()

@@ -44,7 +44,7 @@ def test_text_appears_at_once_but_without_a_write_for_each_character(monkeypatch
     ("stop", "expected"),
     [("", "pa\n\n----\npb\n\n"), ("\n", "pa\n----\npb\n"), ("c", "pa\n\n----\npb\n\n")],
 )
-def test_a_newline_follows_a_text_unless_it_ended_the_text(stop: str, expected: str) -> None:
+def test_a_newline_follows_a_text_unless_the_text_stopped_at_one(stop: str, expected: str) -> None:
     file = BytesIO()
     written = [Written(1, "b", math.nan), Written(0, "a", math.nan), Written(1, "\n", math.nan), Written(0, "\n", 0.0)]
     write_plain(Stream(file), "p", 2, written, stop)

@@ -185,7 +185,7 @@ def test_a_saved_state_is_converted_to_the_dtype_of_the_models_state(splits: dic
 
 
 def test_adam_follows_its_paper() -> None:
-    """Kingma and Ba, arXiv 1412.6980, algorithm 1, with other betas than the paper's."""
+    """Kingma and Ba, arXiv 1412.6980, algorithm 1, with betas other than the paper's."""
     gradients = [0.5, -2.0, 0.25, 1.0]
     p = nn.Parameter(torch.tensor([1.0], dtype=torch.float64))
     optimizer = make_optimizer([p], with_options(optimizer="adam", learning_rate=0.1, beta1=0.6, beta2=0.7))

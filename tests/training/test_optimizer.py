@@ -1,4 +1,4 @@
-"""The values kept per weight are those that torch's optimizer keeps, and a copy of them does not change."""
+"""The number of values kept per weight matches torch's optimizer, and a saved copy of the state does not change."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_every_value_of_the_setting_has_a_rule() -> None:
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_the_values_per_weight_of_a_rule_are_those_after_a_step(name: str) -> None:
+def test_each_rule_states_how_many_values_it_keeps_per_weight(name: str) -> None:
     weight, optimizer = after_a_step(name)
     kept = [value for value in optimizer.state[weight].values() if value.dim()]
     assert len(kept) == RULES[name].values_per_weight

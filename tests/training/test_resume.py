@@ -70,7 +70,7 @@ def test_early_stopping_ends_at_the_same_iteration_and_can_be_switched_off(tmp_p
     assert resumed.training.iteration == whole.training.iteration
     same_run(tmp_path / "whole/lm_lstm_last.pt", tmp_path / "parts/lm_lstm_last.pt")
     again = train(tmp_path / "parts", {}, tmp_path / "parts")
-    assert again.training.iteration == whole.training.iteration, "it stays ended"
+    assert again.training.iteration == whole.training.iteration, "the stopped run stays stopped"
     settings = configure({"early_stop": 0, "checkpoint_dir": str(tmp_path / "parts")}, resume=str(tmp_path / "parts"))
     lifted = new_run(settings)
     assert sum(1 for _ in lifted.records()) == whole.training.iterations - whole.training.iteration
@@ -119,7 +119,7 @@ def test_another_text_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("keep", [1, 2, 3])
 def test_keep_deletes_all_but_the_newest_and_the_best(tmp_path: Path, keep: int) -> None:
     flags = FLAGS | data(tmp_path / "data", "fractions") | {"keep": keep, "eval_val_every": 3, "max_epochs": 2}
-    # with a learning rate so high that the loss rises and falls
+    # a learning rate so high that the loss rises and falls
     flags |= {"learning_rate": 0.3, "lr_schedule": "constant"}
     other = tmp_path / "cv" / "lm_lstm_epoch0.10_9.0000.pt"
     other.parent.mkdir()
@@ -134,7 +134,7 @@ def test_keep_deletes_all_but_the_newest_and_the_best(tmp_path: Path, keep: int)
     found = {path.name for path in (tmp_path / "cv").glob("lm_*_epoch*.pt")}
     assert found == {other.name, names[best], *names[-keep:]}
     assert run.folder.kept == [(names[i], losses[i]) for i in sorted({best, *range(len(losses) - keep, len(losses))})]
-    assert run.finish().val_loss == losses[best], "all its digits"
+    assert run.finish().val_loss == losses[best], "all digits of the loss are kept"
 
 
 def test_a_save_is_due_after_the_given_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,7 +54,7 @@ def five_cores() -> Iterator[None]:
 
 
 class Timing:
-    """Replace the measured time, so that one candidate is fastest. Records what was timed, in order."""
+    """Replaces the measured times so that one candidate is fastest. Records what was timed, in order."""
 
     def __init__(self) -> None:
         self.timed: list[tuple[str, int]] = []
