@@ -1,12 +1,13 @@
-"""Write the checkpoints of one version of charrnn, with the results of using them: python make.py CHARRNN FOLDER.
+"""Write the checkpoints of one commit, with the results of using them: python tests/checkpoints/old/make.py COMMIT.
 
-CHARRNN is the command of that version, FOLDER the folder to write its checkpoints to. Only commands are used, so that
-any version will do.
+The commit's files are taken from git's history and run by this Python, with the packages that are installed for it.
+Only commands are used, so that any commit will do whose command runs.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,22 +15,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+OLD = Path(__file__).resolve().parent
 SONG = "The quick brown fox jumps over the lazy dog, and the dog sleeps on.\n"
 TEXTS = {"input.txt": SONG * 20, "train.txt": SONG * 15, "val.txt": SONG * 3 + "The lazy dog sings.\n"}
 SMALL = ["-gpuid", "-1", "-rnn_size", "4", "-num_layers", "1", "-batch_size", "2", "-seq_length", "8"]
-SMALL += [
-    "-threads",
-    "1",
-    "-kernels",
-    "torch",
-    "-precision",
-    "float64",
-    "-sample_length",
-    "0",
-    "-eval_val_every",
-    "300",
-]
+SMALL += ["-threads", "1", "-precision", "float64", "-sample_length", "0", "-eval_val_every", "300"]
 SMALL += ["-learning_rate", "0.02"]
+# for every version that has the flag; earlier ones have no other kernels
+KERNELS = ["-kernels", "torch"]
 ADAM = ["-optimizer", "adam", "-dropout", "0.1"]
 PLATEAU = ["-optimizer", "sgd", "-lr_schedule", "plateau", "-learning_rate", "0.1"]
 PLATEAU += ["-plateau_patience", "1", "-eval_val_every", "30"]
@@ -56,33 +49,58 @@ def write_text(folder: Path, names: list[str]) -> None:
         (folder / name).write_text(TEXTS[name], encoding="utf-8", newline="")
 
 
-def make(charrnn: str, name: str, target: Path) -> dict[str, Any]:
-    """Train, keep the last checkpoint, resume for ten iterations and sample. Return the losses and the text."""
+def make(tree: Path, name: str, target: Path) -> dict[str, Any] | None:
+    """Train, keep the last checkpoint, resume for ten iterations and sample, with the charrnn in ``tree``.
+
+    Return the losses and the text; None if this version does not have the run's flags yet.
+    """
     names, flags = RUNS[name]
     with TemporaryDirectory() as home:
         folder = Path(home)
         write_text(folder / "data", names)
+        env = os.environ | {"PYTHONPATH": str(tree), "XDG_CACHE_HOME": str(folder / "cache")}
 
         def run(*words: object) -> str:
-            command = [charrnn, *map(str, words)]
-            return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
+            command = [sys.executable, "-m", "charrnn", *map(str, words)]
+            return subprocess.run(command, cwd=folder, env=env, check=True, capture_output=True, text=True).stdout
 
-        run("train", "-data_dir", "data", *SMALL, *flags, "-savefile", name, "-max_epochs", 9.2)
+        known = run("train", *flags[:2], "-h").split()
+        if not all(flag in known for flag in flags[::2]):
+            return None
+        kernels = KERNELS if KERNELS[0] in known else []
+        run("train", "-data_dir", "data", *SMALL, *kernels, *flags, "-savefile", name, "-max_epochs", 9.2)
         saved = max((folder / "cv").glob("*.pt"), key=lambda path: path.stat().st_mtime_ns)
         shutil.copy(saved, target / f"{name}.pt")
         text = run("sample", saved, "-gpuid", -1, "-verbose", 0, "-sample", 0, "-length", 60, "-primetext", "The ")
-        metrics = folder / "cv" / f"lm_{name}_metrics.jsonl"
-        done = len(metrics.read_text().splitlines())
-        run("train", "-resume", saved, "-max_epochs", 10)
-        records = [json.loads(line) for line in metrics.read_text().splitlines()]
+        losses = resumed(folder, name, saved, run)
         if name == "rhn":
             for file in ("vocab.json", "input.npy"):
                 shutil.copy(folder / "data" / file, target)
-    return {"losses": [record["loss"] for record in records[done : done + 10]], "text": text}
+    return {"losses": losses, "text": text}
+
+
+def resumed(folder: Path, name: str, saved: Path, run: Any) -> list[float]:
+    """Resume a run, and return the losses of its next ten iterations, read from the checkpoint at its end."""
+    import torch
+
+    begun = torch.load(saved, weights_only=True)["training"]["iteration"]
+    run("train", "-resume", saved, "-max_epochs", 10)
+    end = max((folder / "cv").glob(f"lm_{name}*.pt"), key=lambda path: path.stat().st_mtime_ns)
+    losses: list[float] = torch.load(end, weights_only=True)["training"]["losses"].tolist()
+    return losses[begun : begun + 10]
+
+
+def main(commit: str) -> None:
+    """Write the folder of one commit."""
+    target = OLD / commit
+    target.mkdir()
+    with TemporaryDirectory() as tree:
+        files = subprocess.run(["git", "archive", commit], cwd=OLD.parents[2], check=True, capture_output=True).stdout
+        subprocess.run(["tar", "x", "-C", tree], input=files, check=True)
+        made = {name: make(Path(tree), name, target) for name in RUNS}
+    recorded = {name: results for name, results in made.items() if results}
+    (target / "recorded.json").write_text(json.dumps(recorded, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    target = Path(sys.argv[2])
-    target.mkdir(parents=True)
-    recorded = {name: make(sys.argv[1], name, target) for name in RUNS}
-    (target / "recorded.json").write_text(json.dumps(recorded, indent=1) + "\n")
+    main(sys.argv[1])
