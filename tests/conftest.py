@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from hypothesis.configuration import set_hypothesis_home_dir
 
 REFERENCE = Path(__file__).parent / "originals"
 CHECKPOINTS = Path(__file__).parent / "checkpoints" / "t7"
+CI = bool(os.environ.get("CI"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -27,16 +29,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--attempts", metavar="N", type=int, default=10_000, help="how many damaged files test_soak tries [10000]"
     )
     parser.addoption(
-        "--first", metavar="NUMBER", type=int, default=0, help="number of the first damaged file in test_soak [0]"
+        "--first",
+        metavar="NUMBER",
+        type=int,
+        # in the environment, so that pytest-xdist's workers have the same
+        default=int(os.environ.setdefault("CHARRNN_FIRST", str(random.randrange(10**9) if CI else 0))),
+        help="number of the first damaged file in test_fuzz and test_soak [0; random if the variable CI is set]",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     folder = config.cache.mkdir("charrnn")  # in .pytest_cache
     set_hypothesis_home_dir(folder / "hypothesis")
-    # no deadline: the first optimizer or compiled kernel of a process takes seconds
-    settings.register_profile("charrnn", deadline=None)
-    settings.load_profile("charrnn")
+    # no deadline: the first optimizer or compiled kernel of a process takes seconds; derandomize: Hypothesis' own profile
+    # for CI sets it, and would try the same examples in every run
+    new = {"deadline": None, "derandomize": False, "print_blob": True}
+    settings.register_profile("charrnn", max_examples=100, **new)
+    settings.register_profile("charrnn-ci", max_examples=500, **new)
+    settings.load_profile("charrnn-ci" if CI else "charrnn")
     # all tests share compiled kernels and fonts, which are kept for the next run
     os.environ.setdefault("NUMBA_CACHE_DIR", str(folder / "kernels"))
     os.environ.setdefault("MPLCONFIGDIR", str(folder / "matplotlib"))
@@ -47,6 +57,15 @@ def pytest_configure(config: pytest.Config) -> None:
     for number in (signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"Hypothesis: {settings().max_examples} examples; damaged files: --first {config.getoption('--first')}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if config.get_verbosity() < 0:  # pytest -q, the default here, shows no header
+        terminalreporter.write_line(pytest_report_header(config))
 
 
 @pytest.fixture(scope="session", autouse=True)

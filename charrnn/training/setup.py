@@ -28,6 +28,9 @@ from charrnn.training import memory, metrics
 from charrnn.training.loop import Training
 from charrnn.training.tuning import tune
 
+# the settings that decide which model's flags there are
+DECISIVE = {"init_from", "model"}
+
 
 def configure(flags: Mapping[str, Any], config: str | None = None, resume: str | None = None) -> Configuration:
     """Load the files that the flags name, and resolve every setting. Ignores flags that are None. Raises UserError."""
@@ -42,13 +45,13 @@ def load(flags: Mapping[str, Any], config: str | None, resume: str | None) -> So
     """
     file = recipes.read_toml(recipes.find(config)) if config else {}
     check_exclusive(flags, file, resume)
-    chosen = {**file, **flags}
+    known = training_options()
+    chosen = {name: known[name].convert(value) for name, value in {**file, **flags}.items() if name in DECISIVE}
     start = Checkpoint.load(chosen["init_from"]) if chosen.get("init_from") else None
     newest = find_newest(Path(resume)) if resume else None
     resumed = Checkpoint.load(newest) if newest else None
     saved = start or resumed
-    name = saved.options.model if saved else chosen.get("model", TrainingOptions.model)
-    model = registry.find(training_options()["model"].convert(name))
+    model = registry.find(saved.options.model if saved else chosen.get("model", TrainingOptions.model))
     return Sources(file, config, model, start, resumed, str(newest) if newest else None)
 
 

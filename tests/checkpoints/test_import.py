@@ -446,7 +446,7 @@ mutations = st.lists(
 )
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=mutations, keep=st.floats(0.05, 1), cut=st.booleans())
 def test_a_damaged_file_is_refused_or_gives_a_complete_checkpoint(
     changes: list[tuple[int, bytes]], keep: float, cut: bool, tmp_path: Path
@@ -466,7 +466,7 @@ def test_a_damaged_file_is_refused_or_gives_a_complete_checkpoint(
     assert again.vocabulary == checkpoint.vocabulary
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=settings().max_examples // 4, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=mutations.filter(bool))
 def test_a_damaged_original_is_refused_or_gives_a_complete_checkpoint(
     changes: list[tuple[int, bytes]], tmp_path: Path, original: bytes

@@ -189,6 +189,13 @@ def test_a_config_file_applies_where_no_flag_is_given(tmp_path: Path) -> None:
     assert "rnn_sise (did you mean rnn_size?)" in one_line(run(tmp_path, "train", "-config", "mine.toml", code=1))
 
 
+@pytest.mark.parametrize("name", ["init_from", "model"])
+def test_a_settings_file_that_names_a_file_by_a_number_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
+    (tmp_path / "mine.toml").write_text(f"{name} = 3\n")
+    message = one_line(run(tmp_path, "train", "-config", "mine.toml", code=1))
+    assert f"-{name} 3: must be " in message
+
+
 def test_init_from_copies_weights_and_sizes(trained: Path, tmp_path: Path) -> None:
     write_text(tmp_path / "data")
     start = ("-init_from", checkpoints(trained)[-1], "-data_dir", "data", "-gpuid", -1, "-batch_size", 4)

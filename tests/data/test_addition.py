@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -438,7 +438,6 @@ def test_the_first_line_sets_the_width_of_all_lines() -> None:
         problems.read("empty.txt", np.zeros(0, np.uint8), VOCABULARY)
 
 
-@settings(max_examples=300, deadline=None)
 @given(st.integers(0, 2**32), st.integers(1, 4))
 def test_a_changed_character_is_detected_anywhere(seed: int, digits: int) -> None:
     draw = random.Random(seed)

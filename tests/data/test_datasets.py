@@ -17,7 +17,7 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from charrnn.data.datasets import catalogue as datasets
@@ -80,7 +80,6 @@ def test_the_corrections_are_in_order_and_each_changes_something() -> None:
     assert all(drop or put for _, drop, put in corrections)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 5), st.text("xyz", max_size=4))))
 def test_corrections_equal_edits_applied_from_last_to_first(edits: list[tuple[int, int, str]]) -> None:
     """Draws edits with offsets both in the source and in the corrected text, and applies them from last to first."""

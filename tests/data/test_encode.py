@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory, TemporaryFile
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from charrnn.data import encode
@@ -42,7 +42,6 @@ def read(path: Path, encoding: str, chunk: int = encode.CHUNK) -> tuple[encode.S
 @given(texts, chunks)
 @example("\r\n\n\r\r\n", 1)
 @example("é\r\n€\r\n", 3)
-@settings(deadline=None)
 def test_decoding_utf8_equals_a_plain_loop_for_every_chunk_size(text: str, chunk: int) -> None:
     with TemporaryDirectory() as folder:
         path = Path(folder, "input.txt")
@@ -55,7 +54,6 @@ def test_decoding_utf8_equals_a_plain_loop_for_every_chunk_size(text: str, chunk
 
 
 @given(st.binary(min_size=1), chunks)
-@settings(deadline=None)
 def test_reading_bytes_equals_a_plain_loop_for_every_chunk_size(data: bytes, chunk: int) -> None:
     with TemporaryDirectory() as folder:
         path = Path(folder, "input.txt")
@@ -73,7 +71,6 @@ wrong = st.sampled_from(
 
 
 @given(texts, wrong, st.sampled_from(["", "z", "é"]), chunks)
-@settings(deadline=None)
 def test_the_message_names_the_first_byte_that_is_not_utf8(before: str, bad: bytes, after: str, chunk: int) -> None:
     data = before.encode() + bad + after.encode()
     with pytest.raises(UnicodeDecodeError) as expected:

@@ -151,7 +151,7 @@ fractions = st.sampled_from([(0.95, 0.05), (0.9, 0.05), (0.5, 0.25), (0.7, 0.3),
 
 @given(st.text(characters, min_size=1, max_size=90), sizes, sizes, fractions)
 @example("abcdefgh" * 5, 2, 2, (0.57, 0.43))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=settings().max_examples // 2)
 def test_minibatches_of_a_text_split_by_fractions_equal_a_plain_loop(
     text: str, batch_size: int, seq_length: int, fractions: tuple[float, float]
 ) -> None:
@@ -179,7 +179,7 @@ def test_minibatches_of_a_text_split_by_fractions_equal_a_plain_loop(
 
 
 @given(st.data(), sizes, sizes, st.sampled_from([("train", "val"), ("train", "val", "test")]))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=settings().max_examples // 2)
 def test_minibatches_of_split_files_equal_a_plain_loop(
     data: st.DataObject, batch_size: int, seq_length: int, names: tuple[str, ...]
 ) -> None:

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -79,7 +79,6 @@ signs = st.text(st.sampled_from("ab \t\r\n\x0b\x1c\x85\xa0\u2003\u3000é汉"), m
 @given(signs.filter(lambda text: naive(text)), st.integers(1, 7))
 @example("a\n\nb\r\nc", 1)
 @example("<eos> x\ny<eos>z", 5)
-@settings(deadline=None)
 def test_encoding_words_equals_plain_splitting_for_every_chunk_size(text: str, chunk: int) -> None:
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokens, "CHUNK", chunk)
@@ -97,7 +96,6 @@ def test_encoding_words_equals_plain_splitting_for_every_chunk_size(text: str, c
     st.lists(st.sampled_from([b"a", b" ", b"\n", b"\r", b"\xc3", b"\xa9", b"\xff", b"\x85", b"\xa0"])),
     st.integers(1, 5),
 )
-@settings(deadline=None)
 def test_words_of_bytes_survive_encoding_and_decoding(pieces: list[bytes], chunk: int) -> None:
     data = b"".join([b"x", *pieces])
     lines = data.split(b"\n")

@@ -1,8 +1,8 @@
 """Run commands on broken and hostile files, for test_fuzz and test_soak.
 
-An attempt depends only on its number, so a failed one can be repeated:
+An attempt depends only on its number, so a failed one can be repeated, with what follows it:
 
-    fuzz.attempt(number, folder)
+    pytest tests/robustness/test_fuzz.py --first NUMBER
 """
 
 from __future__ import annotations
@@ -88,10 +88,10 @@ def attempt(number: int, folder: Path) -> Attempt:
             with limited(SECONDS):
                 done = run(folder, *command, code=None, stdin=stdin)
         except Exception as error:
-            raise Wrong(f"attempt {number} ({kind}): {' '.join(command)}: {error!r}") from error
+            raise Wrong(f"--first {number} ({kind}): {' '.join(command)}: {error!r}") from error
         found = Attempt(kind, command, done.code, done.out, done.err.decode())
         if problem := judge(found):
-            raise Wrong(f"attempt {number} ({kind}): {' '.join(command)}: {problem}: {found.err[-2000:]}")
+            raise Wrong(f"--first {number} ({kind}): {' '.join(command)}: {problem}: {found.err[-2000:]}")
         if done.code == 0 and kind == "text":
             check_vocabulary(command, Path("cv"))
     return found

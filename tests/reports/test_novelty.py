@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from charrnn.data.encode import Reading
@@ -78,7 +78,6 @@ def texts(draw: st.DrawFn) -> tuple[bytes, bytes]:
     return draw(pieces) + training[start : start + length] + draw(pieces), training * draw(st.integers(1, 2))
 
 
-@settings(max_examples=300, deadline=None)
 @given(both=texts(), chunk=st.integers(1, 150))
 def test_equals_a_search_that_tries_every_place(both: tuple[bytes, bytes], chunk: int) -> None:
     text, training = both

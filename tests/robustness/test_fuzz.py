@@ -15,17 +15,20 @@ from tests.helpers import fuzz
 ATTEMPTS = 120
 
 
-def test_broken_files_lead_to_clean_results_or_clean_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_broken_files_lead_to_clean_results_or_clean_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config
+) -> None:
+    first = pytestconfig.getoption("--first")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     fuzz.prepare(tmp_path / "fuzz")
     codes: Counter[bool] = Counter()
     kinds = set()
-    for number in range(ATTEMPTS):
+    for number in range(first, first + ATTEMPTS):
         found = fuzz.attempt(number, tmp_path / "fuzz")
         codes[found.code == 0] += 1
         kinds.add(found.kind)
-    assert kinds == set(fuzz.KINDS)
-    assert codes[True] > ATTEMPTS // 10 and codes[False] > ATTEMPTS // 4, codes
+    assert kinds == set(fuzz.KINDS), f"--first {first}"
+    assert codes[True] > ATTEMPTS // 10 and codes[False] > ATTEMPTS // 4, f"{codes}: --first {first}"
 
 
 def test_a_reader_that_raises_unexpected_errors_is_detected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
