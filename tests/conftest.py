@@ -41,8 +41,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     folder = config.cache.mkdir("charrnn")  # in .pytest_cache
     set_hypothesis_home_dir(folder / "hypothesis")
-    # no deadline: the first optimizer or compiled kernel of a process takes seconds; derandomize: Hypothesis' own profile
-    # for CI sets it, and would try the same examples in every run
+    # no deadline: the first optimizer or compiled kernel of a process takes seconds
+    # not derandomized, as Hypothesis' own profile for CI is: that tries the same examples in every run
     new = {"deadline": None, "derandomize": False, "print_blob": True}
     settings.register_profile("charrnn", max_examples=100, **new)
     settings.register_profile("charrnn-ci", max_examples=500, **new)
