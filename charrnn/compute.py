@@ -8,10 +8,11 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import random
 import sys
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from charrnn.errors import UserError
 
@@ -134,6 +135,76 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+# Random numbers
+
+
+def seed(number: int) -> None:
+    """Seed the generators of torch, on all devices, of numpy and of Python, which models of a user's own may use."""
+    import numpy as np
+    import torch
+
+    torch.manual_seed(number)
+    np.random.seed(number % 2**32)
+    random.seed(number)
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """Return the states of these generators as plain values and tensors on the CPU."""
+    import numpy as np
+    import torch
+
+    _, keys, *position = cast(tuple[Any, ...], np.random.get_state(legacy=True))
+    version, words, gauss = random.getstate()
+    state: dict[str, Any] = {"cpu": torch.get_rng_state()}
+    state["numpy"] = [torch.tensor(keys.tolist()), *position]
+    state["python"] = [version, torch.tensor(words), gauss]
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def restore_random_state(state: Mapping[str, Any], device: torch.device) -> None:
+    """Restore what ``random_state`` returned. Generators that are not in it keep their state.
+
+    Raises KeyError, TypeError, ValueError or RuntimeError for anything else.
+    """
+    import numpy as np
+    import torch
+
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+    if "numpy" in state:
+        keys, position, *gauss = state["numpy"]
+        # numpy does not check the position, and would read outside its keys
+        if type(position) is not int or not 0 <= position <= len(_words(keys)):
+            raise ValueError("the state of numpy's generator is damaged")
+        np.random.set_state(("MT19937", _words(keys), position, *gauss))
+    if "python" in state:
+        version, words, gauss = state["python"]
+        if gauss is not None and type(gauss) is not float:
+            raise ValueError("the state of Python's generator is damaged")
+        random.setstate((version, tuple(_words(words)), gauss))
+
+
+def _words(tensor: torch.Tensor) -> list[int]:
+    """Return 32-bit words as integers. Raises ValueError for anything else."""
+    words: list[int] = tensor.tolist()
+    if not all(type(word) is int and 0 <= word < 2**32 for word in words):
+        raise ValueError("the state of a random generator is not made of 32-bit words")
+    return words
+
+
+@contextmanager
+def same_random_numbers(device: torch.device) -> Iterator[None]:
+    """Restore the random generators at the end, so that the block changes no later random number."""
+    state = random_state(device)
+    try:
+        yield
+    finally:
+        restore_random_state(state, device)
+
+
 # All of the above
 
 
@@ -141,7 +212,7 @@ def one_thread() -> None:
 def unchanged(gpuid: int) -> Iterator[None]:
     """Restore at the end of the block what a run changes in this process: threads, kernels, precision, random state.
 
-    The random state is that of the CPU and of GPU number ``gpuid``, if it exists.
+    The random state is that of Python, numpy and torch, on the CPU and on GPU number ``gpuid``, if it exists.
     """
     import torch
 
@@ -149,7 +220,8 @@ def unchanged(gpuid: int) -> Iterator[None]:
 
     threads, compiled = torch.get_num_threads(), backend.threads()
     precision, tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    with torch.random.fork_rng([gpuid] if 0 <= gpuid < torch.cuda.device_count() else []):
+    device = torch.device("cuda", gpuid) if 0 <= gpuid < torch.cuda.device_count() else torch.device("cpu")
+    with same_random_numbers(device):
         try:
             yield
         finally:

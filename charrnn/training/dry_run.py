@@ -22,6 +22,7 @@ from charrnn.errors import size
 from charrnn.evaluation.loss import summed_loss
 from charrnn.kernels import backend
 from charrnn.training.loop import Training
+from charrnn.training.optimizer import tensors
 from charrnn.training.setup import Setup
 
 TIMED = 5  # iterations, after one to warm up
@@ -94,15 +95,13 @@ def dry_run(setup: Setup) -> DryRun:
         trial = Training(setup.model, train, None, tried)
         activations, flops = kept_for_backward(trial), matrix_products(trial)
         times = timed(trial)
-    states = trial.optimizer.state.values()
-    values = [value for state in states for value in state.values() if isinstance(value, Tensor)]
     return DryRun(
         model=options.model,
         device=str(trial.device),
         parameters=setup.parameters,
         weights=bytes_of(setup.model.parameters()),
         gradients=bytes_of(trial.parameters),
-        optimizer=bytes_of(values),
+        optimizer=bytes_of(tensors(trial.optimizer)),
         activations=activations,
         flops=flops,
         units=setup.vocabulary.units,

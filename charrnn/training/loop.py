@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from charrnn.compute import autocast
+from charrnn.compute import autocast, random_state, restore_random_state, same_random_numbers
 from charrnn.data.minibatches import Minibatches
 from charrnn.errors import UserError
 from charrnn.evaluation.loss import evaluate, summed_loss
@@ -25,6 +25,10 @@ EXPLODED = 3  # times the first loss, as in char-rnn
 
 class Diverged(UserError):
     """The loss is not a number, or has exploded. Nothing learned since the last checkpoint is worth keeping."""
+
+
+def diverged(problem: str, learning_rate: float) -> Diverged:
+    return Diverged(f"{problem}: try a lower -learning_rate (now {learning_rate:g}) or a lower -grad_clip")
 
 
 @dataclass
@@ -101,6 +105,11 @@ class Training:
         """Whether the last ``early_stop`` validations brought no new best."""
         return bool(self.options.early_stop) and self.stalled >= self.options.early_stop
 
+    @property
+    def at_regular_save(self) -> bool:
+        """Whether -save_every asks for a checkpoint of the present state."""
+        return bool(self.options.save_every) and self.iteration % self.options.save_every == 0
+
     def stop(self) -> None:
         """End the run after the current iteration."""
         self.stopping = True
@@ -121,15 +130,19 @@ class Training:
             self._pending.append((record, numbers))
             last = self.iteration == self.iterations
             due = self.val is not None and (self.iteration % self.options.eval_val_every == 0 or last)
-            records = self._read() if due or last or self.stopping or len(self._pending) >= self.in_flight else []
+            full = len(self._pending) >= self.in_flight
+            read = due or last or full or self.stopping or self.at_regular_save
+            records, broken = self._read() if read else ([], None)
             record.seconds = time.perf_counter() - started
-            if due and self.val is not None:
-                score = evaluate(self.model, self.val)
-                record.val_loss, record.measures = score.loss, score.measures
-                self.val_losses[self.iteration] = record.val_loss
-                self._weigh_validations()
+            if due and not broken and (broken := self._validate(record)):
+                records.pop()
             yield from records
-        yield from self._read()
+            if broken:
+                raise broken
+        records, broken = self._read()
+        yield from records
+        if broken:
+            raise broken
 
     def _step(self, rate: float) -> Tensor:
         """Train on one minibatch: forward, backward, clip, update. Return the record's five numbers on the device."""
@@ -159,29 +172,78 @@ class Training:
         loss = objective.detach() / self.train.predicted
         return torch.stack([loss, penalty, norm_before, grad_norm, norm(self.parameters)])
 
-    def _read(self) -> list[Record]:
-        """Copy all numbers that are still on the device to the host, with a single wait. Raises Diverged."""
+    def _read(self) -> tuple[list[Record], Diverged | None]:
+        """Copy all numbers that are still on the device to the host, with a single wait.
+
+        Return the records before the first loss that is NaN or has exploded, and the error for that one.
+        """
         if not self._pending:
-            return []
+            return [], None
         records = [record for record, _ in self._pending]
         table = torch.stack([numbers for _, numbers in self._pending]).tolist()
         self._pending.clear()
-        for record, row in zip(records, table, strict=True):
+        for count, (record, row) in enumerate(zip(records, table, strict=True)):
             record.loss, record.penalty, record.norm_before, record.grad_norm, record.param_norm = row
+            try:
+                self._check(record)
+            except Diverged as error:
+                return records[:count], error
             self.losses.append(record.loss)
-            self._check(record)
-        return records
+        return records, None
+
+    def _validate(self, record: Record) -> Diverged | None:
+        """Add the result of a validation to the record. Return an error if its loss is not finite."""
+        assert self.val is not None
+        score = evaluate(self.model, self.val)
+        if not math.isfinite(score.loss):
+            return diverged(
+                f"the validation loss is {score.loss} at iteration {record.iteration}", record.learning_rate
+            )
+        record.val_loss, record.measures = score.loss, score.measures
+        self.val_losses[self.iteration] = record.val_loss
+        self._weigh_validations()
+        return None
 
     def _check(self, record: Record) -> None:
         """Raise Diverged if the loss is NaN or has exploded."""
-        first = self.losses[0]
-        if math.isfinite(record.loss) and record.loss <= EXPLODED * first:
+        if problem := self._problem(record.loss):
+            raise diverged(f"the training loss {problem} at iteration {record.iteration}", record.learning_rate)
+
+    def _problem(self, loss: float) -> str:
+        """Return what is wrong with a training loss, or ''."""
+        first = self.losses[0] if self.losses else loss
+        if math.isnan(loss):
+            return "is not a number"
+        return "" if loss < math.inf and loss <= EXPLODED * first else f"has exploded from {first:.4f} to {loss:.4f}"
+
+    def prove(self) -> None:
+        """Raise Diverged unless the weights are finite and the next minibatch's loss is neither NaN nor exploded.
+
+        The loss of an iteration is computed before its update, so it says nothing about the weights after it. This
+        computes the next one in evaluation mode. It changes nothing, not even a random generator.
+        """
+        self.prove_finite()
+        if problem := self._problem(self._next_loss()):
+            raise diverged(f"the training loss {problem} after iteration {self.iteration}", self.learning_rate())
+
+    def prove_finite(self) -> None:
+        """Raise Diverged unless the losses so far, the weights and the optimizer's state are finite."""
+        tensors = [*self.parameters, *optimizer.tensors(self.optimizer)]
+        if len(self.losses) < self.iteration:
+            problem = f"the training loss diverged at iteration {len(self.losses) + 1}"
+        elif not torch.stack([tensor.isfinite().all() for tensor in tensors]).all():
+            problem = f"the weights or the optimizer's state are not finite after iteration {self.iteration}"
+        else:
             return
-        what = "is not a number" if math.isnan(record.loss) else f"has exploded from {first:.4f} to {record.loss:.4f}"
-        raise Diverged(
-            f"the training loss {what} at iteration {record.iteration}: try a lower -learning_rate "
-            f"(now {record.learning_rate:g}) or a lower -grad_clip"
-        )
+        raise diverged(problem, self.learning_rate())
+
+    def _next_loss(self) -> float:
+        """Return the loss of the next minibatch, in evaluation mode."""
+        k = self.iteration % len(self.train)
+        x, y = (part.to(self.device) for part in self.train.batch(k))
+        with same_random_numbers(self.device), evaluating(self.model), autocast(self.options.precision, self.device):
+            logits, _ = self.model(x, None if self.train.begins(k) else self.state)
+            return summed_loss(logits, y).item() / self.train.predicted
 
     def weights(self) -> dict[str, Tensor]:
         """Return a copy of the model's weights on the CPU, by name. Tied weights stay one tensor."""
@@ -194,9 +256,6 @@ class Training:
 
         It is a copy, which later training does not change.
         """
-        rng = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            rng["cuda"] = torch.cuda.get_rng_state(self.device)
         return {
             "iteration": self.iteration,
             "state": None if self.state is None else [s.to("cpu", copy=True) for s in self.state],
@@ -204,7 +263,7 @@ class Training:
             "losses": torch.tensor(self.losses, dtype=torch.float64),
             "val_losses": dict(self.val_losses),
             "rollbacks": self.rollbacks,
-            "rng": rng,
+            "rng": random_state(self.device),
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
@@ -225,9 +284,7 @@ class Training:
         self._weigh_validations()
         self.iteration = int(saved["iteration"])
         self.rollbacks = int(saved["rollbacks"])
-        torch.set_rng_state(saved["rng"]["cpu"])
-        if self.device.type == "cuda" and "cuda" in saved["rng"]:
-            torch.cuda.set_rng_state(saved["rng"]["cuda"], self.device)
+        restore_random_state(saved["rng"], self.device)
 
     def _fitting(self, saved: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Return a saved hidden state on this device, in the dtypes that the model returns for one time step.

@@ -81,6 +81,11 @@ def step(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
     optimizer.step()
 
 
+def tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """Return the tensors that the rule keeps for the weights."""
+    return [value for kept in optimizer.state.values() for value in kept.values() if isinstance(value, Tensor)]
+
+
 def saved(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Return a copy of the optimizer's state on the CPU."""
     found = optimizer.state_dict()

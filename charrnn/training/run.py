@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from math import nan
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -54,26 +54,23 @@ class Run:
         self.advised = ""
         # the checkpoint saved last by this process
         self.newest: Path | None = None
-        # the checkpoint to return to if the loss becomes NaN or explodes
-        self.last_good = self.checkpoint() if self.options.on_nan == "rollback" else None
+        # with -on_nan rollback: the state of the last regular save, to return to if the loss becomes NaN or explodes
+        self.good: dict[str, Any] | None = setup.good or self._good_state()
 
     def records(self) -> Iterator[Record]:
-        """Train, yielding one record per iteration. A rollback repeats the iterations since the last save."""
+        """Train, yielding one record per iteration. A rollback repeats the iterations since the last regular save."""
         try:
+            self._begin_sinks()
             while True:
-                for sink in self.sinks:
-                    sink.begin(self.training.losses)
                 try:
                     for record in self.training.run():
                         for sink in self.sinks:
                             sink.add(record)
                         yield record
+                    self.training.prove()
                     return
                 except Diverged as error:
-                    if self.last_good is None or self.training.rollbacks == ROLLBACKS:
-                        raise
-                    self._roll_back(self.last_good)
-                    self.report(f"{error}. Back to iteration {self.training.iteration}, at half the learning rate")
+                    self._roll_back(error)
         finally:
             for sink in self.sinks:
                 sink.close()
@@ -90,18 +87,36 @@ class Run:
                 viewer.validated(record, str(saved), printable(self.sample()) if self.options.sample_length else "")
                 if advice := self.new_advice():
                     viewer.note(advice)
-            elif self.save_is_due():
+            elif self.save_is_due(record):
                 try:
-                    self.save_last()
+                    self.save_last(regular=self.training.at_regular_save)
+                except Diverged as error:
+                    self._roll_back(error)
                 except UserError as error:  # a full disk may have room again at the next save
                     viewer.note(f"{error}; training continues")
             yield record
 
-    def _roll_back(self, checkpoint: Checkpoint) -> None:
-        self.model.load_state_dict(checkpoint.weights)
-        self.training.load_state_dict(checkpoint.training)
-        self.training.rollbacks += 1
-        self.last_good = self.checkpoint()
+    def _begin_sinks(self) -> None:
+        for sink in self.sinks:
+            sink.begin(self.training.losses)
+
+    def _good_state(self) -> dict[str, Any] | None:
+        """Return what a rollback restores, as a copy; None if none is asked for."""
+        if self.options.on_nan != "rollback":
+            return None
+        return {"weights": self.training.weights(), "training": self.training.state_dict()}
+
+    def _roll_back(self, error: Diverged) -> None:
+        """Return to the last regular save, at half the learning rate. Raises the error if that is not allowed."""
+        if self.good is None or self.training.rollbacks == ROLLBACKS:
+            raise error
+        rollbacks = self.training.rollbacks
+        self.model.load_state_dict(self.good["weights"])
+        self.training.load_state_dict(self.good["training"])
+        self.training.rollbacks = rollbacks + 1
+        self.good = self._good_state()
+        self._begin_sinks()
+        self.report(f"{error}. Back to iteration {self.training.iteration}, at half the learning rate")
 
     def stop(self) -> None:
         """End after the current iteration."""
@@ -122,26 +137,42 @@ class Run:
         )
 
     def save(self) -> Path:
-        """Save the state after a validation, under char-rnn's file name. Delete older checkpoints as -keep says."""
+        """Save the state after a validation, under char-rnn's file name. Delete older checkpoints as -keep says.
+
+        Raises Diverged if the weights or the optimizer's state are not finite, and saves nothing.
+        """
+        self.training.prove_finite()
         checkpoint = self.checkpoint()
         loss = nan if checkpoint.val_loss is None else checkpoint.val_loss
         dropped = self.folder.add(checkpoint.name, loss, self.options.keep)
         checkpoint.training |= self.folder.state_dict()
+        self.good = self._good_state()
         path = self._write(checkpoint, self.folder.path / checkpoint.name)
-        for name in dropped:
-            (self.folder.path / name).unlink(missing_ok=True)
+        self._delete(dropped)
         return path
 
-    def save_last(self) -> Path:
-        """Save the state as lm_NAME_last.pt, replacing the previous one."""
-        return self._write(self.checkpoint(), self.folder.last)
+    def save_last(self, regular: bool = False) -> Path:
+        """Save the state as lm_NAME_last.pt, replacing the previous one.
 
-    def save_is_due(self) -> bool:
-        """Whether -save_every or -save_minutes asks for ``save_last`` now."""
-        every, minutes = self.options.save_every, self.options.save_minutes
-        by_count = every and self.training.iteration % every == 0
-        by_clock = minutes and time.monotonic() - self.saved_at > 60 * minutes
-        return bool(by_count or by_clock)
+        A ``regular`` save is one that the uninterrupted run makes too, at the same iteration: rollbacks return to it.
+        Any other carries the last regular one along. Raises Diverged if the next loss is NaN or has exploded, and saves
+        nothing.
+        """
+        self.training.prove()
+        checkpoint = self.checkpoint()
+        if regular:
+            self.good = self._good_state()
+        elif self.good and self.good["training"]["iteration"] != self.training.iteration:
+            checkpoint.training["good"] = self.good
+        return self._write(checkpoint, self.folder.last)
+
+    def save_is_due(self, record: Record) -> bool:
+        """Whether -save_every or -save_minutes asks for ``save_last`` after this record."""
+        if record.iteration < self.training.iteration:
+            return False  # the weights already belong to a later iteration
+        minutes = self.options.save_minutes
+        by_clock = bool(minutes) and time.monotonic() - self.saved_at > 60 * minutes
+        return self.training.at_regular_save or by_clock
 
     def _write(self, checkpoint: Checkpoint, path: Path) -> Path:
         self.saved_at = time.monotonic()
@@ -149,9 +180,15 @@ class Run:
             sink.flush()
         checkpoint.save(path)
         self.newest = path
-        if self.options.on_nan == "rollback":
-            self.last_good = checkpoint
         return path
+
+    def _delete(self, names: Iterable[str]) -> None:
+        for name in names:
+            path = self.folder.path / name
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                self.report(f"cannot delete {path}, which -keep no longer needs: {error.strerror}; delete it yourself")
 
     def advice(self) -> str:
         """Return what the losses so far suggest, or ''."""

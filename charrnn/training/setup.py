@@ -68,8 +68,9 @@ class Setup:
     # the model on torch's meta device, which takes no memory; None if it cannot be built there
     skeleton: nn.Module | None
     training: Training
-    # the validated checkpoints of a resumed run
-    kept: tuple[Kept, ...]
+    # of a resumed run: its validated checkpoints, and with -on_nan rollback the state of its last regular save
+    kept: tuple[Kept, ...] = ()
+    good: dict[str, Any] | None = None
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -114,7 +115,7 @@ def prepare(configuration: Configuration, report: Report, keep: bool = True) -> 
 
     sizes = (len(text.vocabulary), options.rnn_size, options.num_layers, options.dropout)
     skeleton = configuration.model.skeleton(*sizes, **configuration.model_options)
-    torch.manual_seed(options.seed)
+    compute.seed(options.seed)
     with memory.explained(skeleton, len(text.vocabulary), options):
         model = configuration.model.create(*sizes, **configuration.model_options)
         model.to(device, weights_dtype(options.precision))
@@ -126,10 +127,10 @@ def prepare(configuration: Configuration, report: Report, keep: bool = True) -> 
         else:
             options = replace(options, threads=torch.get_num_threads(), kernels="torch")
         training = Training(model, splits["train"], splits.get("val"), options)
-        kept = resume(training, text, configuration.resume) if configuration.resume else ()
+        kept, good = resume(training, text, configuration.resume) if configuration.resume else ((), None)
     for line in notes:
         report(line)
-    return Setup(options, configuration.model_options, text, splits, model, skeleton, training, tuple(kept))
+    return Setup(options, configuration.model_options, text, splits, model, skeleton, training, tuple(kept), good)
 
 
 def check_model(configuration: Configuration, device: torch.device) -> None:
@@ -179,8 +180,10 @@ def start_from(checkpoint: Checkpoint, model: nn.Module, text: Text, options: Tr
     checkpoint.restore(model)
 
 
-def resume(training: Training, text: Text, checkpoint: Checkpoint) -> list[Kept]:
-    """Continue exactly where the checkpoint was saved. Return the run's validated checkpoints.
+def resume(training: Training, text: Text, checkpoint: Checkpoint) -> tuple[list[Kept], dict[str, Any] | None]:
+    """Continue exactly where the checkpoint was saved.
+
+    Return the run's validated checkpoints, and the state of its last regular save if that is not the checkpoint itself.
 
     Raises UserError if the text is not the same, byte for byte, or if the checkpoint cannot be resumed.
     """
@@ -196,8 +199,12 @@ def resume(training: Training, text: Text, checkpoint: Checkpoint) -> list[Kept]
             "restore the original text, or begin a new run with -init_from"
         )
     try:
+        good = saved.get("good")
+        if good is not None:  # what a rollback will restore must fit, too
+            replace(checkpoint, weights=good["weights"]).restore(training.model)
+            training.load_state_dict(good["training"])
         checkpoint.restore(training.model)
         training.load_state_dict(saved)
-        return kept_in(saved)
+        return kept_in(saved), good
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(f"the checkpoint is damaged: it cannot be resumed ({error})") from None

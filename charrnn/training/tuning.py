@@ -11,11 +11,11 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from charrnn.compute import Report
+from charrnn.compute import Report, same_random_numbers
 from charrnn.data.minibatches import Minibatches
 from charrnn.errors import UserError
 from charrnn.kernels import backend
-from charrnn.model import HasCompiledKernels
+from charrnn.model import HasCompiledKernels, device_of
 from charrnn.settings.training import TrainingOptions
 from charrnn.training.loop import Diverged, Training
 
@@ -29,29 +29,28 @@ def tune(model: nn.Module, train: Minibatches, options: TrainingOptions, report:
     """Set this process's kernels and number of CPU threads, and return the options with these choices.
 
     What the options leave open is chosen by timing a few iterations on a copy of the model. More threads are not
-    always faster: in small products they mostly wait for each other. The model and torch's random numbers are
-    left unchanged.
+    always faster: in small products they mostly wait for each other. The model and the random numbers are left
+    unchanged.
 
     Raises UserError if the options ask for the compiled kernels and these cannot run.
     """
-    random_state = torch.get_rng_state()
     # trials do not validate, so leave out what depends on validation losses
     tried = replace(options, lr_schedule="constant", early_stop=0)
     chosen: Candidate = ("torch", torch.get_num_threads())
     try:
-        pairs = candidates(options, model)
-        if any(kernels == "compiled" for kernels, _ in pairs):
-            if problem := problem_of_compiled(model, train, tried, report):
-                if options.kernels == "compiled":
-                    raise UserError(f"-kernels compiled: {problem}; use -kernels torch instead")
-                report(f"using torch's kernels: {problem}")
-                pairs = [pair for pair in pairs if pair[0] == "torch"]
-        elif options.kernels == "compiled":
-            report(f"-kernels compiled: this {options.model} has no compiled kernels; using torch's")
-        chosen = min(pairs, key=lambda pair: seconds(model, train, tried, *pair)) if len(pairs) > 1 else pairs[0]
+        with same_random_numbers(device_of(model)):
+            pairs = candidates(options, model)
+            if any(kernels == "compiled" for kernels, _ in pairs):
+                if problem := problem_of_compiled(model, train, tried, report):
+                    if options.kernels == "compiled":
+                        raise UserError(f"-kernels compiled: {problem}; use -kernels torch instead")
+                    report(f"using torch's kernels: {problem}")
+                    pairs = [pair for pair in pairs if pair[0] == "torch"]
+            elif options.kernels == "compiled":
+                report(f"-kernels compiled: this {options.model} has no compiled kernels; using torch's")
+            chosen = min(pairs, key=lambda pair: seconds(model, train, tried, *pair)) if len(pairs) > 1 else pairs[0]
     finally:  # an error must not leave the settings of a trial behind
         backend.use(*chosen)
-        torch.set_rng_state(random_state)
     kernels, threads = chosen
     return replace(options, kernels=kernels, threads=threads)
 

@@ -14,6 +14,7 @@ from charrnn import registry
 from charrnn.checkpoints.checkpoint import Checkpoint
 from charrnn.errors import UserError
 from charrnn.settings.training import Schedule
+from charrnn.training.loop import Record
 from charrnn.training.setup import configure
 from tests.helpers.command import SONG, write_text
 from tests.helpers.runs import FLAGS, broken_at_8, data, metrics, new_run, same, same_run, train
@@ -142,16 +143,17 @@ def test_a_save_is_due_after_the_given_minutes(tmp_path: Path, monkeypatch: pyte
     now = 1000.0
     monkeypatch.setattr("charrnn.training.run.time.monotonic", lambda: now)
     run = new_run(configure(flags))
+    record = Record(run.training.iteration, run.training.iterations, 0.0, 0.0)
     due = []
     for seconds in (0, 599, 2, 1, 599, 2):
         now += seconds
-        due.append(run.save_is_due())
+        due.append(run.save_is_due(record))
         if due[-1]:
             run.save_last()
     assert due == [False, False, True, False, False, True]
     never = new_run(configure(flags | {"save_minutes": 0}))
     now += 1e9
-    assert not never.save_is_due()
+    assert not never.save_is_due(record)
 
 
 def test_rollback_halves_the_learning_rate_and_continues(tmp_path: Path) -> None:
