@@ -166,7 +166,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
 def restore_random_state(state: Mapping[str, Any], device: torch.device) -> None:
     """Restore what ``random_state`` returned. Generators that are not in it keep their state.
 
-    Raises KeyError, TypeError, ValueError or RuntimeError for anything else.
+    Raises IndexError, KeyError, TypeError, ValueError or RuntimeError for anything else.
     """
     import numpy as np
     import torch

@@ -87,9 +87,9 @@ def test_a_nan_gradient_at_a_validation_saves_nothing(tmp_path: Path) -> None:
     followed(new_run(configure({}, resume=str(tmp_path / "cv"))))
 
 
-@pytest.mark.parametrize("at", [7, 10, 12, "last"])
+@pytest.mark.parametrize("at", [7, 9, 12, "last"])
 def test_a_rollback_recovers_wherever_the_gradient_becomes_nan(tmp_path: Path, at: int | str) -> None:
-    given = flags(tmp_path, on_nan="rollback", eval_val_every=10, save_every=4, grad_clip=0, train_frac=1, val_frac=0)
+    given = flags(tmp_path, on_nan="rollback", eval_val_every=10, save_every=9, grad_clip=0, train_frac=1, val_frac=0)
     run = new_run(configure(given | {"checkpoint_dir": str(tmp_path / "cv")}))
     iteration = run.training.iterations if at == "last" else int(at)
     with nan_gradient(run, iteration):
@@ -226,6 +226,6 @@ def test_python_and_numpy_random_numbers_are_seeded_and_resumed() -> None:
         {"python": [version, words[:5], None]},
         {"python": [version, words.double(), None]},
     ):
-        with pytest.raises((ValueError, TypeError)):
+        with pytest.raises((IndexError, ValueError, TypeError)):
             restore_random_state(state | broken, cpu)
     restore_random_state(state, cpu)
