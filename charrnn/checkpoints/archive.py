@@ -1,4 +1,4 @@
-"""Read files written by torch.save without trusting a byte of them.
+"""Read files written by torch.save without trusting their content.
 
 torch.load(weights_only=True) does not run code either, but trusts the sizes in the file: a few bytes can make it
 allocate gigabytes, or read past the end of a storage. Here every size is checked against the bytes in the file before
@@ -165,7 +165,8 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tenso
 def _check_tree(content: Any, most: int) -> None:
     """Raise Malformed unless this is a tree of plain values.
 
-    Values that contain themselves, or one part many times over, are small in the file and endless to walk through.
+    Values that contain themselves, or one part many times over, take little space in the file
+    but may take forever to walk through.
     """
     level, seen = [content], 0
     for _ in range(DEPTH):

@@ -156,7 +156,7 @@ class Checkpoint:
     def check(self, model_file: ModelFile, **options: Any) -> None:
         """Raise UserError if the weights do not fit the model that the settings describe.
 
-        Takes no memory, since it builds only the model's skeleton. ``restore`` checks a model that has none.
+        Takes no memory, since it builds only the model's skeleton. A model without one is checked by ``restore``.
         """
         skeleton = model_file.skeleton(*self._sizes(options), **self._own(options))
         if skeleton is None:

@@ -56,7 +56,7 @@ class RunFolder:
         return self.path / METRICS.format(self.run)
 
     def add(self, name: str, loss: float, keep: int) -> list[str]:
-        """Add a validated checkpoint, and drop older ones so that ``keep`` remain, or all for 0; never the best.
+        """Add a validated checkpoint, and drop all but the newest ``keep`` and the best; with 0, drop none.
 
         Return the names of those that were dropped. Their files may be deleted once the new one is saved.
         """
@@ -118,8 +118,8 @@ def kept_in(training: dict[str, Any]) -> list[Kept]:
 def find_best(path: Path) -> Path:
     """Return the file itself, or the checkpoint with the lowest validation loss in a folder.
 
-    The names have four decimals of the loss; only checkpoints equal in those are opened. The newest of equal ones is
-    the best, as it is if none has been validated. Raises UserError if there is no checkpoint.
+    The names have four decimals of the loss; only checkpoints equal in those are opened. Of equal ones the newest
+    is taken, and also if none has been validated. Raises UserError if there is no checkpoint.
     """
     if not _is(Path.is_dir, path):
         return _existing(path)

@@ -35,7 +35,7 @@ class Source:
     """The original tensors that make up one of ours."""
 
     names: tuple[str, ...]
-    # the gates, into torch's order
+    # whether to reorder the gates into torch's order
     reorder: bool = False
 
     def tensor(self, originals: Mapping[str, Array]) -> Array:

@@ -25,7 +25,7 @@ BLOCK = 512  # problems answered at once
 class Problems:
     """Problems in the layout of ``charrnn.data.datasets.addition``, ``batch_size`` to a minibatch, in their order.
 
-    Each problem starts from a zero state. Only the characters of the answer count: in y those of the question are
+    Each problem starts from a zero state. The loss counts only the answer: in y, the targets within the question are
     IGNORED. The last M % batch_size problems are in no minibatch, but ``measure`` includes them.
     """
 
@@ -69,11 +69,11 @@ class Problems:
         return x, y
 
     def measure(self, model: nn.Module) -> dict[str, float]:
-        """Return the shares of right answers by greedy decoding; after the question the model reads its own answer.
+        """Return the shares of right answers by greedy decoding: the model reads the question, then its own answer.
 
         ``digit_accuracy`` is the share of the digits of the true sums that are right; ``sum_accuracy`` is the share of
         problems answered without an error, including the closing -. One wrong character makes a sum wrong, so the
-        latter is also the share of problems in which each character is the most probable one after a right beginning.
+        latter is also the share of problems in which each character is the most probable one after correct ones.
         """
         places = right_digits = right_sums = 0
         for first in range(0, len(self.lines), BLOCK):
@@ -147,8 +147,8 @@ def read(name: str, ids: TokenIds, vocabulary: Vocabulary) -> Problems:
 def first_wrong(values: NDArray[np.uint8], ends: NDArray[np.intp], digits: int) -> int | None:
     """Return the index of the first line that is not a problem with the right sum, if there is one.
 
-    ``values`` are the symbols of a text whose first line has the length of such a problem, and ``ends`` the places of
-    its newlines.
+    ``values`` are the symbols of a text whose first line has the length of a problem with ``digits`` digits, and
+    ``ends`` the places of its newlines.
     """
     width = addition.width(digits)
     other_lengths = np.flatnonzero(np.diff(ends, prepend=-1) != width + 1)

@@ -1,8 +1,8 @@
 """The token ids of texts, computed once and kept.
 
 ``vocab.json`` holds the vocabulary of characters, ``vocab.words.json`` that of words, and for each text checksums of
-the text and of the file of its ids. The record has its own checksum. A cache that is truncated, damaged, out of
-date, or mixed by two processes is therefore detected and rebuilt.
+the text and of the file of its ids. This JSON record also contains its own checksum. A cache that is
+truncated, damaged, out of date, or mixed by two processes is therefore detected and rebuilt.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from charrnn.errors import UserError
 from charrnn.files import replacing
 
 FORMAT = 3
-SETTLED = 2_000_000_000  # ns: a text unchanged for this long cannot change again within one tick of its time stamps
+SETTLED = 2_000_000_000  # ns: a text unchanged for this long cannot change again without new time stamps
 READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -60,7 +60,7 @@ def load_or_build(
 ) -> EncodedTexts:
     """Return the texts as token ids, from their cache if it is up to date.
 
-    ``folder`` is the folder of the texts, None for files from anywhere. If its cache is in the user's cache folder
+    ``folder`` is the folder of the texts, None for files that -input names. If its cache is in the user's cache folder
     because the folder is read-only, ``report`` gets a line that says so. Without ``keep`` no cache is written. Raises
     UserError if a text cannot be read or a cache cannot be written.
     """
@@ -117,7 +117,7 @@ def load(home: Path, texts: Mapping[str, Path], reading: Reading) -> EncodedText
 def vocabulary_in(record: Any, reading: Reading) -> Vocabulary | None:
     """Return the vocabulary in a record; None unless the record is complete and was made by the same reading.
 
-    The seal detects damage. The form is checked because a cache may come with an untrusted text.
+    The seal detects damage. The structure is checked too, because an untrusted text may come with a cache.
     """
     match record:
         case {"format": int(version), "encoding": reading.encoding, "counts": [*counts], "texts": dict(texts)} if (
@@ -162,7 +162,7 @@ def build(home: Path, texts: Mapping[str, Path], reading: Reading) -> EncodedTex
     """
     encoder = ENCODERS[reading.level](reading.encoding)
     with ExitStack() as stack:
-        # entered first and so renamed last: the record never comes before what it describes
+        # entered first and therefore renamed last, so the record never appears before the files it describes
         record = stack.enter_context(replacing(home / f"vocab{encoder.suffix}.json"))
         files = {name: stack.enter_context(replacing(home / f"{name}{encoder.suffix}.npy")) for name in texts}
         started = time.time_ns()
@@ -206,7 +206,7 @@ def checksum(record: dict[str, Any]) -> str:
 
 
 def user_cache(*paths: Path) -> Path:
-    """Return the folder for the cache of a read-only folder or of files from anywhere.
+    """Return the folder for the cache of a read-only folder or of files that -input names.
 
     It is in $XDG_CACHE_HOME, or ~/.cache.
     """

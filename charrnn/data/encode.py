@@ -159,10 +159,10 @@ class Decoder:
 
 
 class Encoder(ABC):
-    """Surveys texts and then turns them into the ids of their common vocabulary.
+    """Surveys texts and then converts them to ids in their common vocabulary.
 
-    The first pass over each text is ``survey``; after the last of them, ``vocabulary`` and ``counts`` are known and
-    ``ids`` makes the second pass.
+    The first pass over each text is ``survey``; after the last of them, ``vocabulary`` returns the vocabulary and
+    the counts, and ``ids`` makes the second pass.
     """
 
     # in the names of the cache's files
@@ -268,7 +268,7 @@ class WordEncoder(Encoder):
         decoder = Decoder(path, self.encoding)
         begun = ""  # an incomplete word at the end of the last chunk
         for chunk in chunks:
-            # under bytes, a character that is cut in two is whole again once its surrogate escapes are encoded
+            # with bytes, a character cut in two by a chunk is restored when its surrogate escapes are encoded
             text = chunk.decode("utf-8", "surrogateescape") if self.encoding == "bytes" else decoder.text(chunk)
             text = begun + text
             found = split_words(text, self.encoding)
@@ -317,7 +317,7 @@ def read_ids(path: Path, checksum: str, vocabulary: Vocabulary, length: int) -> 
     """Map the token ids in a file that ``write_ids`` wrote. Raises OSError.
 
     Returns None if the file does not have this SHA-256, or its header is not the one for that many ids of the
-    vocabulary. The file is opened once, so the ids are the checked ones even if it is replaced in the meantime.
+    vocabulary. The file is opened once, so the checksum applies to these ids even if it is replaced meanwhile.
     """
     dtype = id_type(vocabulary)
     header = npy_header(dtype, length)

@@ -37,7 +37,7 @@ class Minibatches(Protocol):
     def __len__(self) -> int: ...
 
     def begins(self, k: int, /) -> bool:
-        """Return whether minibatch k starts from a zero state, not from the state after the last one."""
+        """Return whether minibatch k starts from a zero state instead of the state after minibatch k - 1."""
 
     def batch(self, k: int, /) -> tuple[Tensor, Tensor]:
         """Return minibatch k: token ids and their targets, each int64 (T, B). Raises IndexError."""
@@ -87,7 +87,7 @@ class Split:
         """Return minibatch k: token ids and the ids that follow them, each int64 (T, B). Raises IndexError."""
         if not 0 <= k < self.minibatches:
             raise IndexError(f"minibatch {k} of {self.minibatches}")
-        # only the last token of a text split by fractions is not followed by one: its target is the first token
+        # only the last token of a text split by fractions has no next token: its target is the first token
         window = self.ids.take(self._places + k * self.seq_length, mode="wrap")
         ids = torch.from_numpy(window.astype(np.int64))
         return ids[:-1], ids[1:]

@@ -24,7 +24,7 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True, eq=False)
 class Text:
-    """The texts of a folder, or text files from anywhere joined to one, as token ids."""
+    """The texts of a folder, or other text files joined into one, as token ids."""
 
     vocabulary: Vocabulary
     # how often each code of the texts occurs: characters in all of them, words in the text to train on
@@ -79,7 +79,7 @@ def open_text(
     vocabulary: Vocabulary | None = None,
     keep: bool = True,
 ) -> Text:
-    """Open the texts of a folder, or text files from anywhere joined in this order to one ``input``.
+    """Open the texts of a folder, or other text files joined in this order into one ``input``.
 
     A folder has ``input.txt``, or else ``train.txt`` with ``val.txt`` and perhaps ``test.txt``. The vocabulary is that
     of all texts for characters, and of the text to train on for words. If one is given, its ids, encoding and level are
@@ -216,7 +216,7 @@ def minibatches(text: Text, options: TrainingOptions) -> Mapping[str, Minibatche
 
 
 def problems(text: Text, batch_size: int) -> dict[str, addition.Problems]:
-    """Return the splits of a text of addition. Validation and test leave out no problem."""
+    """Return the splits of a text of addition. The val and test splits contain every problem."""
     if "train" not in text.files:
         raise UserError(
             "-task addition needs train.txt and val.txt, so that no problem is in both: charrnn prepare addition "

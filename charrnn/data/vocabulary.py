@@ -13,7 +13,7 @@ from charrnn.settings.option import Encoding, Level
 
 ENCODINGS: tuple[str, ...] = get_args(Encoding)
 EOS = "<eos>"  # the word that stands for a newline, as in the PTB reader
-LARGEST = 12_000_000  # bytes of all words together: the limit of what a checkpoint is allowed to hold
+LARGEST = 12_000_000  # bytes of all words together: small enough for a checkpoint, whose pickle has a limit
 
 
 @dataclass(frozen=True)
@@ -293,5 +293,5 @@ def perplexity(loss: float) -> float:
 
 
 def bits(loss: float) -> float:
-    """Return a loss in nats in bits."""
+    """Convert a loss from nats to bits."""
     return loss / log(2)

@@ -66,7 +66,7 @@ def fault(line: str, digits: int) -> str:
 
 
 def problems(digits: int, examples: int, val_examples: int, seed: int) -> tuple[list[str], list[str]]:
-    """Return distinct lines for training and for validation, which depend on the seed alone.
+    """Return distinct lines for training and for validation, the same for the same arguments on every machine.
 
     The two numbers of a validation problem are never added in training, in either order. Raises UserError if there are
     not that many problems.

@@ -23,9 +23,9 @@ def in_the_way(path: Path, text: str) -> UserError:
 def write_splits(folder: Path, text: str, pieces: Iterable[tuple[str, bytes]]) -> list[Path]:
     """Write the pieces of a text, each with the name of its split, and return the files written.
 
-    The files get their names after the last piece, that of the first split last, so an error leaves none. An existing
-    file must have exactly the same bytes, and is not touched. Raises UserError if it does not, and OSError. ``text`` is
-    the name of the text in messages.
+    The files are renamed after the last piece, the first split's file last. An error before that leaves no new file. An
+    existing file must have exactly the same bytes, and is not touched. Raises UserError if it does not, and OSError.
+    ``text`` is the name of the text in messages.
     """
     new: dict[str, IO[bytes]] = {}
     old: dict[str, IO[bytes]] = {}

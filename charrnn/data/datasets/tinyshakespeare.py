@@ -12,10 +12,10 @@ These rules rebuild the text from it:
 1.  A speech becomes ``First Citizen:``, its lines, and a blank line. A later paragraph of the same speech
     joins it without a blank line.
 2.  A direction that is a paragraph, or opens one, is left out.
-3.  A speech that opens with a direction in brackets, such as ``_[Aside]_``, loses all its words; only the speaker's
-    line remains.
+3.  A speech that opens with a direction in brackets, such as ``_[Aside]_``, keeps only the line that names the
+    speaker.
 4.  Headings are left out, and with them everything up to the next speaker.
-5.  Henry VI, Part 3 keeps a running head: each scene but the first leaves ``3 KING HENRY VI`` after the
+5.  Henry VI, Part 3 has a running head: each scene but the first leaves ``3 KING HENRY VI`` after the
     speech before it.
 6.  Of two speakers, ``**A & B**``, the first is named.
 7.  A speaker's name that runs into the words, such as ``ALL SERVING-MEN``, begins a speech.
@@ -183,7 +183,7 @@ def is_canonical(content: bytes) -> bool:
 
 
 def speeches(markdown: str, running_head: str = "") -> str:
-    """Return a play's speeches, by the rules above; each new scene leaves the running head, if there is one."""
+    """Return a play's speeches, by the rules above; add the running head, if there is one, before each new scene."""
     for pattern, replacement in REPAIRS:
         markdown = re.sub(pattern, replacement, markdown, flags=re.MULTILINE)
     spoken: list[list[str]] = []

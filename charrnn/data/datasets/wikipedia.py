@@ -71,7 +71,7 @@ TEXT8 = Archive(
 def prepare(archive: Archive, folder: Path, report: Report, progress: Progress) -> None:
     """Make the splits of an archive's text in a folder, from NAME.zip there or else from the web.
 
-    A zip file that the user put there is kept. Raises UserError, leaving no files.
+    A zip file that the user put there is kept. Raises UserError, without leaving partial files.
     """
     found = folder / f"{archive.name}.zip"
     try:
