@@ -118,6 +118,9 @@ class Checkpoint:
             raise UserError("its weights are not tensors")
         if not all(value is None or type(value) in PLAIN for value in content["model_options"].values()):
             raise UserError("its model's options are not plain values")
+        decay = content["options"].get("learning_rate_decay")
+        if type(decay) is float and decay > 1:  # earlier versions accepted it and computed with 1
+            content["options"]["learning_rate_decay"] = 1.0
         epoch, val_loss = content["epoch"], content["val_loss"]
         if type(epoch) is not float or not 0 <= epoch < inf:
             raise UserError(f"its epoch is {epoch}")

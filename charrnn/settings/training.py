@@ -15,7 +15,6 @@ from charrnn.settings.option import (
     FRACTION,
     FROM_ONE,
     FROM_ZERO,
-    POSITIVE,
     RATE,
     Encoding,
     Interval,
@@ -97,7 +96,10 @@ class TrainingOptions:
     learning_rate: float = setting(2e-3, "learning rate; with onecycle, the peak", "optimisation", FROM_ZERO)
     lr_schedule: Schedule = setting("epoch_decay", "how the learning rate changes over the run", "optimisation")
     learning_rate_decay: float = setting(
-        0.97, "epoch_decay: multiply the learning rate by this after each epoch", "optimisation", POSITIVE
+        0.97,
+        "epoch_decay: multiply the learning rate by this after each epoch",
+        "optimisation",
+        Interval(0, 1, open_low=True),
     )
     learning_rate_decay_after: int = setting(
         10, "epoch_decay: number of epochs at the full learning rate", "optimisation", FROM_ZERO

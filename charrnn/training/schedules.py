@@ -34,7 +34,7 @@ def learning_rate(
     match options.lr_schedule:
         case "epoch_decay":
             decays = max(0, iteration // per_epoch - max(options.learning_rate_decay_after, 1) + 1)
-            return peak * min(options.learning_rate_decay, 1.0) ** decays
+            return peak * options.learning_rate_decay**decays
         case "plateau":
             return peak * options.plateau_factor**reductions
         case "cosine":

@@ -155,3 +155,10 @@ def test_the_message_names_a_missing_file(tmp_path: Path) -> None:
 def test_the_message_names_a_folder_without_checkpoints(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no checkpoints"):
         find_best(tmp_path)
+
+
+def test_a_checkpoint_that_was_saved_with_a_growing_learning_rate_loads_with_the_constant_one_it_had(
+    tmp_path: Path,
+) -> None:
+    path = make(learning_rate_decay=1.5).save(tmp_path / "one.pt")
+    assert Checkpoint.load(path).options.learning_rate_decay == 1
