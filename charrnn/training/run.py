@@ -67,7 +67,8 @@ class Run:
                         for sink in self.sinks:
                             sink.add(record)
                         yield record
-                    self.training.prove()
+                    if self.training.iteration not in self.training.val_losses:
+                        self.training.prove()
                     return
                 except Diverged as error:
                     self._roll_back(error)
