@@ -107,7 +107,7 @@ class Training:
 
     @property
     def at_regular_save(self) -> bool:
-        """Whether -save_every asks for a checkpoint of the present state."""
+        """Return whether -save_every asks for a checkpoint of the present state."""
         return bool(self.options.save_every) and self.iteration % self.options.save_every == 0
 
     def stop(self) -> None:
@@ -192,13 +192,13 @@ class Training:
         return records, None
 
     def _validate(self, record: Record) -> Diverged | None:
-        """Add the result of a validation to the record. Return an error if its loss is not finite."""
+        """Add the result of a validation to the record. Return an error if the loss or the state is not finite."""
         assert self.val is not None
         score = evaluate(self.model, self.val)
-        if not math.isfinite(score.loss):
-            return diverged(
-                f"the validation loss is {score.loss} at iteration {record.iteration}", record.learning_rate
-            )
+        finite = math.isfinite(score.loss)
+        problem = self._not_finite() if finite else f"the validation loss is {score.loss} at iteration {self.iteration}"
+        if problem:
+            return diverged(problem, record.learning_rate)
         record.val_loss, record.measures = score.loss, score.measures
         self.val_losses[self.iteration] = record.val_loss
         self._weigh_validations()
@@ -222,20 +222,20 @@ class Training:
         The loss of an iteration is computed before its update, so it says nothing about the weights after it. This
         computes the next one in evaluation mode. It changes nothing, not even a random generator.
         """
-        self.prove_finite()
-        if problem := self._problem(self._next_loss()):
-            raise diverged(f"the training loss {problem} after iteration {self.iteration}", self.learning_rate())
+        problem = self._not_finite()
+        if not problem and (found := self._problem(self._next_loss())):
+            problem = f"the training loss {found} after iteration {self.iteration}"
+        if problem:
+            raise diverged(problem, self.learning_rate())
 
-    def prove_finite(self) -> None:
-        """Raise Diverged unless the losses so far, the weights and the optimizer's state are finite."""
-        tensors = [*self.parameters, *optimizer.tensors(self.optimizer)]
+    def _not_finite(self) -> str:
+        """Return which of losses, weights and optimizer state are not finite, or ''."""
         if len(self.losses) < self.iteration:
-            problem = f"the training loss diverged at iteration {len(self.losses) + 1}"
-        elif not torch.stack([tensor.isfinite().all() for tensor in tensors]).all():
-            problem = f"the weights or the optimizer's state are not finite after iteration {self.iteration}"
-        else:
-            return
-        raise diverged(problem, self.learning_rate())
+            return f"the training loss diverged at iteration {len(self.losses) + 1}"
+        tensors = [*self.parameters, *optimizer.tensors(self.optimizer)]
+        if torch.stack([tensor.isfinite().all() for tensor in tensors]).all():
+            return ""
+        return f"the weights or the optimizer's state are not finite after iteration {self.iteration}"
 
     def _next_loss(self) -> float:
         """Return the loss of the next minibatch, in evaluation mode."""

@@ -55,7 +55,7 @@ class Run:
         # the checkpoint saved last by this process
         self.newest: Path | None = None
         # with -on_nan rollback: the state of the last regular save, to return to if the loss becomes NaN or explodes
-        self.good: dict[str, Any] | None = setup.good or self._good_state()
+        self.good: dict[str, Any] | None = setup.good or self._good(self.checkpoint())
 
     def records(self) -> Iterator[Record]:
         """Train, yielding one record per iteration. A rollback repeats the iterations since the last regular save."""
@@ -101,21 +101,20 @@ class Run:
         for sink in self.sinks:
             sink.begin(self.training.losses)
 
-    def _good_state(self) -> dict[str, Any] | None:
-        """Return what a rollback restores, as a copy; None if none is asked for."""
+    def _good(self, checkpoint: Checkpoint) -> dict[str, Any] | None:
+        """Return the part of a checkpoint that a rollback restores; None without -on_nan rollback."""
         if self.options.on_nan != "rollback":
             return None
-        return {"weights": self.training.weights(), "training": self.training.state_dict()}
+        return {"weights": checkpoint.weights, "training": dict(checkpoint.training)}
 
     def _roll_back(self, error: Diverged) -> None:
         """Return to the last regular save, at half the learning rate. Raises the error if that is not allowed."""
         if self.good is None or self.training.rollbacks == ROLLBACKS:
             raise error
-        rollbacks = self.training.rollbacks
         self.model.load_state_dict(self.good["weights"])
         self.training.load_state_dict(self.good["training"])
-        self.training.rollbacks = rollbacks + 1
-        self.good = self._good_state()
+        self.training.rollbacks += 1
+        self.good = self._good(self.checkpoint())
         self._begin_sinks()
         self.report(f"{error}. Back to iteration {self.training.iteration}, at half the learning rate")
 
@@ -138,16 +137,12 @@ class Run:
         )
 
     def save(self) -> Path:
-        """Save the state after a validation, under char-rnn's file name. Delete older checkpoints as -keep says.
-
-        Raises Diverged if the weights or the optimizer's state are not finite, and saves nothing.
-        """
-        self.training.prove_finite()
+        """Save the state after a validation, under char-rnn's file name. Delete older checkpoints as -keep says."""
         checkpoint = self.checkpoint()
         loss = nan if checkpoint.val_loss is None else checkpoint.val_loss
         dropped = self.folder.add(checkpoint.name, loss, self.options.keep)
         checkpoint.training |= self.folder.state_dict()
-        self.good = self._good_state()
+        self.good = self._good(checkpoint)
         path = self._write(checkpoint, self.folder.path / checkpoint.name)
         self._delete(dropped)
         return path
@@ -155,20 +150,20 @@ class Run:
     def save_last(self, regular: bool = False) -> Path:
         """Save the state as lm_NAME_last.pt, replacing the previous one.
 
-        A ``regular`` save is one that the uninterrupted run makes too, at the same iteration: rollbacks return to it.
-        Any other carries the last regular one along. Raises Diverged if the next loss is NaN or has exploded, and saves
-        nothing.
+        A ``regular`` save is one that the uninterrupted run also makes, at the same iteration: rollbacks return to it.
+        Any other save contains the state of the last regular one, too. Raises Diverged, and saves nothing, if the next
+        loss is NaN or has exploded.
         """
         self.training.prove()
         checkpoint = self.checkpoint()
         if regular:
-            self.good = self._good_state()
+            self.good = self._good(checkpoint)
         elif self.good and self.good["training"]["iteration"] != self.training.iteration:
             checkpoint.training["good"] = self.good
         return self._write(checkpoint, self.folder.last)
 
     def save_is_due(self, record: Record) -> bool:
-        """Whether -save_every or -save_minutes asks for ``save_last`` after this record."""
+        """Return whether -save_every or -save_minutes asks for ``save_last`` after this record."""
         if record.iteration < self.training.iteration:
             return False  # the weights already belong to a later iteration
         minutes = self.options.save_minutes

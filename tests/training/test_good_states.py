@@ -99,6 +99,20 @@ def test_a_rollback_recovers_wherever_the_gradient_becomes_nan(tmp_path: Path, a
     assert_finite(tmp_path / "cv/lm_lstm_last.pt")
 
 
+def test_an_optimizer_state_that_is_not_finite_at_a_validation_is_rolled_back(tmp_path: Path) -> None:
+    """The weights and the losses stay finite: rmsprop divides by the root of its state."""
+    given = flags(tmp_path, on_nan="rollback", eval_val_every=5, checkpoint_dir=str(tmp_path / "cv"))
+    run = new_run(configure(given))
+    seen = []
+    for record in run.follow(Unseen()):
+        seen.append(record.iteration)
+        if record.iteration == 9 and not run.training.rollbacks:
+            run.training.optimizer.state[next(run.model.parameters())]["square_avg"].fill_(math.inf)
+    assert run.training.rollbacks == 1 and seen[:11] == [1, 2, 3, 4, 5, 6, 7, 8, 9, 6, 7]
+    for path in (tmp_path / "cv").glob("*.pt"):
+        assert_finite(path)
+
+
 def test_weights_that_are_finite_but_give_no_finite_loss_are_not_saved(tmp_path: Path) -> None:
     given = flags(tmp_path, save_every=1, eval_val_every=1000)
     run = new_run(configure(given | {"checkpoint_dir": str(tmp_path / "cv")}))
