@@ -1,4 +1,7 @@
-"""Start-up: seconds to the help text and to the first sampled character, compared with importing torch and loading."""
+"""Start-up: seconds to the help text and to the first sampled character.
+
+The latter is compared with importing torch and loading the checkpoint.
+"""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ def by_hand(model: nn.Module, minibatches: Split) -> Callable[[], Any]:
 
 
 def bare(model: nn.Module, minibatches: Split) -> Callable[[], Any]:
-    """Return a call that does the least any training loop does: forward, backward and update, without a state."""
+    """Return a function that does the minimum of any training loop: forward, backward and update, without a state."""
     optimizer = torch.optim.RMSprop(model.parameters(), lr=2e-3, alpha=0.95, eps=1e-8)
     x, y = minibatches.batch(0)
 

@@ -183,7 +183,7 @@ def models() -> dict[str, ModelFile]:
 
 
 def find(name: str) -> ModelFile:
-    """Return the model with this name. Raises UserError if there is none, or if two different files have the name."""
+    """Return the model with this name. Raises UserError if no file has this name, or if two do and differ."""
     if not name.isidentifier():
         raise UserError(f"-model {name}: a model's name is a plain word, the name of its file without .py")
     # a file with a syntax error counts too: loading it shows the error

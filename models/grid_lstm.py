@@ -64,10 +64,10 @@ def block(
 class GridLSTM(nn.Module):
     """Layers of blocks with N = 2 dimensions, time and depth, where depth is prioritised.
 
-    Both LSTMs of a layer are torch's. Their input is the depth h of the layer below. Their hidden state is a time h:
-    the previous step's for the time LSTM, the new one for the depth LSTM. At every time step, the depth h starts as the
-    token's embedding and the depth c as zeros. Dropout acts on the depth h that a layer passes up, never on the depth
-    c. The state is (h, c) of the time LSTMs, each (L, B, H).
+    Both LSTMs of a layer are torch's. Their input is the depth h of the layer below. Their hidden state is the time h:
+    that of the previous step in the time LSTM, the new one in the depth LSTM. At every time step, the depth h starts as
+    the token's embedding and the depth c as zeros. Dropout acts on the depth h that a layer passes up, never on the
+    depth c. The state is (h, c) of the time LSTMs, each (L, B, H).
     """
 
     def __init__(self, input_size: int, rnn_size: int, n_layers: int, dropout: float, tie_weights: bool) -> None:

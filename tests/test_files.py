@@ -47,7 +47,7 @@ def test_the_folder_is_flushed_after_the_rename(tmp_path: Path, monkeypatch: pyt
     assert flushed == [False, True]
 
 
-def test_only_one_process_holds_a_lock_which_is_free_afterwards(tmp_path: Path) -> None:
+def test_only_one_process_at_a_time_holds_a_lock_and_it_is_free_afterwards(tmp_path: Path) -> None:
     words = "import sys; from pathlib import Path; from charrnn.files import locked\n"
     words += "with locked(Path(sys.argv[1])) as alone: sys.exit(alone)"
     other = [sys.executable, "-c", words, str(tmp_path / "lock")]

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 TARGETS = re.findall(r"^\.PHONY: (.*)", (ROOT / "Makefile").read_text(), re.M)[0].split()
 
-# stands in for Python: records its arguments, and copies itself into the environments that it creates
+# a substitute for Python that records its arguments and copies itself into the environments that it creates
 PYTHON = """#!/bin/sh
 echo "$*" >> calls
 if [ "$2" = venv ]; then mkdir -p .venv/bin; cp "$0" .venv/bin/python; fi

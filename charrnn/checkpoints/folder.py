@@ -158,7 +158,7 @@ def _age(file: Path) -> tuple[int, int, int]:
     """Return a key that sorts checkpoints by age: when they were written, iteration, modification time.
 
     The first two are read from the file, so copies keep their order. Missing values are 0: earlier versions did
-    not save the time, and a damaged file has neither.
+    not save the time, and a damaged file has no iteration either.
     """
     content = _outline(file)
     training = content.get("training")

@@ -99,7 +99,7 @@ class _Scan(torch.autograd.Function):
 def _factors(gates: Tensor, before: Tensor, by_sums: Tensor) -> None:
     """Fill by_sums (K, B, 3H) with derivatives with respect to the sums inside the gates.
 
-    For r it is the derivative of r * h, and for z and n that of the new h.
+    For r they are derivatives of r * h, and for z and n derivatives of the new h.
     """
     H = before.shape[-1]
     _, z, n = gates.chunk(3, -1)

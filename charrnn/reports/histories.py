@@ -185,7 +185,7 @@ def names(histories: Sequence[History]) -> list[str]:
 
 
 def different_settings(histories: Sequence[History]) -> list[str]:
-    """Return, for each run, its values of the settings in which the runs differ; [] if too many for a name differ."""
+    """Return, for each run, its values of the settings that differ; [] if too many differ to make a name."""
     settings = [history.settings for history in histories]
     free = {name for name, option in training_options().items() if option.on_resume == "free"}
     shared = set.intersection(*map(set, settings)) - free - {"threads"}

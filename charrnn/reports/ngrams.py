@@ -63,7 +63,8 @@ def measure(text: TokenIds, training: TokenIds, separator: int) -> Figures:
 class Ngrams:
     """The n-grams of a text, by hash, and which of them have been found in the training text."""
 
-    PRESENT, MISSING = 1, 2  # bits in the table: some n-gram's hash has this prefix; one of these is still missing
+    # bits of a table entry: the text has n-grams whose hash begins with its index; not all of them have been found
+    PRESENT, MISSING = 1, 2
 
     def __init__(self, text: TokenIds, n: int, separator: int) -> None:
         self.n = n
@@ -130,7 +131,7 @@ def _without_separator(text: TokenIds, n: int, separator: int) -> NDArray[np.boo
 def _scan_chunk(training: TokenIds, start: int, wanted: Sequence[Ngrams]) -> int:
     """Look for the n-grams that begin in one chunk of the training text.
 
-    Return the largest n in NGRAMS for which the chunk may have any of them, or NGRAMS.start - 1 if there is none.
+    Return the largest n in NGRAMS such that the chunk may contain one of the n-grams, or NGRAMS.start - 1.
     """
     n = NGRAMS.start
     tokens = training[start : start + CHUNK + NGRAMS.stop].astype(np.uint64)

@@ -72,7 +72,7 @@ def test_a_damaged_file_is_not_the_newest(tmp_path: Path) -> None:
     assert find_newest(tmp_path) == good
 
 
-def test_the_best_checkpoint_is_the_one_with_the_lowest_loss_to_all_digits(tmp_path: Path) -> None:
+def test_the_best_checkpoint_is_the_one_with_the_lowest_unrounded_loss(tmp_path: Path) -> None:
     losses = {"lm_lstm_epoch1.00_1.0000.pt": 0.99999, "lm_lstm_epoch2.00_1.0000.pt": 1.00001}
     for iteration, (name, loss) in enumerate(losses.items(), 1):
         save(tmp_path, name, iteration, loss)

@@ -131,7 +131,7 @@ def test_other_settings_or_formats_rebuild_the_cache(folder: Path, monkeypatch: 
 
 
 def test_adding_or_removing_a_split_rebuilds_the_cache(folder: Path) -> None:
-    """All splits share a vocabulary, so it changes."""
+    """All splits share a vocabulary, so a split that comes or goes can change it."""
     (folder / "train.txt").write_text("aab")
     (folder / "val.txt").write_text("b")
     (folder / "test.txt").write_text("bc")

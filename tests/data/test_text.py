@@ -152,7 +152,7 @@ fractions = st.sampled_from([(0.95, 0.05), (0.9, 0.05), (0.5, 0.25), (0.7, 0.3),
 @given(st.text(characters, min_size=1, max_size=90), sizes, sizes, fractions)
 @example("abcdefgh" * 5, 2, 2, (0.57, 0.43))
 @settings(max_examples=settings().max_examples // 2)
-def test_minibatches_of_a_text_split_by_fractions_equal_a_plain_loop(
+def test_minibatches_of_a_text_split_by_fractions_equal_those_of_a_plain_loop(
     text: str, batch_size: int, seq_length: int, fractions: tuple[float, float]
 ) -> None:
     total = len(text) // (batch_size * seq_length)

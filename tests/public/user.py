@@ -1,4 +1,4 @@
-"""A stranger's program, which type checkers read and nobody runs. Each ``type: ignore`` stands at a wrong use."""
+"""A user's program, written for type checkers and never run. Each ``type: ignore`` marks a wrong use."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -22,7 +22,7 @@ These rules rebuild the text from it:
 8.  Markdown's backslashes and trailing spaces go.
 9.  ``& c`` is ``&c``.
 10. A name broken in two, ``Ghost`` and then ``**of King Henry VI**``, is joined.
-11. At a direction inside a line, the line breaks off, and two spaces replace the rest.
+11. A direction inside a line, and everything after it on that line, is replaced by two spaces.
 
 Where the two copies still differ, ``tinyshakespeare.json`` has the difference: letters, spaces and
 a few lines, each with its place.

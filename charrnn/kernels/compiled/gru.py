@@ -77,7 +77,7 @@ def backward_pass(
 
 @compile
 def forward(row: int, K: int, x: Array, h: Array, weights: Weights, y: Array, kept: Kept) -> None:
-    """Run a part's rows, starting at ``row``, through all time steps: fill them in y (T, B, H), and fill ``kept``."""
+    """Run the rows of a part, from ``row``, through all time steps. Write the states to y (T, B, H). Fill ``kept``."""
     states, gates, resets = kept
     T, b, H = resets.shape
     states[0] = h[row : row + b]

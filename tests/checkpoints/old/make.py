@@ -1,7 +1,7 @@
 """Write the checkpoints of one commit, with the results of using them: python tests/checkpoints/old/make.py COMMIT.
 
 The commit's files are taken from git's history and run by this Python, with the packages that are installed for it.
-Only commands are used, so that any commit will do whose command runs.
+Only the command line is used, so any commit whose ``charrnn`` command runs will do.
 """
 
 from __future__ import annotations
