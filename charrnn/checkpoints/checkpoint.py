@@ -7,7 +7,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from math import inf, nan
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -79,8 +79,8 @@ class Checkpoint:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as file:
-                torch.save(content, file)
-        except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as a RuntimeError
+                _write(content, file)
+        except (OSError, RuntimeError) as error:
             raise UserError(f"cannot save {path}: {_reason(error)}; earlier checkpoints are unchanged") from None
         return path
 
@@ -206,6 +206,16 @@ def _read(path: Path) -> Any:
         raise UserError(
             f"{path} is not a checkpoint of charrnn, or is damaged ({_reason(error)}): use another one, or train again"
         ) from None
+
+
+def _write(content: dict[str, Any], file: IO[bytes]) -> None:
+    """Write with torch, whose writer replaces a full disk or Ctrl-C by a RuntimeError; raise what really happened."""
+    try:
+        torch.save(content, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, (OSError, KeyboardInterrupt)):
+            raise error.__context__ from None
+        raise
 
 
 def _reason(error: Exception) -> str:

@@ -6,8 +6,10 @@ import os
 import pickle
 import shlex
 import zipfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import torch
@@ -135,6 +137,46 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path: Path, monk
         make(seed=9).save(path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_a_save_that_fails_at_any_write_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException
+) -> None:
+    path = make().save(tmp_path / "one.pt")
+    before, torch_save = path.read_bytes(), torch.save
+    for number in range(1, 1000):
+        monkeypatch.setattr(torch, "save", partial(failing, torch_save, number, failure))
+        try:
+            make(seed=9).save(path)
+        except (KeyboardInterrupt, UserError) as error:
+            assert isinstance(failure, KeyboardInterrupt) == isinstance(error, KeyboardInterrupt), f"{number}: {error}"
+            assert isinstance(failure, KeyboardInterrupt) or "No space left on device" in str(error)
+        else:
+            break
+        assert path.read_bytes() == before
+        assert list(tmp_path.iterdir()) == [path]
+    assert number > 30, "every write must have failed once"
+
+
+def failing(save: Callable[..., None], number: int, failure: BaseException, content: Any, file: IO[bytes]) -> None:
+    save(content, Failing(file, number, failure))
+
+
+class Failing:
+    """A file whose write of that number fails."""
+
+    def __init__(self, file: IO[bytes], number: int, failure: BaseException) -> None:
+        self.file, self.left, self.failure = file, number, failure
+
+    def write(self, content: bytes) -> int:
+        self.left -= 1
+        if not self.left:
+            raise self.failure
+        return self.file.write(content)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
 
 
 def test_a_folder_stands_for_its_best_checkpoint(tmp_path: Path) -> None:
