@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from charrnn import registry
 from charrnn.cli import main as cli
 from charrnn.cli.flags import Flag
+from charrnn.errors import UserError
 from charrnn.settings.option import Option
 from tests.helpers.command import SMALL, SONG, run, write_text
 
@@ -109,9 +111,78 @@ SENSELESS = [value for value in NUMBERS if value not in ("-1", "0", "1.5", "1" *
 @pytest.mark.parametrize("value", SENSELESS)
 def test_every_flag_that_takes_a_number_refuses_anything_else(value: str) -> None:
     """Guards the test of every value, which would pass if every value were accepted."""
-    from charrnn.errors import UserError
-
     for _, _, option in flags():
         if option.type in (int, float) and not (option.optional and value == ""):
             with pytest.raises(UserError):
                 option.convert(value)
+
+
+INT32, INT64, FLOAT32 = 2**31 - 1, 2**63 - 1, 3.4e38
+# every number that a flag takes, with its interval: [ ] include the end, ( ) exclude it
+INTERVALS: dict[str, dict[str, tuple[str, float, float, str]]] = {
+    "train": {
+        "train_frac": ("(", 0, 1, "]"), "val_frac": ("[", 0, 1, "]"),
+        "rnn_size": ("[", 1, 2**20, "]"), "num_layers": ("[", 1, 1000, "]"), "dropout": ("[", 0, 1, ")"),
+        "learning_rate": ("[", 0, FLOAT32, "]"), "learning_rate_decay": ("(", 0, 1, "]"),
+        "learning_rate_decay_after": ("[", 0, INT64, "]"), "warm_up": ("[", 0, 1, ")"),
+        "plateau_factor": ("(", 0, 1, ")"), "plateau_patience": ("[", 1, INT32, "]"),
+        "decay_rate": ("[", 0, 1, ")"), "beta1": ("[", 0, 1, ")"), "beta2": ("[", 0, 1, ")"),
+        "seq_length": ("[", 1, INT32, "]"), "batch_size": ("[", 1, INT32, "]"), "max_epochs": ("(", 0, 1e9, "]"),
+        "early_stop": ("[", 0, INT64, "]"), "grad_clip": ("[", 0, FLOAT32, "]"),
+        "max_grad_norm": ("[", 0, FLOAT32, "]"), "weight_decay": ("[", 0, FLOAT32, "]"),
+        "seed": ("[", 0, INT64, "]"), "print_every": ("[", 1, INT32, "]"), "eval_val_every": ("[", 1, INT32, "]"),
+        "save_every": ("[", 0, INT64, "]"), "save_minutes": ("[", 0, FLOAT32, "]"), "keep": ("[", 0, INT64, "]"),
+        "sample_length": ("[", 0, 10**6, "]"), "gpuid": ("[", -1, INT64, "]"), "threads": ("[", 0, 1024, "]"),
+        # of rhn, which itself refuses other values
+        "depth": ("[", -INT64, INT64, "]"), "init_bias": ("[", -FLOAT32, FLOAT32, "]"),
+        "init_scale": ("[", -FLOAT32, FLOAT32, "]"), "drop_x": ("[", -FLOAT32, FLOAT32, "]"),
+        "drop_i": ("[", -FLOAT32, FLOAT32, "]"), "drop_h": ("[", -FLOAT32, FLOAT32, "]"),
+        "drop_o": ("[", -FLOAT32, FLOAT32, "]"),
+    },
+    "sample": {
+        "length": ("[", 0, INT64, "]"), "num_samples": ("[", 1, INT32, "]"), "seed": ("[", 0, INT64, "]"),
+        "temperature": ("[", -FLOAT32, FLOAT32, "]"), "top_k": ("[", 0, INT64, "]"), "top_p": ("(", 0, 1, "]"),
+        "beam": ("[", 0, INT64, "]"), "gpuid": ("[", -1, INT64, "]"),
+    },
+    "eval": {
+        "batch_size": ("[", 1, INT32, "]"), "mc_samples": ("[", 0, INT64, "]"), "seed": ("[", 0, INT64, "]"),
+        "dynamic": ("[", 0, FLOAT32, "]"), "gpuid": ("[", -1, INT64, "]"),
+    },
+    "novelty": {
+        "train_frac": ("(", 0, 1, "]"), "val_frac": ("[", 0, 1, "]"), "seq_length": ("[", 1, INT32, "]"),
+        "batch_size": ("[", 1, INT32, "]"), "length": ("[", 1, INT32, "]"), "temperature": ("(", 0, FLOAT32, "]"),
+        "seed": ("[", 0, INT64, "]"), "gpuid": ("[", -1, INT64, "]"),
+    },
+    "prepare": {
+        "digit_length": ("[", 1, 1000, "]"), "examples": ("[", 1, INT32, "]"), "val_examples": ("[", 1, INT32, "]"),
+        "seed": ("[", 0, INT64, "]"),
+    },
+    "plot": {"smooth": ("[", 0, INT64, "]")},
+}  # fmt: skip
+
+
+def test_the_table_of_intervals_has_every_number() -> None:
+    numbers = {(command, option.name) for command, _, option in flags() if option.type in (int, float)}
+    assert numbers == {(command, name) for command, table in INTERVALS.items() for name in table}
+
+
+@pytest.mark.parametrize(("command", "option"), [
+    pytest.param(command, option, id=f"{command} {option.name}")
+    for command, _, option in flags()
+    if option.type in (int, float)
+])  # fmt: skip
+def test_the_ends_of_every_interval_are_accepted_or_refused_as_the_table_says(command: str, option: Option) -> None:
+    left, low, high, right = INTERVALS[command][option.name]
+
+    def next_to(end: float, direction: int) -> float:
+        """Return the next number in a direction."""
+        return end + direction if option.type is int else math.nextafter(end, direction * math.inf)
+
+    inside = [low if left == "[" else next_to(low, 1), high if right == "]" else next_to(high, -1)]
+    outside = [next_to(low, -1) if left == "[" else low, next_to(high, 1) if right == "]" else high]
+    for value in inside:
+        assert option.convert(value) == option.convert(repr(value)) == value
+    for value in outside:
+        for given in (value, repr(value)):
+            with pytest.raises(UserError, match=rf"^-{option.name} \S+: must be "):
+                option.convert(given)

@@ -20,6 +20,7 @@ from rich.console import Console
 from charrnn.checkpoints.checkpoint import Checkpoint
 from charrnn.checkpoints.folder import find_newest
 from charrnn.cli.display import LiveDisplay
+from charrnn.data.datasets import catalogue
 from charrnn.data.text import find_files, open_text
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import UserError
@@ -38,6 +39,27 @@ def read(path: Path) -> list[dict[str, Any]]:
 def train(folder: Path, *more: object) -> list[str]:
     """Run ``charrnn train`` in this process. Return the lines on stdout."""
     return run(folder, "train", "-data_dir", "data", *QUICK, *more).lines
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_without_a_text_training_first_makes_the_default_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dry_run: bool
+) -> None:
+    """The README's first command. A dry run leaves nothing behind."""
+
+    def make(folder: Path, report: Any, progress: Any) -> None:
+        write_text(folder)
+        report("made it")
+
+    monkeypatch.setitem(catalogue.DATASETS, "tinyshakespeare", catalogue.Dataset(make))
+    done = run(tmp_path, "train", *QUICK, "-max_epochs", 0.1, *(["-dry_run"] if dry_run else []))
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert "made it" in done.out.decode() + done.err.decode()
+    if dry_run:
+        assert "parameters" in done.out.decode() and left == set()
+    else:
+        assert Checkpoint.load(tmp_path / "cv").training["iteration"] > 5
+        assert "data/tinyshakespeare/input.txt" in left
 
 
 def test_the_metrics_file_has_the_losses_of_the_run(tmp_path: Path) -> None:
@@ -111,6 +133,23 @@ def test_a_full_disk_loses_metrics_but_does_not_stop_the_run(tmp_path: Path) -> 
     file.add(Record(5, 9, 0.1, 0.002, 1.0))
     file.close()
     assert [line["iteration"] for line in read(path)] == [1, 2, 5]
+
+
+def test_metrics_are_flushed_to_disk_before_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = FLAGS | data(tmp_path / "data", "fractions") | {"checkpoint_dir": str(tmp_path / "cv")}
+    run = new_run(configure(flags))
+    records = run.records()
+    next(records)
+    flushed: list[str] = []
+    fsync = os.fsync
+
+    def watched(file: int) -> None:
+        flushed.append(Path(os.readlink(f"/proc/self/fd/{file}")).name)
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    run.save_last()
+    assert flushed[0] == "lm_lstm_metrics.jsonl" and "lm_lstm_last.pt" in flushed[1]
 
 
 def test_a_rollback_removes_its_metrics(tmp_path: Path) -> None:
@@ -289,8 +328,12 @@ def test_several_files_train_like_the_same_text_in_one_file(tmp_path: Path, monk
 
 
 def test_missing_texts_and_input_combined_with_data_dir_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"-input .*\*\.md: no such file"):
-        find_files([str(tmp_path / "*.md")])
+    (tmp_path / "folder.md").mkdir()
+    for name in ("*.txt", "*.md", "folder.md"):
+        with pytest.raises(UserError, match=rf"-input .*{re.escape(name)}: no such file"):
+            find_files([str(tmp_path / name)])
+    (tmp_path / "file.md").touch()
+    assert find_files([str(tmp_path / "*.md")]) == [tmp_path / "file.md"]
     said = run(tmp_path, "train", "-input", "a.txt", "-data_dir", "b", code=1).errors
     assert "give only one of them" in said[-1]
 

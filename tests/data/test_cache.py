@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -161,6 +162,32 @@ def test_a_damaged_file_is_detected(folder: Path, name: str) -> None:
     file.unlink()
     open_input(folder)
     identities(folder)
+
+
+INCOMPLETE: dict[str, dict[str, Any]] = {
+    "length as text": {"survey": {"length": "9"}},
+    "no length": {"survey": {"length": 0}},
+    "another field": {"survey": {"other": 1}},
+    "checksum as a number": {"survey": {"sha256": 1}},
+    "lines as text": {"survey": {"crlf_lines": "0"}},
+    "size as text": {"stamp": {"size": "9"}},
+    "settled as text": {"settled": "yes"},
+    "checksum of the ids as a number": {"tokens_sha256": 1},
+}
+
+
+@pytest.mark.parametrize("change", INCOMPLETE.values(), ids=INCOMPLETE)
+def test_a_record_with_a_correct_checksum_but_wrong_values_is_rebuilt(folder: Path, change: dict[str, Any]) -> None:
+    """A text from a stranger may come with a cache."""
+    open_input(folder)
+    whole = cache.unseal((folder / "vocab.json").read_bytes())
+    assert whole
+    wrong = dict(whole["texts"]["input"])
+    for name, value in change.items():
+        wrong[name] = wrong[name] | value if isinstance(value, dict) else value
+    (folder / "vocab.json").write_bytes(cache.seal(whole | {"texts": {"input": wrong}}))
+    open_input(folder)
+    assert (cache.unseal((folder / "vocab.json").read_bytes()) or {})["texts"] == whole["texts"]
 
 
 def test_token_ids_in_use_survive_a_rebuild(folder: Path) -> None:

@@ -102,6 +102,33 @@ def forge(path: Path, value: Any, storages: dict[str, bytes] | None = None) -> N
             archive.writestr(f"archive/{name}", data)
 
 
+def big_endian(path: Path) -> None:
+    torch.save(content(), path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, b"big" if name.endswith("/byteorder") else data)
+
+
+def no_pickle(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/byteorder", b"little")
+
+
+def other_id(path: Path) -> None:
+    stored = Stored("0", 1)
+    stored.pid = ("storage", torch.FloatStorage, "0", "cpu")
+    forge(path, {"training": stored})
+
+
+def truth(path: Path) -> None:
+    """Write a checkpoint with a truth value of 2, which torch treats in various ways."""
+    rebuild = torch._utils._rebuild_tensor_v2
+    value = Reduced(rebuild, Stored("0", 1, torch.BoolStorage), 0, (1,), (1,), False, OrderedDict())
+    forge(path, {"training": {"flag": value}}, {"0": b"\2"})
+
+
 def tensor(size: tuple[Any, ...], stride: tuple[Any, ...], **more: Any) -> Callable[[Path], None]:
     """Return a writer of a checkpoint that is valid except for its decoder bias."""
 
@@ -214,6 +241,12 @@ BYTEARRAY8 = b"\x80\x05\x96" + struct.pack("<Q", HUGE) + b"."
 
 HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "empty": (raw(b""), "not a zip"),
+    "written on a big-endian machine": (big_endian, "not written on a little-endian machine"),
+    "no pickle": (no_pickle, "data.pkl is missing"),
+    "pickle of 16 MB": (forged("x" * 16_000_000), "missing or too large"),
+    "reference to something unknown": (other_id, "not a storage"),
+    "truth value of 2": (truth, "neither 0 nor 1"),
+    "a type among the values": (forged({"weights": torch.FloatStorage}), "contains a dtype"),
     "one byte": (raw(b"P"), "not a zip"),
     "a text": (raw(SONG.encode() * 1000), "not a zip"),
     "zip bomb": (zip_bomb, "compressed"),
@@ -278,6 +311,8 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "vocabulary of surrogates": (saved(vocabulary={"encoding": "utf-8", "tokens": ["\ud800"]}), "vocabulary"),
     "vocabulary of bytes over 255": (saved(vocabulary={"encoding": "bytes", "tokens": [1, 256]}), "vocabulary"),
     "no vocabulary": (saved(vocabulary={}), "vocabulary"),
+    "software versions as a number": (saved(software=3), "software versions"),
+    "a software version as a number": (saved(software={"torch": 2}), "software versions"),
 }
 
 
@@ -317,6 +352,14 @@ def test_every_command_refuses_a_hostile_file_in_one_sentence(folder: Path, name
         assert said in message, message
         assert len(message) < 500
     assert not (folder / "cv").exists()
+
+
+def test_a_pickle_of_four_million_values_is_refused_and_all_of_unicode_is_not(folder: Path) -> None:
+    forge(folder / "one.pt", [None] * 4_000_000)
+    assert "too many opcodes" in refused("eval", "one.pt")
+    everything = Vocabulary(tuple(code for code in range(sys.maxunicode + 1) if not 0xD800 <= code < 0xE000))
+    saved(vocabulary=everything.to_dict(), weights=plain()["weights"])(folder / "one.pt")
+    assert Checkpoint.load("one.pt").vocabulary == everything
 
 
 # functions that a pickle could call; each of these would create the file ``mark``

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from charrnn.errors import UserError
 from charrnn.settings.option import Option
 from charrnn.settings.resolve import Sources, resolve
-from charrnn.settings.training import TrainingOptions, training_options
+from charrnn.settings.training import Schedule, TrainingOptions, training_options
 
 
 @dataclass
@@ -53,19 +53,52 @@ def test_an_initial_checkpoint_fixes_the_architecture_and_the_models_options() -
     assert resolve({"init_from": "one.pt", "depth": 2}, sources(start=start)).model_options == {"depth": 2}
 
 
-@pytest.mark.parametrize("name", [name for name, option in training_options().items() if option.type in (int, float)])
-def test_a_resumed_run_may_change_only_free_settings(name: str) -> None:
-    option = training_options()[name]
-    resumed = sources(resume=Saved(TrainingOptions(model="mine"), {"depth": 3}), resume_name="cv")
-    changed = option.default + 1 if option.type is int else option.default / 2 or 0.5
-    if option.on_resume == "free":
-        found = resolve({name: changed}, resumed)
-        assert getattr(found.options, name) == changed and found.sources[name] == "flag"
-        assert found.sources["rnn_size"] == "checkpoint cv"
-        assert found.notes == ("resuming from cv, epoch 1.50",)
+# every setting, with a value other than the default: what a resumed run may change, and what it may not
+FREE: dict[str, Any] = {
+    "data_dir": "other", "input": ("other.txt",), "max_epochs": 9.0, "early_stop": 9, "print_every": 9,
+    "eval_val_every": 9, "save_every": 9, "save_minutes": 9.0, "keep": 9, "sample_length": 9, "checkpoint_dir": "other",
+    "savefile": "other", "log_dir": "other", "gpuid": 1, "kernels": "torch", "accurate_gpu_timing": True,
+}  # fmt: skip
+FIXED: dict[str, Any] = {
+    "task": "addition", "level": "word", "unk": "<unk>", "encoding": "bytes", "train_frac": 0.5, "val_frac": 0.01,
+    "model": "gru", "rnn_size": 9, "num_layers": 1, "dropout": 0.5, "init_from": "one.pt", "optimizer": "adam",
+    "learning_rate": 0.1, "lr_schedule": "other", "learning_rate_decay": 0.5, "learning_rate_decay_after": 1,
+    "plateau_factor": 0.1, "plateau_patience": 9, "warm_up": 0.5, "decay_rate": 0.5, "beta1": 0.5, "beta2": 0.5,
+    "seq_length": 9, "batch_size": 9, "grad_clip": 9.0, "max_grad_norm": 9.0, "weight_decay": 0.1, "seed": 9,
+    "on_nan": "rollback", "precision": "bf16", "threads": 2, "opencl": True,
+}  # fmt: skip
+# what it may not change with these learning-rate schedules, which depend on it
+FIXED_BY = {"max_epochs": {"cosine", "onecycle"}, "eval_val_every": {"plateau"}}
+
+
+def test_the_tables_of_what_a_resumed_run_may_change_have_every_setting() -> None:
+    assert sorted([*FREE, *FIXED]) == sorted(training_options())
+
+
+@pytest.mark.parametrize("schedule", get_args(Schedule))
+@pytest.mark.parametrize("name", [*FREE, *FIXED])
+def test_a_resumed_run_may_change_what_the_tables_say_and_nothing_else(name: str, schedule: Schedule) -> None:
+    saved = TrainingOptions(model="mine", lr_schedule=schedule, input=("text.txt",), kernels="compiled")
+    resumed = sources(resume=Saved(saved, {"depth": 3}), resume_name="cv")
+    value = (FREE | FIXED)[name]
+    if name == "lr_schedule":
+        value = next(other for other in get_args(Schedule) if other != schedule)
+    if name in FREE and schedule not in FIXED_BY.get(name, ()):
+        found = resolve({name: value}, resumed)
+        assert getattr(found.options, name) == value and found.sources[name] == "flag"
+        assert found.options.rnn_size == saved.rnn_size and found.sources["rnn_size"] == "checkpoint cv"
+        assert found.options.input == {"data_dir": (), "input": value}.get(name, saved.input)
     else:
-        with pytest.raises(UserError, match=rf"-{name} \S+ \(was"):
-            resolve({name: changed}, resumed)
+        assert getattr(resolve({name: getattr(saved, name)}, resumed).options, name) == getattr(saved, name)
+        with pytest.raises(UserError, match=rf"-{name} \S+ \(was .*\): leave it out, or begin a new run"):
+            resolve({name: value}, resumed)
+
+
+def test_a_resumed_run_cannot_change_an_option_of_the_model() -> None:
+    resumed = sources(resume=Saved(TrainingOptions(model="mine"), {"depth": 3}), resume_name="cv")
+    assert resolve({"depth": "3"}, resumed).model_options == {"depth": 3}
+    with pytest.raises(UserError, match=r"-depth 4 \(was 3\)"):
+        resolve({"depth": "4"}, resumed)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from charrnn.data.text import open_text
 from charrnn.errors import UserError
 from charrnn.evaluation.loss import evaluate, summed_loss
 from charrnn.settings.training import TrainingOptions
+from charrnn.training import loop
 from charrnn.training.loop import Diverged, Training
 from charrnn.training.optimizer import make_optimizer
 from tests.helpers.command import SONG, write_text
@@ -149,6 +150,41 @@ def test_a_loss_that_is_not_finite_ends_the_run(splits: dict[str, Split]) -> Non
         next(model.parameters()).fill_(math.nan)
     with pytest.raises(Diverged, match="not a number at iteration 2"):
         list(run)
+
+
+@pytest.mark.parametrize(
+    ("losses", "exploded"),
+    [
+        ([2.0, 6.0, 1.0, 6.0], None),  # three times the first, many times the one before
+        ([2.0, 6.000001], 6.000001),
+        ([2.0, 5.0, 7.0], 7.0),  # less than three times the one before
+    ],
+)
+def test_a_loss_above_three_times_the_first_has_exploded(
+    splits: dict[str, Split], monkeypatch: pytest.MonkeyPatch, losses: list[float], exploded: float | None
+) -> None:
+    training = Training(build(), splits["train"], None, OPTIONS)
+
+    def scripted(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return logits.sum() * 0 + losses[training.iteration] * splits["train"].predicted
+
+    monkeypatch.setattr(loop, "summed_loss", scripted)
+    records = training.run()
+    if exploded is None:
+        assert [next(records).loss for _ in losses] == losses
+    else:
+        with pytest.raises(Diverged, match=f"exploded from 2.0000 to {exploded:.4f} at iteration {len(losses)}"):
+            list(records)
+
+
+def test_a_fraction_of_an_epoch_is_rounded_down_but_not_by_a_rounding_error(tmp_path: Path) -> None:
+    text = open_text(write_text(tmp_path, "ab" * (49 * 32)), report=lambda line: None)
+    train = text.split(4, 16, 1.0, 0.0)["train"]
+    assert len(train) == 49 and 1 / 49 * 49 < 1
+    for count in range(1, 99):
+        for more, found in ((0, count), (0.5, count), (-0.5, max(1, count - 1))):
+            options = with_options(max_epochs=(count + more) / 49)
+            assert Training(build(), train, None, options).iterations == found
 
 
 class NoTuple(nn.Module):

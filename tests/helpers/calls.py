@@ -1,0 +1,110 @@
+"""Record which tests call which functions of the program: a pytest plugin, used by tests.helpers.mutants.
+
+Appends one JSON object per test to the file that the variable CHARRNN_CALLS names.
+"""
+
+from __future__ import annotations
+
+import atexit
+import inspect
+import json
+import multiprocessing
+import os
+import sys
+import threading
+from collections import defaultdict
+from collections.abc import Generator
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = (f"{ROOT}/charrnn/", f"{ROOT}/models/")
+
+# a sitecustomize module, which Python imports when a process starts
+SITE = (
+    "import os\nif 'PYTEST_CURRENT_TEST' in os.environ:\n    from tests.helpers import calls\n    calls.in_a_child()\n"
+)
+
+called: set[CodeType] = set()
+seconds: dict[str, float] = defaultdict(float)
+failed: set[str] = set()
+
+
+def trace(frame: FrameType, *_: Any) -> None:
+    called.add(frame.f_code)
+
+
+def start() -> None:
+    threading.settrace(trace)
+    sys.settrace(trace)
+
+
+def record(**where: Any) -> None:
+    """Write the functions called since the last record. A function inside another one counts as the outer one."""
+    names = {
+        f"{code.co_filename.removeprefix(f'{ROOT}/')}:{code.co_qualname.split('.<locals>')[0]}"
+        for code in list(called)
+        # not the body of a module or class, which runs on import
+        if code.co_filename.startswith(PROGRAM) and code.co_flags & inspect.CO_OPTIMIZED
+    }
+    called.clear()
+    with open(os.environ["CHARRNN_CALLS"], "a") as file:
+        file.write(json.dumps(where | {"calls": sorted(names)}) + "\n")
+
+
+def in_a_child() -> None:
+    """Record what this process calls, for the test that started it. A process that is killed records nothing."""
+
+    def end() -> None:
+        sys.settrace(None)
+        test = os.environ["PYTEST_CURRENT_TEST"].rpartition(" ")[0]
+        # multiprocessing forks from a server that an earlier test of the file may have started
+        record(**({"file": test.partition("::")[0]} if multiprocessing.parent_process() else {"test": test}))
+
+    def leave(code: int) -> None:
+        end()
+        leave_at_once(code)
+
+    leave_at_once, os._exit = os._exit, leave
+    atexit.register(end)
+    start()
+
+
+def pytest_configure() -> None:
+    start()
+
+
+def pytest_unconfigure() -> None:
+    sys.settrace(None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef: Any) -> Generator[None, Any, Any]:
+    """Count what a shared fixture calls for each test of the file, not just for the first one that uses it."""
+    if fixturedef.scope == "function":
+        return (yield)
+    before = set(called)
+    called.clear()
+    try:
+        return (yield)
+    finally:
+        record(file=os.environ["PYTEST_CURRENT_TEST"].partition("::")[0])
+        called.update(before)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: Any) -> Generator[None, Any, Any]:
+    called.clear()
+    result = yield
+    test = item.nodeid
+    record(test=test, **({"failed": True} if test in failed else {"seconds": round(seconds[test], 3)}))
+    return result
+
+
+def pytest_runtest_logreport(report: Any) -> None:
+    seconds[report.nodeid] += report.duration
+    if report.outcome != "passed":
+        failed.add(report.nodeid)
