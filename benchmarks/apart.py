@@ -15,7 +15,7 @@ from charrnn import compute
 
 Iteration = Callable[[], Any]
 PAUSE = 0.01  # seconds after which the threads of the previous process no longer spin
-TURN = 0.15  # seconds that one measurement lasts at least
+TURN = 0.15  # seconds that a measurement must last
 
 
 class Process:
@@ -64,7 +64,7 @@ class Process:
 
 
 def serve(connection: Connection) -> None:
-    """Obey the other end's orders: make an iteration, drop them all, or run one and answer with its seconds."""
+    """Carry out the other end's orders: make an iteration, drop them all, or run one and answer with its seconds."""
     made: list[Iteration] = []
     while True:
         order = connection.recv()

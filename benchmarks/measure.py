@@ -28,7 +28,7 @@ class Timing:
 
     @property
     def spread(self) -> float:
-        """Return the interquartile range relative to the median."""
+        """The interquartile range relative to the median."""
         return (self.high - self.low) / self.median
 
 

@@ -1,4 +1,4 @@
-"""The same networks in plain torch, as one would write them without charrnn, and their cost by formula."""
+"""The same networks in plain torch, as you would write them without charrnn, and formulas for their cost."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ class Sizes:
         return split(self.batch_size, self.seq_length, minibatches=20)
 
 
-# The following are called in the measuring process: their arguments can be sent to it, their results not back.
+# The functions below are called in the measuring process: arguments can be sent to it, but results cannot be sent back.
 
 
 def ours(subject: Subject, kernels: backend.Kernels, threads: int, sizes: Sizes) -> Callable[[], Any]:

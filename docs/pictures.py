@@ -1,7 +1,7 @@
 """Draw the picture of the live display in the README: python docs/pictures.py
 
-It runs a real training in a temporary folder, with the program's own display on a recording console. The run stops
-in the middle, as if somebody had pressed Ctrl-C, and what the display has shown so far is written as an SVG file.
+It runs a real training in a temporary folder, with the program's own display on a recording console. The run stops in
+the middle, as on Ctrl-C, and the script writes the display at that moment as an SVG file.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 From Kalchbrenner, Danihelka and Graves, Grid Long Short-Term Memory, 2015 (arXiv 1507.01526). As in coreylynch's
 grid-lstm program, depth is the prioritised dimension, and by default all layers share their depth weights.
 
-``block`` is the paper's block for any number of dimensions. The model applies a block over time and depth for each
-layer and time step, in an order that lets torch's own LSTMs do the work.
+``block`` is the paper's block for any number of dimensions. The model applies a two-dimensional block at each layer and
+time step, in an order that lets torch's own LSTMs do the work.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def block(
     """Apply the N-dimensional Grid LSTM block to N hidden and N memory vectors, and return the new ones.
 
     Each dimension n has its own LSTM with the weights ``maps[n]``, and all of them read the same incoming hidden
-    vectors. Only the dimensions in ``priority`` wait for the others, to read their new hidden vectors instead.
+    vectors. The dimensions in ``priority`` wait for the others and read their new hidden vectors instead.
     """
     h, c = list(h), list(c)
     others = [n for n in range(len(h)) if n not in priority]

@@ -25,7 +25,7 @@ def create(
     n_layers: int,
     dropout: float,
     *,
-    reset_after: Annotated[bool, "reset after the recurrent product, as cuDNN does: faster on a GPU"] = False,
+    reset_after: Annotated[bool, "reset after the recurrent product, as cuDNN does, which is faster on a GPU"] = False,
 ) -> GRU:
     """Initialise as char-rnn does: uniform in +-0.08."""
     model = GRU(input_size, rnn_size, n_layers, dropout, reset_after)

@@ -48,7 +48,7 @@ def create(
     drops = {name: dropout if rate is None else rate for name, rate in rates.items()}
     for name, rate in drops.items():
         if not 0 <= rate < 1:
-            raise ValueError(f"{name} must be in [0, 1), not {rate:g}")
+            raise ValueError(f"{name} must be at least 0 and below 1, not {rate:g}")
     if depth < 1:
         raise ValueError(f"depth must be at least 1, not {depth}")
     if init_scale < 0:
@@ -71,7 +71,7 @@ class Masks(NamedTuple):
     """Dropout factors, each 0 or 1 / (1 - rate), drawn independently for each row.
 
     M is 1 if the candidate and the transform gate share a mask, and 2 if each has its own. Masks drawn for one time
-    step can be used for any number of them.
+    step fit any number of time steps.
     """
 
     x: Tensor  # on the embedded tokens (T, B, 1)
@@ -131,7 +131,7 @@ class RHN(nn.Module):
 
     @torch.no_grad()
     def initialise(self, scale: float, transform_bias: float, random_biases: bool) -> None:
-        """Draw all weights uniformly in +-scale, but set the transform biases, and zero other biases unless random."""
+        """Draw all parameters uniformly in +-scale, then set the transform biases; other biases are 0 unless random."""
         for p in self.parameters():
             p.uniform_(-scale, scale)
         for b in self.b:
@@ -149,7 +149,7 @@ class RHN(nn.Module):
     ) -> tuple[Tensor, tuple[Tensor]]:
         """Read token ids x, int64 (T, B). Returns logits (T, B, V) and the state after step T.
 
-        ``masks`` come from ``draw_masks``. If None, masks are drawn in training mode and not used in evaluation mode.
+        ``masks`` come from ``draw_masks``. If None, training mode draws them, and evaluation mode uses none.
         """
         if masks is None and self.training and any(self.drops):
             masks = self.draw_masks(x)
@@ -213,7 +213,7 @@ class RHN(nn.Module):
 
 
 def tie_repeats(mask: Tensor, x: Tensor, input_size: int) -> Tensor:
-    """Return mask (T, B) with the entry for each token of x (T, B) taken from its first occurrence in its column."""
+    """Return mask (T, B) with all occurrences of a token in a row of text given the entry of the first. x (T, B)."""
     T, B = x.shape
     steps = torch.arange(T, device=x.device).unsqueeze(1).expand(T, B)
     first = steps.new_full((input_size, B), T).scatter_reduce_(0, x, steps, "amin")

@@ -13,7 +13,7 @@ from charrnn.model import State, device_of
 
 
 def dynamic_losses(model: nn.Module, x: Tensor, y: Tensor, learning_rate: float, segment: int) -> Tensor:
-    """Return the cross-entropy of each target in nats, float64 (N,), learning from each segment once it is scored.
+    """Return the cross-entropy of each target in nats, float64 (N,), learning from each segment after scoring it.
 
     ``x``, int64 (N,), is a stream of token ids, and ``y``, int64 (N,), the ids that follow them. After every
     ``segment`` time steps, the weights take one step of plain SGD on the segment's summed loss, without dropout. The
@@ -39,5 +39,5 @@ def dynamic_losses(model: nn.Module, x: Tensor, y: Tensor, learning_rate: float,
             losses.append(nats.detach().double())
     result = torch.cat(losses)
     if not result.isfinite().all():
-        raise UserError(f"-dynamic {learning_rate:g}: the loss is no longer a number; lower the learning rate")
+        raise UserError(f"-dynamic {learning_rate:g}: the loss became infinite or NaN; lower the learning rate")
     return result

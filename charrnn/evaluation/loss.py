@@ -43,7 +43,7 @@ def summed_loss(logits: Tensor, y: Tensor) -> Tensor:
     """Return the training objective: the cross-entropy in nats, summed over time and averaged over the batch.
 
     ``logits`` are (T, B, V); ``y`` is int64 (T, B), and IGNORED targets add nothing. As in char-rnn and the RHN
-    program, the sum over time is not divided by T, so clipping bounds and learning rates have the same meaning.
+    program, the sum over time is not divided by T, so clipping bounds and learning rates have the same effect as there.
     """
     return F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="sum") / y.shape[1]
 
@@ -51,7 +51,7 @@ def summed_loss(logits: Tensor, y: Tensor) -> Tensor:
 def evaluate(model: nn.Module, split: Minibatches) -> Score:
     """Return the score over all minibatches of a split.
 
-    The state is carried from each minibatch to the next, unless that one starts from a zero state.
+    The state is carried from each minibatch to the next, unless the next starts from a zero state.
     """
     device = device_of(model)
     state: State | None = None

@@ -14,7 +14,7 @@ from charrnn.evaluation.loss import BLOCK, losses
 from charrnn.model import DrawsMasks, device_of, evaluating
 
 HOPELESS = 500.0  # the RHN program discards a sample with this perplexity or more
-REDRAWS = 100  # samples that may be drawn again
+REDRAWS = 100  # largest number of samples to discard
 SMALLEST = 1e-10  # the RHN program keeps averaged probabilities this far from 0 and 1
 
 

@@ -48,8 +48,8 @@ class Scored:
     static: Score
     # by dynamic evaluation, if it was asked for
     dynamic: Score | None = None
-    # for each row, its token ids, int64 (N + 1,), and the losses of all but the first in nats, float64 (N,), which are
-    # those of dynamic evaluation if it was asked for. Empty unless the loss of each token was asked for
+    # for each row, its token ids, int64 (N + 1,), and the loss of each but the first in nats, float64 (N,). If dynamic
+    # evaluation was asked for, these are its losses. Empty unless the loss of each token was asked for
     rows: Sequence[tuple[Tensor, Tensor]] = ()
 
     def tokens(self) -> Iterator[tuple[str, float | None]]:
@@ -110,7 +110,7 @@ class Scorer:
 
     @property
     def plain(self) -> bool:
-        """Whether only the mean loss is wanted, and one pass of a single model gives it."""
+        """Whether only the mean loss is wanted, and a single pass of a single model gives it."""
         options = self.options
         return len(self.models) == 1 and not options.mc_samples and options.dynamic is None and not self.each
 
@@ -147,10 +147,13 @@ class Scorer:
         return self.stream(ids)
 
     def problems(self, problems: Problems) -> Scored:
-        """Score problems of addition: the loss over the answers, and how many are right. Raises UserError."""
+        """Score problems of addition: the loss over the answers, and how many are right.
+
+        Raises UserError unless ``plain``.
+        """
         if not self.plain:
             raise UserError(
-                "a model of addition can be scored in only one way: leave out -ensemble, -mc_samples, -dynamic, "
+                "a model of addition cannot be scored in this way: leave out -ensemble, -mc_samples, -dynamic, "
                 "-per_line and -per_char"
             )
         return Scored(self.vocabulary, evaluate(self.models[0], problems))
@@ -233,7 +236,7 @@ def evaluation(sources: Sequence[str | Path | Checkpoint], text: str | None, set
 
 
 def opened(source: str | Path | Checkpoint) -> tuple[str, Checkpoint]:
-    """Return the name and contents of a checkpoint: a file, the best one of a folder, or one already loaded."""
+    """Return the name and contents of a checkpoint: a file, the best one in a folder, or one already loaded."""
     if isinstance(source, Checkpoint):
         return source.name, source
     path = find_best(Path(source))
@@ -243,7 +246,7 @@ def opened(source: str | Path | Checkpoint) -> tuple[str, Checkpoint]:
 def with_unk(vocabulary: Vocabulary, unk: str) -> Words:
     """Return the vocabulary with ``unk`` for unknown words. Raises UserError unless ``unk`` is one of its words."""
     if not isinstance(vocabulary, Words):
-        raise UserError(f"-unk {unk}: only a model of words has one, and this is a model of {vocabulary.units}")
+        raise UserError(f"-unk {unk}: only a model of words takes -unk, and this is one of {vocabulary.units}")
     return vocabulary.with_unk(unk)
 
 

@@ -1,4 +1,4 @@
-"""Code that the scans share. They go through time in blocks, and compute a layer's input products block by block.
+"""Code that the scans share. A scan goes through time in blocks, and computes a layer's input products block by block.
 
 Whatever does not depend on the previous time step is computed for a whole block of steps at once. A block is long
 enough for fast products, and short enough to stay in the cache until the time loop needs it.
@@ -38,7 +38,7 @@ def tanh_(a: Tensor, one: Tensor) -> Tensor:
 
 
 class Input:
-    """What a layer's input contributes to the sums inside its gates: x W' + b.
+    """The contribution of a layer's input to the sums inside its gates: x W' + b.
 
     x: vectors (T, B, I), or token ids, int64 (T, B), in place of one-hot vectors, whose products are look-ups.
     W (G, I); b (G,).
@@ -67,7 +67,7 @@ class InputGradients:
         self.b = W.new_zeros(len(W))
 
     def add(self, steps: slice, d_gates: Tensor) -> None:
-        """Add a block of steps, given the gradient (K, B, G) of what ``Input.enter`` filled in."""
+        """Add the gradients of a block of steps, given the gradient (K, B, G) of the sums from ``Input.enter``."""
         x, d_rows = self.given[steps].flatten(0, 1), d_gates.flatten(0, 1)
         if self.x is None:
             self.W.index_add_(0, x, d_rows)

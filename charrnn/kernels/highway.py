@@ -76,7 +76,7 @@ def _forward(
 
 
 def _by_step(buffer: Tensor) -> list[tuple[Tensor, ...]]:
-    """Return all views buffer[d, step], since creating one inside the loop takes as long as a small operation."""
+    """Return the views buffer[d, step] of all steps: creating them inside the loop would slow it down."""
     return [steps.unbind(0) for steps in buffer]
 
 

@@ -18,9 +18,9 @@ def columns(W: Tensor, x: Tensor) -> Tensor:
 def run(rnn: nn.RNNBase, x: Tensor, state: Any) -> tuple[Tensor, Any]:
     """Return the output and last state of an nn.LSTM, nn.GRU or nn.RNN for the one-hot vectors of x, int64 (T, B).
 
-    Multiplying them by the first layer's W (G, V) only looks up columns, but torch's layers have no look-up. If V is
-    larger than G, the layer gets the columns as input, and the identity matrix in place of W. The sums are exactly the
-    same, and the input vectors have length G instead of V.
+    Multiplying one-hot vectors by the first layer's W (G, V) only looks up columns, but torch's layers cannot look up.
+    If V is larger than G, the layer gets the columns as input, and the identity matrix in place of W. The sums are
+    exactly the same, and the input vectors have length G instead of V.
     """
     weights: list[Tensor] = rnn._flat_weights  # type: ignore[assignment]
     W = weights[0]

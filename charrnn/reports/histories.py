@@ -25,7 +25,7 @@ Floats = NDArray[np.float64]
 
 BEGINNING = 0.05  # share of a run in which the loss falls so steeply that it would flatten the rest of the curve
 
-MAX_SETTINGS = 3  # most settings in a name
+MAX_SETTINGS = 3  # largest number of settings in a name
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def read_metrics(path: Path) -> History:
         raise UserError(f"file {path} not found: charrnn train writes {METRICS.format('NAME')} next to its checkpoints")
     found = lines(path)
     if not found or list(found) != list(range(1, len(found) + 1)):
-        raise UserError(f"{path} is not the metrics of a run from its first iteration on; plot its checkpoint instead")
+        raise UserError(f"{path} does not have the metrics of every iteration; plot the run's checkpoint instead")
     rows = list(found.values())
     validation = {i: line["val_loss"] for i, line in found.items() if "val_loss" in line}
     return History(

@@ -1,9 +1,9 @@
-"""Find the n-grams of a short text that occur in a training text of any length, and the longest passage that does.
+"""Find the n-grams of a short text that occur in a training text of any length, and the longest passage in both.
 
 An n-gram is a sequence of n tokens. The training text is read in chunks, and its n-grams are looked up among those of
 the short text by a 64-bit hash (Karp and Rabin). A place whose n-gram is not in the short text is not tried for n + 1,
-so there is quickly less to do. For 100 MB of text, the chance that a hash collision makes a share wrong is less than
-one in a hundred thousand. The longest passage is compared token by token.
+so the work shrinks quickly. For 100 MB of text, the chance that a hash collision makes a share wrong is less than one
+in a hundred thousand. The longest passage is compared token by token.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def measure(text: TokenIds, training: TokenIds, separator: int) -> Figures:
 class Ngrams:
     """The n-grams of a text, by hash, and which of them have been found in the training text."""
 
-    # bits of a table entry: the text has n-grams whose hash begins with its index; not all of them have been found
+    # bits of a table entry: the text has n-grams whose hash begins with the entry's index; some are not found yet
     PRESENT, MISSING = 1, 2
 
     def __init__(self, text: TokenIds, n: int, separator: int) -> None:
@@ -87,7 +87,7 @@ class Ngrams:
         marks: NDArray[np.uint8] = self.table[hashes >> self.shift]
         if len(new := hashes[marks > self.PRESENT]):
             self.found[self.index(new)[self.has(new)]] = True
-            # a stale table only costs time, but so does filling it: wait until half of the missing are found
+            # a stale table only costs time, but so does filling it: wait until half of the missing n-grams are found
             if len(self.found) - np.count_nonzero(self.found) <= self.missing // 2:
                 self._fill_table()
         return np.not_equal(marks, 0)
@@ -151,7 +151,7 @@ def _scan_chunk(training: TokenIds, start: int, wanted: Sequence[Ngrams]) -> int
 
 
 def _longest(text: TokenIds, training: TokenIds, separator: int, longest_match: dict[int, int]) -> Passage | None:
-    """Return the longest passage, by a binary search for its length: parts of a passage are passages too."""
+    """Return the longest passage, by a binary search for its length: every part of a passage is a passage, too."""
     longest, n, step, growing = None, 0, 1, True
     while step:
         found = _find_passage(text, training, separator, longest_match, n + step)
@@ -165,7 +165,7 @@ def _longest(text: TokenIds, training: TokenIds, separator: int, longest_match: 
 def _find_passage(
     text: TokenIds, training: TokenIds, separator: int, longest_match: dict[int, int], n: int
 ) -> Passage | None:
-    """Return the first passage of n tokens in the training text that occurs in the text too."""
+    """Return the first passage of n tokens in the training text that also occurs in the text."""
     wanted = Ngrams(text, n, separator)
     if not wanted.keys.size:
         return None

@@ -18,13 +18,13 @@ from charrnn.errors import UserError
 from charrnn.reports.ngrams import NGRAMS, Figures, measure
 from charrnn.settings.training import TrainingOptions
 
-LIMIT = 1_000_000  # most tokens of a text that are examined
+LIMIT = 1_000_000  # largest number of tokens of a text to examine
 
-HELD_OUT = 20_000  # tokens of held-out text, if there are so many; with fewer, the baseline would be uncertain
+HELD_OUT = 20_000  # tokens of held-out text, if there are that many; with fewer, the baseline would be uncertain
 
-RARE = 0.01  # if at most this share of held-out n-grams occurs in the training text, n-grams do not recur by chance
+RARE = 0.01  # if at most this share of held-out n-grams is in the training text, a match is no coincidence
 
-SOME, MOST = 0.05, 0.5  # thresholds of the verdict, on how far the text's share of such n-grams exceeds held-out text's
+SOME, MOST = 0.05, 0.5  # thresholds of the verdict: the text's share of such n-grams minus that of held-out text
 
 Verdict = Literal["own", "partly copied", "copied"]
 

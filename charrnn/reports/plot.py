@@ -166,7 +166,7 @@ def text(
 ) -> list[str]:
     """Draw the same curves as lines of text, with a letter for each run. Raises UserError for more than 26 runs."""
     if len(runs) > len(ascii_lowercase):
-        raise UserError(f"{len(runs)} runs: -text has a letter for {len(ascii_lowercase)}; plot fewer, or use -output")
+        raise UserError(f"{len(runs)} runs: -text has only {len(ascii_lowercase)} letters; plot fewer, or use -output")
     scale, label = loss_axis(runs, y)
     marks = [(".", "o")] if len(runs) == 1 else list(zip(ascii_letters[:26], ascii_letters[26:], strict=True))
     series: dict[str, list[curve.Point]] = {}

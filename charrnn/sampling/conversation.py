@@ -51,7 +51,7 @@ class Conversation:
         if name == "help":
             return HELP
         if name not in CHANGEABLE:
-            raise UserError(f"no command /{name}{nearest(name, ['help', *CHANGEABLE])}; /help lists the commands")
+            raise UserError(f"unknown command /{name}{nearest(name, ['help', *CHANGEABLE])}; /help lists the commands")
         if value:
             changed = replace(self.options, **{name: options_of(SamplingOptions)[name].convert(value.strip())})
             Choice.of(changed)  # raises UserError for a temperature of 0

@@ -21,7 +21,7 @@ from charrnn.settings.sampling import EXCLUSIVE, SamplingOptions
 
 
 def continuation(checkpoint: str | Path | Checkpoint, primetext: str, settings: Mapping[str, Any]) -> Iterator[str]:
-    """Continue the prime text, yielding each piece of text as soon as it is made.
+    """Continue the prime text, yielding each piece of text as soon as it is generated.
 
     ``settings`` are those of SamplingOptions, by name. Raises UserError before anything is yielded.
     """

@@ -1,4 +1,4 @@
-"""The destination of generated text: stdout, as it is made, or a file that is replaced once the text is complete."""
+"""The destination of generated text: stdout, at once, or a file, which is replaced once the text is complete."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from charrnn.errors import UserError
 from charrnn.files import interruptible, replacing
 from charrnn.sampling.sampler import Written
 
-PATIENCE = 0.02  # seconds between flushes: too short to notice, and long enough to save most of them
+PATIENCE = 0.02  # seconds between flushes: too short to notice, but long enough to avoid most flushes
 
 
 class Stream:
-    """Writes text to a file as it is made: byte for byte, or for a terminal as ``shown`` converts it."""
+    """Writes text to a file as it is generated: byte for byte, or for a terminal as ``shown`` converts it."""
 
     def __init__(self, file: IO[bytes], shown: Callable[[str], str] | None = None) -> None:
         self.file = file
@@ -70,7 +70,7 @@ def destination(path: str, shown: Callable[[str], str]) -> Iterator[Stream]:
 def write_plain(stream: Stream, prime: str, texts: int, written: Iterable[Written], stop: str = "") -> None:
     """Write each text as the prime text, its continuation and a newline, with a line ---- between texts.
 
-    The first text is written as it is made. The others, made at the same time, follow once it has ended.
+    The first text is written as it is generated. The others, generated at the same time, follow once it has ended.
     """
     others: list[list[str]] = [[] for _ in range(texts)]
     stream.write(prime)

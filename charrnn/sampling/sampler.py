@@ -128,7 +128,8 @@ class Sampler:
         return self.vocabulary.encode(text)
 
     def read(self, prime: list[int], streams: int) -> tuple[Floats | None, State | None]:
-        """Return the logits (N, V) and state after the prime text, the same for all N streams; None if it is empty."""
+        """Return the logits (N, V) and state after the prime text, for N equal streams; None for both if it
+        is empty."""
         if not prime:
             return None, None
         x = torch.tensor(prime, device=self.device)[:, None]
@@ -163,7 +164,7 @@ def sample(
     greedy: bool = False,
     seed: int = 123,
 ) -> Iterator[str]:
-    """Continue the prime text by ``length`` tokens, yielding each as soon as it is made.
+    """Continue the prime text by ``length`` tokens, yielding each as soon as it is generated.
 
     The draws come from a separate generator, so sampling never changes a training run. Raises UserError for an
     unknown token in the prime text, before anything is yielded.
@@ -176,7 +177,7 @@ def frozen_copy(model: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, Callab
     """Return a copy of the model in this precision and in evaluation mode, laid out for small matrix products.
 
     Also returns the context manager to call it in. A model that cannot be copied, or that works only in the precision
-    it was trained in, is itself returned instead.
+    it was trained in, is returned itself.
     """
     if device_of(model).type == "mps":
         dtype = torch.float32  # MPS has no float64

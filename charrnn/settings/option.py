@@ -140,7 +140,7 @@ def _plain(value: Any) -> int | float | str:
 
 
 def _to_text(value: Any) -> str:
-    """Return the text. Raises ValueError if it cannot be a file name, as most text settings are names."""
+    """Return the text. Raises ValueError if it cannot be a file name, since most text settings name files."""
     if not isinstance(value, str) or b"\0" in os.fsencode(value):  # raises UnicodeEncodeError, a ValueError
         raise ValueError
     return value

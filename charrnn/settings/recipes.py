@@ -43,7 +43,7 @@ def summary(path: Path) -> str:
 
 
 def find(config: str) -> Path:
-    """Return the file that -config names: the file with that path, or else the recipe with that name.
+    """Return the file that -config names: the file with this path, or else the recipe with this name.
 
     Raises UserError for a plain name that is neither, and for a missing file with the name of a recipe. Any other
     path is returned without a check; reading it will fail if it is wrong.

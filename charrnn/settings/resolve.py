@@ -99,7 +99,7 @@ def converted(given: Mapping[str, Any], known: Mapping[str, Option], whose: str,
 def inherited(given: Mapping[str, Any], loaded: Sources) -> tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]:
     """Return a checkpoint's settings: those that can be overridden, those that cannot, and notes for the user.
 
-    Raises UserError if what is given changes a setting that a resumed run must keep.
+    Raises UserError if a given value changes a setting that a resumed run must keep.
     """
     if start := loaded.start:
         fixed = {name: getattr(start.options, name) for name in ARCHITECTURE}

@@ -49,7 +49,7 @@ def setting(
     """Return a dataclass field for a setting, with the metadata for its Option.
 
     A resumed run may change a setting that is ``free``. Such a setting changes no weights, or only their rounding. With
-    a learning rate schedule in ``fixed_by``, it does change them, so it is fixed.
+    a learning rate schedule in ``fixed_by``, however, it changes them, so it is fixed.
     """
     metadata = dict(locals())
     return field(default=metadata.pop("default"), metadata=metadata)

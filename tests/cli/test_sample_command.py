@@ -166,7 +166,7 @@ def test_a_conversation_works_through_a_pipe(trained: Path, sampled: Sampled) ->
     said = done.stderr.decode()
     for words in (
         "temperature 3\nlength 7\nseed 123\n",
-        "no command /lenth (did you mean length?)",
+        "unknown command /lenth (did you mean length?)",
         "-top_p 2: must be above 0 and at most 1",
         "-temperature 0: must be positive",
         "'7'",

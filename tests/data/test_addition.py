@@ -343,7 +343,7 @@ def test_eval_prints_the_accuracies_of_a_split_or_of_a_text(adders: Path) -> Non
     wrong = run(adders, "eval", "none", "-text", text, "-gpuid", -1, code=1).err.decode()
     assert "some.txt, line 2: 12 + 34 is 46, not 47" in wrong
     for flags in (("-dynamic", 0.1), ("-mc_samples", 2), ("-per_line",), ("-per_char",), ("-ensemble", "carry")):
-        assert "scored in only one way" in run(adders, "eval", "none", *flags, "-gpuid", -1, code=1).err.decode()
+        assert "cannot be scored in this way" in run(adders, "eval", "none", *flags, "-gpuid", -1, code=1).err.decode()
 
 
 def test_sampling_completes_a_sum(adders: Path) -> None:

@@ -111,7 +111,7 @@ def test_minutes_need_the_time_of_every_iteration(trained: Path, tmp_path: Path)
 )
 def test_a_file_that_is_not_metrics_is_refused(tmp_path: Path, line: str) -> None:
     (tmp_path / "lm_x_metrics.jsonl").write_text(line + "\n", encoding="latin-1")
-    with pytest.raises(UserError, match="is not the metrics of a run"):
+    with pytest.raises(UserError, match="does not have the metrics"):
         histories.read([tmp_path / "lm_x_metrics.jsonl"])
 
 

@@ -40,12 +40,12 @@ def from_bits(context: Any, bits: Any) -> Any:
 
 
 def exp(x: Any) -> Any:
-    """Return e to the power of x (float32 or float64), accurate to two epsilons; clipped where sigmoid is 0 or 1."""
+    """Return e to the power of x (float32 or float64), to within two epsilons. x is clipped where sigmoid is 0 or 1."""
     raise NotImplementedError
 
 
-# for each type: its numpy type, the integer type of its size, the bits of the mantissa, the bias of the exponent, the
-# smallest and largest x, the degree of the series, and the binary digits in the first part of ln 2
+# for each type: its numpy type, the integer type of the same size, the bits of the mantissa, the bias of the exponent,
+# the smallest and largest x, the degree of the series, and the binary digits in the first part of ln 2
 FORMATS: dict[Any, tuple[Any, ...]] = {
     types.float32: (np.float32, np.int32, 23, 127, -87, 88, 7, 12),
     types.float64: (np.float64, np.int64, 52, 1023, -708, 709, 13, 32),

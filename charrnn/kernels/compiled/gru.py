@@ -17,7 +17,7 @@ from charrnn.kernels.compiled.products import add_product, add_states, columns, 
 
 
 class Weights(NamedTuple):
-    """The weights as the products read them, transposed for the forward pass."""
+    """The weights in the layout that the products read, transposed for the forward pass."""
 
     W: Array  # input weights (I, 3H); for the backward pass as ``leave`` takes them
     rz: Array  # recurrent weights of r and z in panels
@@ -77,7 +77,7 @@ def backward_pass(
 
 @compile
 def forward(row: int, K: int, x: Array, h: Array, weights: Weights, y: Array, kept: Kept) -> None:
-    """Run the rows of a part, from ``row``, through all time steps. Write the states to y (T, B, H). Fill ``kept``."""
+    """Run a part's rows, from ``row``, through all time steps. Write the states to y (T, B, H), and fill ``kept``."""
     states, gates, resets = kept
     T, b, H = resets.shape
     states[0] = h[row : row + b]
@@ -95,7 +95,7 @@ def forward(row: int, K: int, x: Array, h: Array, weights: Weights, y: Array, ke
 
 @compile
 def reset(gates: Array, bias: Array, h: Array, product: Array) -> None:
-    """Compute the first half of a row's step: turn the sums of r and z into gates, in place, and fill in r * h (H,)."""
+    """Compute the first half of a row's step: turn the sums of r and z into gates, in place, and fill r * h (H,)."""
     H = len(h)
     for j in range(2 * H):
         gates[j] = sigmoid(gates[j] + bias[j])
@@ -173,7 +173,7 @@ def update_backward(gates: Array, h: Array, dh: Array, by_rz: Array, dy: Array, 
 
 @compile
 def reset_backward(gates: Array, h: Array, d_reset: Array, dh: Array, d_gates: Array) -> None:
-    """Backpropagate through the first half: fill the gradient of r's sums, and add that of r * h to dh (H,)."""
+    """Backpropagate through the first half: fill the gradient of r's sums, and add h's, through r * h, to dh (H,)."""
     for j in range(len(h)):
         d_gates[j] = d_reset[j] * h[j] * gates[j] * (one - gates[j])
     for j in range(len(h)):

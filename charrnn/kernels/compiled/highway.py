@@ -78,13 +78,13 @@ def backward_pass(
 
 
 def acting_from_the_right(R: Tensor, rows: int, cut: Callable[[Tensor, int], Array]) -> Array:
-    """Cut the weights R (D, 2, S, S), whose products are s R instead of s R', into panels: (D, 2, P, ...)."""
+    """Cut the weights R (D, 2, S, S), whose products are s R, not s R', into panels: (D, 2, P, ...)."""
     return np.stack([[cut(gate.mT, rows) for gate in depth] for depth in R])
 
 
 @compile
 def forward(row: int, K: int, x: Array, s: Array, weights: Weights, y: Array, kept: Kept) -> None:
-    """Run a part's rows, starting at ``row``, through all time steps: fill them in y (T, B, S), and fill ``kept``."""
+    """Run a part's rows, from ``row``, through all time steps. Write the states to y (T, B, S), and fill ``kept``."""
     W, R, bias, n = weights
     entering, h, t = kept
     D, T, b, S = h.shape

@@ -19,7 +19,7 @@ from charrnn.kernels import backend
 from charrnn.kernels.blocks import block_steps
 from charrnn.kernels.cells import Array
 
-MIN_ROWS = 12  # per part: with fewer, the loss from slower products is larger than the gain from another thread
+MIN_ROWS = 12  # per part: with fewer, products are slowed down more than another thread speeds them up
 MAX_PARTS = 8  # limited because each part needs arrays for its own share of the weight gradients
 
 
@@ -76,7 +76,7 @@ class _Scan(torch.autograd.Function):
 
 
 def check(x: Tensor, inputs: int, *shapes: tuple[Tensor, tuple[int, ...]]) -> None:
-    """Check token ids, shapes and dtypes. Compiled code does not, and would read past the end of an array.
+    """Check token ids, shapes and dtypes, since compiled code would read past the end of an array.
 
     Raises IndexError unless token ids x are in [0, inputs), and ValueError if a tensor does not have the shape given
     with it or the dtype of the first tensor.
@@ -100,7 +100,7 @@ def for_each_part(
 ) -> None:
     """Call a compiled kernel for each part, on the chosen number of threads.
 
-    Its arguments are the part's first row, the time steps per block, the shared arguments, and the part's own.
+    The kernel's arguments are the part's first row, the time steps per block, the shared arguments, and the part's own.
     """
     in_parallel(
         partial(kernel, part.start, block_steps(T, size(part)), *shared, *of_part)

@@ -1,8 +1,8 @@
 """Products of a part's few rows with recurrent weights, cut into panels small enough for OpenBLAS's fast kernels.
 
-numba's np.dot calls the OpenBLAS that comes with SciPy. Its kernels for small matrices read both factors in place. Its
-other kernels first copy them into a different order. For 25 rows and 128 units, the small-matrix kernels are as fast
-as large products, and the others are half as fast.
+numba's np.dot calls the OpenBLAS that comes with SciPy. Its kernels for small matrices read both factors in place,
+while the others first copy them into a different order. For 25 rows and 128 units, the kernels for small matrices are
+as fast as large products are elsewhere, and the others are half as fast.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from charrnn.kernels.compiled.products import add_product, add_states, panels, t
 
 
 class Weights(NamedTuple):
-    """The weights as the products read them, transposed for the forward pass."""
+    """The weights in the layout that the products read, transposed for the forward pass."""
 
     W: Array  # input weights (I, H); for the backward pass as ``leave`` takes them
     R: Array  # recurrent weights in panels
@@ -68,7 +68,7 @@ def backward_pass(
 
 @compile
 def forward(row: int, K: int, x: Array, h: Array, weights: Weights, y: Array, kept: Kept) -> None:
-    """Run a part's rows, starting at ``row``, through all time steps: fill them in y (T, B, H), and fill ``kept``."""
+    """Run a part's rows, from ``row``, through all time steps. Write the states to y (T, B, H), and fill ``kept``."""
     states = kept.states
     T, b = states.shape[0] - 1, states.shape[1]
     states[0] = h[row : row + b]
