@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import secrets
 import time
 from dataclasses import asdict, dataclass, field
 from math import inf, nan
@@ -36,6 +37,11 @@ def software() -> dict[str, str]:
     return versions | {"python": platform.python_version(), "system": platform.platform()}
 
 
+def new_run_id() -> str:
+    """Return an identity for a run that begins, different from all others."""
+    return secrets.token_hex(16)
+
+
 @dataclass
 class Checkpoint:
     """A model and the training run that it comes from."""
@@ -53,6 +59,14 @@ class Checkpoint:
     training: dict[str, Any] = field(default_factory=dict)
     # versions of the software that wrote it
     software: dict[str, str] = field(default_factory=software)
+    # identity of the run, which resuming keeps: tells its checkpoints from those of other runs in the same folder
+    run_id: str = field(default_factory=new_run_id)
+
+    @property
+    def iteration(self) -> int:
+        """Iterations trained; 0 if it was not recorded, as in imported checkpoints."""
+        iteration: int = self.training.get("iteration", 0)
+        return iteration
 
     @property
     def name(self) -> str:
@@ -73,7 +87,8 @@ class Checkpoint:
             "val_loss": self.val_loss,
             "training": self.training,
             "software": self.software,
-            # nanoseconds since 1970: tells which checkpoint is newest, also among copies
+            "run_id": self.run_id,
+            # nanoseconds since 1970: tells which run saved last, also among copies
             "written": time.time_ns(),
         }
         try:
@@ -129,6 +144,11 @@ class Checkpoint:
         versions = content.get("software", {})
         if not isinstance(versions, dict) or not all(type(word) is str for pair in versions.items() for word in pair):
             raise UserError("its software versions are not strings")
+        run_id = content.get("run_id", "")
+        if not isinstance(run_id, str):
+            raise UserError("the identity of its run is not a string")
+        if type(content["training"].get("iteration", 0)) is not int:
+            raise UserError("its iteration is not a whole number")
         return cls(
             options=TrainingOptions(**{name: known[name].convert(value) for name, value in content["options"].items()}),
             model_options=content["model_options"],
@@ -138,6 +158,7 @@ class Checkpoint:
             val_loss=val_loss,
             training=content["training"],
             software=versions,
+            run_id=run_id,
         )
 
     def model_file(self) -> ModelFile:

@@ -126,9 +126,10 @@ def find_best(path: Path) -> Path:
     named = [(match[2], file) for file in path.glob("*.pt") if (match := VALIDATED.fullmatch(file.name))]
     losses = [float(loss) for loss, _ in named if isfinite(float(loss))]
     equal = [file for loss, file in named if losses and float(loss) == min(losses)]
-    if not equal:
-        return find_newest(path)
-    return equal[0] if len(equal) == 1 else min(equal, key=lambda file: (_loss(file), *(-n for n in _age(file))))
+    if len(equal) > 1:
+        exact = {file: _loss(file) for file in equal}
+        equal = [file for file in equal if exact[file] == min(exact.values())]
+    return newest(equal) if equal else find_newest(path)
 
 
 def find_newest(path: Path) -> Path:
@@ -150,21 +151,53 @@ def newest_by_run(path: Path) -> dict[str, Path]:
     return {run: newest(files) for run, files in runs.items()}
 
 
-def newest(files: list[Path]) -> Path:
-    return files[0] if len(files) == 1 else max(files, key=_age)
+def newest(files: Iterable[Path]) -> Path:
+    """Return the newest of these checkpoints: of the run that saved last, the one with the highest iteration.
 
-
-def _age(file: Path) -> tuple[int, int, int]:
-    """Return a key that sorts checkpoints by age: when they were written, iteration, modification time.
-
-    The first two are read from the file, so copies keep their order. Missing values are 0: earlier versions did
-    not save the time, and a damaged file has no iteration either.
+    After a rollback a run repeats iterations, and any of these is newer than those before it. All this is read from the
+    files, so copies keep their order. The file system's times decide only where the files say nothing.
     """
+    files = list(files)
+    if len(files) == 1:
+        return files[0]
+    ages = {file: _age(file) for file in files}
+    runs: dict[str, list[_Age]] = {}
+    for age in ages.values():
+        runs.setdefault(age.run, []).append(age)
+    latest = max(runs.values(), key=lambda run: max((age.written, age.modified) for age in run))
+    return next(file for file, age in ages.items() if age == max(latest))
+
+
+def is_newest(file: Path) -> bool:
+    """Return whether a checkpoint is the newest of its run in its folder."""
+    own = _age(file)
+    return all(age <= own for age in map(_age, file.parent.glob("lm_*.pt")) if age.run == own.run)
+
+
+class _Age(NamedTuple):
+    """What orders checkpoints. Missing and damaged values are '' and 0; earlier versions saved only the iteration."""
+
+    # identity; checkpoints without one count as a single run
+    run: str
+    rollbacks: int
+    iteration: int
+    # nanoseconds since 1970, from the file and from the file system
+    written: int
+    modified: int
+
+
+def _age(file: Path) -> _Age:
     content = _outline(file)
     training = content.get("training")
-    iteration = training.get("iteration") if isinstance(training, dict) else None
-    written, iteration = (n if type(n) is int else 0 for n in (content.get("written"), iteration))
-    return written, iteration, file.stat().st_mtime_ns
+    training = training if isinstance(training, dict) else {}
+    numbers = (training.get("rollbacks"), training.get("iteration"), content.get("written"))
+    rollbacks, iteration, written = (number if type(number) is int else 0 for number in numbers)
+    run = content.get("run_id")
+    try:
+        modified = file.stat().st_mtime_ns
+    except OSError:  # a training has just deleted it
+        modified = 0
+    return _Age(run if isinstance(run, str) else "", rollbacks, iteration, written, modified)
 
 
 def _loss(file: Path) -> float:

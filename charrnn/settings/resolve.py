@@ -113,7 +113,7 @@ def inherited(given: Mapping[str, Any], loaded: Sources) -> tuple[dict[str, Any]
             saved["input"] = ()
         if saved["kernels"] == "auto":  # written by a version without the compiled kernels
             saved["kernels"] = "torch"
-        return saved, {}, (f"resuming from {loaded.resume_name}, epoch {resume.epoch:.2f}",)
+        return saved, {}, (f"resuming from {loaded.resume_name}, iteration {resume.iteration}",)
     return {}, {}, ()
 
 

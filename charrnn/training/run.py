@@ -134,6 +134,7 @@ class Run:
             training=self.training.state_dict()
             | {"texts": self.setup.text.fingerprint, "counts": self.counts}
             | self.folder.state_dict(),
+            run_id=self.setup.run_id,
         )
 
     def save(self) -> Path:

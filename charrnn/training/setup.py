@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from charrnn import compute, registry
-from charrnn.checkpoints.checkpoint import Checkpoint
-from charrnn.checkpoints.folder import Kept, find_newest, kept_in
+from charrnn.checkpoints.checkpoint import Checkpoint, new_run_id
+from charrnn.checkpoints.folder import Kept, find_newest, is_newest, kept_in
 from charrnn.compute import Report, choose_device, keep_freed_memory, weights_dtype
 from charrnn.data.datasets import catalogue
 from charrnn.data.minibatches import Minibatches
@@ -49,10 +49,21 @@ def load(flags: Mapping[str, Any], config: str | None, resume: str | None) -> So
     chosen = {name: known[name].convert(value) for name, value in {**file, **flags}.items() if name in DECISIVE}
     start = Checkpoint.load(chosen["init_from"]) if chosen.get("init_from") else None
     newest = find_newest(Path(resume)) if resume else None
-    resumed = Checkpoint.load(newest) if newest else None
+    resumed = load_to_resume(newest) if newest else None
     saved = start or resumed
     model = registry.find(saved.options.model if saved else chosen.get("model", TrainingOptions.model))
     return Sources(file, config, model, start, resumed, str(newest) if newest else None)
+
+
+def load_to_resume(path: Path) -> Checkpoint:
+    """Load a checkpoint. If its run went on from it, or has no identity, it gets a new one: another run begins here.
+
+    Otherwise the newest checkpoint would still be the one that has been passed over.
+    """
+    checkpoint = Checkpoint.load(path)
+    if not checkpoint.run_id or not is_newest(path):
+        checkpoint.run_id = new_run_id()
+    return checkpoint
 
 
 @dataclass(frozen=True)
@@ -68,6 +79,8 @@ class Setup:
     # the model on torch's meta device, which takes no memory; None if it cannot be built there
     skeleton: nn.Module | None
     training: Training
+    # identity of the run
+    run_id: str
     # of a resumed run: its validated checkpoints, and with -on_nan rollback the state of its last regular save
     kept: tuple[Kept, ...] = ()
     good: dict[str, Any] | None = None
@@ -130,7 +143,9 @@ def prepare(configuration: Configuration, report: Report, keep: bool = True) -> 
         kept, good = resume(training, text, configuration.resume) if configuration.resume else ((), None)
     for line in notes:
         report(line)
-    return Setup(options, configuration.model_options, text, splits, model, skeleton, training, tuple(kept), good)
+    run_id = configuration.resume.run_id if configuration.resume else new_run_id()
+    own = configuration.model_options
+    return Setup(options, own, text, splits, model, skeleton, training, run_id, tuple(kept), good)
 
 
 def check_model(configuration: Configuration, device: torch.device) -> None:

@@ -16,20 +16,30 @@ from charrnn.checkpoints import archive
 from charrnn.checkpoints.checkpoint import Checkpoint
 from charrnn.checkpoints.folder import Kept, RunFolder, find_best, find_newest, kept_in, newest_by_run, validated_name
 from charrnn.data.vocabulary import Vocabulary
+from charrnn.errors import UserError
 from charrnn.settings.training import TrainingOptions
 
 
-def save(folder: Path, name: str, iteration: int = 0, loss: float | None = None, written: int | None = None) -> Path:
-    """Save a checkpoint without a model. ``written`` replaces the time that the file records; 0 leaves it out, as in
-    older files."""
+def save(
+    folder: Path,
+    name: str,
+    iteration: int = 0,
+    loss: float | None = None,
+    written: int | None = None,
+    run: str = "one",
+    rollbacks: int = 0,
+) -> Path:
+    """Save a checkpoint without a model.
+
+    ``written`` replaces the time that the file records; 0 leaves it out, as in older files. An empty ``run`` leaves out
+    the identity of the run.
+    """
     checkpoint = Checkpoint(TrainingOptions(), {}, Vocabulary((97, 98)), {"weight": torch.ones(2)}, val_loss=loss)
-    checkpoint.training = {"iteration": iteration}
+    checkpoint.training = {"iteration": iteration, "rollbacks": rollbacks}
     path = checkpoint.save(folder / name)
-    if written is not None:
-        content = torch.load(path, weights_only=True) | {"written": written}
-        if not written:
-            del content["written"]
-        torch.save(content, path)
+    replaced = {"run_id": run} if written is None else {"run_id": run, "written": written}
+    content = torch.load(path, weights_only=True) | replaced
+    torch.save({key: value for key, value in content.items() if value or key not in replaced}, path)
     return path
 
 
@@ -54,10 +64,45 @@ def test_the_newest_checkpoint_of_a_copied_folder_is_that_of_the_original(
 
 
 def test_the_newest_checkpoint_is_of_the_newest_run_not_of_the_longest(tmp_path: Path) -> None:
-    save(tmp_path, "lm_lstm_epoch50.00_1.0000.pt", 5000)
-    later = save(tmp_path, "lm_lstm_last.pt", 10)
+    save(tmp_path, "lm_lstm_epoch50.00_1.0000.pt", 5000, run="first")
+    later = save(tmp_path, "lm_lstm_last.pt", 10, run="second")
     os.utime(later, (0, 0))
     assert find_newest(tmp_path) == later
+
+
+@pytest.mark.parametrize("run", ["one", ""], ids=["with identity", "by an earlier version"])
+def test_within_a_run_the_highest_iteration_is_newest_even_if_the_clock_was_set_back(tmp_path: Path, run: str) -> None:
+    files = [save(tmp_path, f"lm_lstm_epoch{k}.00_1.0000.pt", k, written=1000 - k, run=run) for k in (1, 2, 3)]
+    set_times(files, "reversed")
+    assert find_newest(tmp_path) == files[-1]
+
+
+def test_of_two_runs_the_one_that_saved_last_has_the_newest_checkpoint_by_iteration(tmp_path: Path) -> None:
+    """A clock set back during the second run does not bring back the first one."""
+    save(tmp_path, "lm_lstm_epoch9.00_1.0000.pt", 9, written=500, run="first")
+    save(tmp_path, "lm_lstm_epoch1.00_1.0000.pt", 1, written=900, run="second")
+    newest = save(tmp_path, "lm_lstm_last.pt", 2, written=100, run="second")
+    assert find_newest(tmp_path) == newest
+
+
+def test_after_a_rollback_a_save_is_newer_than_one_before_it(tmp_path: Path) -> None:
+    save(tmp_path, "lm_lstm_last.pt", 100)
+    after = save(tmp_path, "lm_lstm_epoch6.00_1.0000.pt", 60, rollbacks=1)
+    assert find_newest(tmp_path) == after
+
+
+def test_at_the_same_iteration_the_time_of_writing_decides(tmp_path: Path) -> None:
+    files = [save(tmp_path, f"lm_lstm_epoch1.00_1.000{k}.pt", 7, written=k) for k in (1, 2)]
+    set_times(files, "reversed")
+    assert find_newest(tmp_path) == files[-1]
+
+
+def test_a_damaged_identity_or_time_is_no_newer_than_a_missing_one(tmp_path: Path) -> None:
+    ours, damaged = save(tmp_path, "lm_lstm_epoch1.00_1.0000.pt", 1), save(tmp_path, "lm_lstm_last.pt", 1)
+    torch.save(torch.load(damaged, weights_only=True) | {"run_id": ["one"], "written": 1e30}, damaged)
+    assert find_newest(tmp_path) == ours
+    with pytest.raises(UserError, match="damaged: the identity of its run is not a string"):
+        Checkpoint.load(damaged)
 
 
 def test_the_modification_time_decides_only_between_checkpoints_without_a_recorded_time(tmp_path: Path) -> None:
@@ -69,6 +114,16 @@ def test_the_modification_time_decides_only_between_checkpoints_without_a_record
 def test_a_damaged_file_is_not_the_newest(tmp_path: Path) -> None:
     good = save(tmp_path, "lm_lstm_epoch1.00_1.0000.pt", 5)
     (tmp_path / "lm_lstm_last.pt").write_bytes(b"damaged")
+    assert find_newest(tmp_path) == good
+
+
+def test_a_checkpoint_that_is_deleted_while_the_folder_is_read_is_not_the_newest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, pruned = save(tmp_path, "lm_lstm_epoch2.00_1.0000.pt", 2), save(tmp_path, "lm_lstm_epoch1.00_1.0000.pt", 1)
+    listing = [good, pruned]
+    monkeypatch.setattr(Path, "glob", lambda *_: listing)
+    pruned.unlink()
     assert find_newest(tmp_path) == good
 
 

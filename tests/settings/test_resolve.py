@@ -23,7 +23,7 @@ class Model:
 class Saved:
     options: TrainingOptions
     model_options: dict[str, Any]
-    epoch: float = 1.5
+    iteration: int = 15
 
 
 def sources(**given: Any) -> Sources:
@@ -92,6 +92,11 @@ def test_a_resumed_run_may_change_what_the_tables_say_and_nothing_else(name: str
         assert getattr(resolve({name: getattr(saved, name)}, resumed).options, name) == getattr(saved, name)
         with pytest.raises(UserError, match=rf"-{name} \S+ \(was .*\): leave it out, or begin a new run"):
             resolve({name: value}, resumed)
+
+
+def test_a_resumed_run_says_from_which_file_and_iteration() -> None:
+    resumed = sources(resume=Saved(TrainingOptions(model="mine"), {}), resume_name="cv/one.pt")
+    assert resolve({}, resumed).notes == ("resuming from cv/one.pt, iteration 15",)
 
 
 def test_a_resumed_run_cannot_change_an_option_of_the_model() -> None:

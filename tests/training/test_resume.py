@@ -190,3 +190,28 @@ def test_a_copied_folder_resumes_from_its_newest_checkpoint(tmp_path: Path) -> N
         configuration = configure({"checkpoint_dir": str(tmp_path / "copy")}, resume=str(tmp_path / "copy"))
         assert str(files[-1]) in configuration.notes[0]
         assert new_run(configuration).training.iteration == 20
+
+
+def test_a_run_resumes_from_its_last_save_even_if_the_clock_was_set_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = FLAGS | data(tmp_path / "data", "fractions") | {"keep": 1, "learning_rate": 0.3}
+    clock = iter(range(10**9, 0, -1))
+    monkeypatch.setattr("charrnn.checkpoints.checkpoint.time.time_ns", lambda: next(clock))
+    begun = train(tmp_path / "cv", flags, stop_at=10)
+    train(tmp_path / "cv", {}, tmp_path / "cv", stop_at=23)
+    resumed = new_run(configure({}, resume=str(tmp_path / "cv")))
+    assert resumed.training.iteration == 23 and resumed.setup.run_id == begun.setup.run_id
+    losses = resumed.training.val_losses
+    found = [Checkpoint.load(path).iteration for path in (tmp_path / "cv").glob("*_epoch*.pt")]
+    assert list(losses) == [7, 14, 21] and set(found) == {21, min(losses, key=lambda k: losses[k])}
+
+
+def test_a_folder_resumes_what_was_trained_last_even_if_it_was_from_an_earlier_checkpoint(tmp_path: Path) -> None:
+    flags = FLAGS | data(tmp_path / "data", "fractions")
+    further = train(tmp_path / "cv", flags, stop_at=20)
+    early = min(tmp_path.glob("cv/*_epoch*.pt"), key=lambda path: Checkpoint.load(path).iteration)
+    again = train(tmp_path / "cv", {}, early, stop_at=9)
+    resumed = new_run(configure({}, resume=str(tmp_path / "cv")))
+    assert resumed.training.iteration == 9
+    assert resumed.setup.run_id == again.setup.run_id != further.setup.run_id
