@@ -93,7 +93,7 @@ def test_minutes_need_the_time_of_every_iteration(trained: Path, tmp_path: Path)
     with pytest.raises(UserError, match=r"-x minutes: .*lm_NAME_metrics.jsonl"):
         found.along("minutes")
     assert len(found.along("epochs")) == len(whole)
-    with pytest.raises(UserError, match="from its first iteration on"):
+    with pytest.raises(UserError, match="does not have the metrics of every iteration"):
         histories.read([path])
 
 
