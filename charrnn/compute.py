@@ -9,6 +9,7 @@ import ctypes
 import os
 import platform
 import random
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -245,13 +246,15 @@ def capacity(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+# the messages of torch's RuntimeErrors for a lack of memory on the CPU: on Unix, on Windows, and from C++
+OUT_OF_MEMORY = re.compile(r"DefaultCPUAllocator: (can't allocate|not enough) memory|^std::bad_alloc$")
+
+
 def ran_out(error: BaseException) -> bool:
     """Return whether Python, numpy or torch raised this error because memory ran out."""
     import torch
 
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return any(words in str(error) for words in ("can't allocate memory", "not enough memory", "bad_alloc"))
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or bool(OUT_OF_MEMORY.search(str(error)))
 
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # from glibc's malloc.h

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from unicodedata import category
+
+# the packages in whose code charrnn's own errors are raised, besides the standard library
+OURS = {"charrnn", "click", "rich", "torch", "numpy"}
 
 # Unicode's categories of characters that are escaped in messages
 CONTROL = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
@@ -15,6 +19,19 @@ class UserError(Exception):
     The text is one or two plain sentences: the cause, then what to do. The commands print it on stderr
     without a traceback and exit with code 1. Any other exception that escapes is a bug and keeps its traceback.
     """
+
+
+def foreign(error: BaseException) -> bool:
+    """Return whether an error was raised in code outside charrnn, such as a model of the user's own.
+
+    Such an error says nothing about charrnn's files or its output, whatever its type.
+    """
+    names = set()
+    traceback = error.__traceback__
+    while traceback:
+        names.add(str(traceback.tb_frame.f_globals.get("__name__")).partition(".")[0])
+        traceback = traceback.tb_next
+    return not names <= OURS | sys.stdlib_module_names
 
 
 def unreadable(path: object, error: OSError) -> UserError:

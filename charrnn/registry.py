@@ -28,6 +28,9 @@ RESERVED = ("config", "resume", "dry_run", "print_config", "help", "h")
 
 BUILT_IN = "built in"
 
+# in torch's errors for a tensor with more elements, or a side longer, than 64 bits can count
+OVERFLOW = ("Storage size calculation overflowed", "Overflow when unpacking long")
+
 
 @dataclass(frozen=True)
 class ModelFile:
@@ -152,7 +155,7 @@ class ModelFile:
             with torch.device("meta"):
                 return self.create(input_size, rnn_size, n_layers, dropout, **own)
         except (NotImplementedError, RuntimeError, TypeError) as error:
-            if "overflow" in str(error):
+            if any(words in str(error) for words in OVERFLOW):
                 raise UserError(
                     f"-rnn_size {rnn_size}: a model {self.name} of this size does not fit into any memory"
                 ) from None

@@ -125,7 +125,13 @@ def test_one_thread_applies_to_torch_and_numpy() -> None:
 )
 def test_running_out_of_memory_is_recognised(error: Exception) -> None:
     assert compute.ran_out(error)
-    assert not compute.ran_out(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+@pytest.mark.parametrize(
+    "message", ["mat1 and mat2 shapes cannot be multiplied", "not enough memory cells", "the std::bad_alloc mark"]
+)
+def test_other_errors_are_not_taken_for_a_lack_of_memory(message: str) -> None:
+    assert not compute.ran_out(RuntimeError(message))
 
 
 COUNT = """

@@ -16,7 +16,7 @@ from click.shell_completion import CompletionItem
 import charrnn
 from charrnn.cli.flags import flags as as_typed
 from charrnn.compute import wait_briefly
-from charrnn.errors import UserError, nearest, printable
+from charrnn.errors import UserError, foreign, nearest, printable
 
 # the short help is here so that `charrnn --help` need not load a command or torch
 COMMANDS = {
@@ -98,7 +98,9 @@ def run(args: Sequence[str] | None = None) -> int:
         return code
     except (KeyboardInterrupt, click.Abort):
         return 130
-    except BrokenPipeError:  # the program that reads the output has closed the pipe
+    except BrokenPipeError as error:  # the program that reads the output has closed the pipe
+        if foreign(error):
+            raise
         give_up(sys.stdout)
         return 0
     except click.exceptions.NoArgsIsHelpError as error:
@@ -115,10 +117,12 @@ def run(args: Sequence[str] | None = None) -> int:
 
 
 def mistake(error: Exception) -> str:
-    """Return the message for an error that the user can fix, or '' for a bug in charrnn."""
+    """Return the message for an error that the user can fix, or '' for a bug in charrnn or in a model."""
     match error:
         case UserError():
             return str(error)
+        case OSError() | UnicodeEncodeError() if foreign(error):
+            pass
         case OSError(errno=number, filename=None) if number in UNWRITABLE:  # for a named file, a UserError is raised
             give_up(sys.stdout)
             return f"cannot write the output: {error.strerror}; send it elsewhere"

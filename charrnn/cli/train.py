@@ -11,6 +11,7 @@ import click
 
 from charrnn import registry
 from charrnn.cli.flags import Command, Flag, exclude, given, one_by_one, switch
+from charrnn.errors import foreign
 from charrnn.settings import recipes
 from charrnn.settings.option import Option
 from charrnn.settings.resolve import Configuration, Sources, resolve
@@ -135,7 +136,9 @@ def follow(setup: Setup, display: Viewer) -> int:
                 return 0
             saved = run.save_last()
             display.note(f"stopped; saved to {saved}. To continue: charrnn train -resume {saved}")
-        except OSError:  # the terminal or pipe that we write to is gone; unwritable files raise UserError
+        except OSError as error:  # the terminal or pipe that we write to is gone; unwritable files raise UserError
+            if foreign(error):
+                raise
             run.save_last()
             if not signals:
                 raise

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from charrnn.errors import UserError
+from charrnn.errors import UserError, foreign
 from charrnn.files import interruptible, replacing
 from charrnn.sampling.sampler import Written
 
@@ -64,6 +64,8 @@ def destination(path: str, shown: Callable[[str], str]) -> Iterator[Stream]:
             with replacing(Path(path)) as file:
                 yield Stream(file)
         except OSError as error:
+            if foreign(error):
+                raise
             raise UserError(f"cannot write {path}: {error.strerror}; choose another -output") from None
 
 

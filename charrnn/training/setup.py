@@ -20,7 +20,7 @@ from charrnn.data.datasets import catalogue
 from charrnn.data.minibatches import Minibatches
 from charrnn.data.text import Text, find_files, has_text, minibatches, open_chosen, with_seq_length
 from charrnn.data.vocabulary import Vocabulary, Words
-from charrnn.errors import UserError
+from charrnn.errors import UserError, foreign
 from charrnn.settings import recipes
 from charrnn.settings.resolve import Configuration, Sources, check_exclusive, resolve
 from charrnn.settings.training import TrainingOptions, training_options
@@ -222,4 +222,6 @@ def resume(training: Training, text: Text, checkpoint: Checkpoint) -> tuple[list
         training.load_state_dict(saved)
         return kept_in(saved), good
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if foreign(error):  # the model fails, and not only with this checkpoint
+            raise
         raise UserError(f"the checkpoint is damaged: it cannot be resumed ({error})") from None
