@@ -6,6 +6,7 @@ import errno
 import os
 import secrets
 import signal
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +21,25 @@ UNFINISHED = ".charrnn-part"
 
 # errors of file systems without locks, such as some network file systems
 UNLOCKABLE = (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK)
+
+
+def open_regular(path: Path, buffering: int = -1) -> IO[bytes]:
+    """Open a file for reading. Raises OSError for whatever is not a regular file, such as a FIFO, without waiting."""
+    _check_regular(path, path.stat())  # merely opening a device can have effects
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        _check_regular(path, os.fstat(descriptor))
+        return os.fdopen(descriptor, "rb", buffering)
+    except OSError:
+        os.close(descriptor)
+        raise
+
+
+def _check_regular(path: Path, status: os.stat_result) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
 
 
 @contextmanager

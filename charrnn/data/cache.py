@@ -2,7 +2,8 @@
 
 ``vocab.json`` holds the vocabulary of characters, ``vocab.words.json`` that of words, and for each text checksums of
 the text and of the file of its ids. This JSON record also contains its own checksum. A cache that is
-truncated, damaged, out of date, or mixed by two processes is therefore detected and rebuilt.
+truncated, damaged, out of date, or mixed by two processes is therefore detected and rebuilt. Only files that show that
+charrnn wrote them are replaced: such a record, and ids with a mark in their header.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import errno
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -30,6 +31,7 @@ from charrnn.data.encode import (
     Survey,
     TokenIds,
     hash_text,
+    is_of_charrnn,
     open_source,
     read_ids,
     room_for_temporary_files,
@@ -37,10 +39,11 @@ from charrnn.data.encode import (
 )
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import UserError
-from charrnn.files import replacing
+from charrnn.files import open_regular, replacing
 
 FORMAT = 3
 SETTLED = 2_000_000_000  # ns: a text unchanged for this long cannot change again without new time stamps
+LARGEST = 1 << 27  # bytes of a record, several times what the largest vocabulary takes
 READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -55,38 +58,95 @@ class EncodedTexts:
     surveys: dict[str, Survey]
 
 
+Accept = Callable[[Mapping[str, Survey]], None]
+
+
+def accept_all(surveys: Mapping[str, Survey]) -> None:
+    """Accept any texts."""
+
+
 def load_or_build(
-    texts: Mapping[str, Path], reading: Reading, folder: Path | None, report: Report, keep: bool = True
+    texts: Mapping[str, Path],
+    reading: Reading,
+    folder: Path | None,
+    report: Report,
+    keep: bool = True,
+    accept: Accept = accept_all,
 ) -> EncodedTexts:
     """Return the texts as token ids, from their cache if it is up to date.
 
-    ``folder`` is the folder of the texts, None for files that -input names. If its cache is in the user's cache folder
-    because the folder is read-only, ``report`` gets a line that says so. Without ``keep`` no cache is written. Raises
-    UserError if a text cannot be read or a cache cannot be written.
+    ``folder`` is the folder of the texts, None for files that -input names. If their cache cannot be there, because the
+    folder is read-only or a file of someone else has the name of one of ours, it is in the user's cache folder, and
+    ``report`` gets a line that says so. ``accept`` sees the texts before anything is written, and may raise an error.
+    Without ``keep`` no cache is written. Raises UserError if a text cannot be read or a cache cannot be written.
     """
     homes = [folder, user_cache(folder)] if folder else [user_cache(*texts.values())]
-    if not keep:
-        found = (load(home, texts, reading) for home in homes)
-        return next(filter(None, found), None) or build_in_passing(texts, reading)
     for home in homes:
-        try:
-            if home != folder:
-                home.mkdir(parents=True, exist_ok=True)
-            return load(home, texts, reading) or build(home, texts, reading)
-        except OSError as error:
-            if home == homes[-1] or error.errno not in READ_ONLY:
-                raise UserError(
-                    f"cannot write the vocabulary and token ids to {home}: {error.strerror}; make room there, "
-                    "or copy the text to another folder and name it with -data_dir"
-                ) from None
-        report(f"{folder} cannot be written to: its vocabulary and token ids are kept in {homes[-1]}")
-    raise AssertionError("the last folder has returned or raised")
+        if found := load(home, texts, reading):
+            accept(found.surveys)
+            return found
+        if keep:
+            try:
+                return build_in(home, texts, reading, accept)
+            except NoPlace as error:
+                if home == homes[-1]:
+                    raise
+                report(f"{error.cause}: its vocabulary and token ids are kept in {homes[-1]}")
+    return build_in_passing(texts, reading, accept)
 
 
-def build_in_passing(texts: Mapping[str, Path], reading: Reading) -> EncodedTexts:
+class NoPlace(UserError):
+    """A folder cannot hold a cache, but another one may. ``cause`` says why, in a clause that begins with its name."""
+
+    def __init__(self, cause: str, message: str) -> None:
+        super().__init__(message)
+        self.cause = cause
+
+
+def build_in(home: Path, texts: Mapping[str, Path], reading: Reading, accept: Accept) -> EncodedTexts:
+    """Build a cache in a folder. Raises NoPlace if that is not possible there, and UserError for other problems."""
+    if path := find_foreign(home, texts, ENCODERS[reading.level].suffix):
+        raise NoPlace(
+            f"{home} has a {path.name} that is not charrnn's",
+            f"{path} is not charrnn's, so it was left unchanged: move it away",
+        )
+    try:
+        if home.exists() and not os.access(home, os.W_OK):  # found out before the texts are read
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return build(home, texts, reading, accept)
+    except OSError as error:
+        message = (
+            f"cannot write the vocabulary and token ids to {home}: {error.strerror}; make room there, "
+            "or copy the text to another folder and name it with -data_dir"
+        )
+        if error.errno in READ_ONLY:
+            raise NoPlace(f"{home} cannot be written to", message) from None
+        raise UserError(message) from None
+
+
+def find_foreign(home: Path, names: Iterable[str], suffix: str) -> Path | None:
+    """Return a file that has the name of one in a cache, but does not show that charrnn wrote it."""
+    path = home / f"vocab{suffix}.json"
+    record = read_record(path)
+    if record is None and os.path.lexists(path):
+        return path
+    paths = (home / f"{name}{suffix}.npy" for name in names)
+    known = checksums_in(record)
+    return next((path for path in paths if os.path.lexists(path) and not is_of_charrnn(path, known)), None)
+
+
+def checksums_in(record: Any) -> list[Any]:
+    """Return the checksums of token ids in a record of any version, or what is in their places."""
+    match record:
+        case {"texts": dict(texts)}:
+            return [known.get("tokens_sha256") for known in texts.values() if isinstance(known, dict)]
+    return []
+
+
+def build_in_passing(texts: Mapping[str, Path], reading: Reading, accept: Accept) -> EncodedTexts:
     """Encode texts without keeping a cache."""
     with room_for_temporary_files(), TemporaryDirectory(prefix="charrnn-", ignore_cleanup_errors=True) as home:
-        return build(Path(home), texts, reading)
+        return build(Path(home), texts, reading, accept)
 
 
 def load(home: Path, texts: Mapping[str, Path], reading: Reading) -> EncodedTexts | None:
@@ -96,7 +156,7 @@ def load(home: Path, texts: Mapping[str, Path], reading: Reading) -> EncodedText
     """
     suffix = ENCODERS[reading.level].suffix
     try:
-        record = unseal((home / f"vocab{suffix}.json").read_bytes())
+        record = read_record(home / f"vocab{suffix}.json")
         vocabulary = vocabulary_in(record, reading)
         if record is None or vocabulary is None or list(record["texts"]) != list(texts):
             return None
@@ -154,24 +214,26 @@ def is_unchanged(path: Path, known: dict[str, Any]) -> bool:
     return bool(stamp.size == known["stamp"]["size"] and hash_text(path) == known["survey"]["sha256"])
 
 
-def build(home: Path, texts: Mapping[str, Path], reading: Reading) -> EncodedTexts:
-    """Encode the texts and write everything to ``home``.
+def build(home: Path, texts: Mapping[str, Path], reading: Reading, accept: Accept) -> EncodedTexts:
+    """Encode the texts and write everything to ``home``, if ``accept`` raises nothing.
 
     The ids are mapped from the same files that were written, before another process can replace them. Raises OSError
     if ``home`` cannot be written, and UserError for the texts.
     """
     encoder = ENCODERS[reading.level](reading.encoding)
     with ExitStack() as stack:
-        # entered first and therefore renamed last, so the record never appears before the files it describes
-        record = stack.enter_context(replacing(home / f"vocab{encoder.suffix}.json"))
-        files = {name: stack.enter_context(replacing(home / f"{name}{encoder.suffix}.npy")) for name in texts}
         started = time.time_ns()
         sources = {name: stack.enter_context(open_source(path)) for name, path in texts.items()}
         surveys = {
             name: encoder.survey(source, train=name == "train" or "train" not in texts)
             for name, source in sources.items()
         }
+        accept(surveys)
         vocabulary, counts = encoder.vocabulary()
+        home.mkdir(parents=True, exist_ok=True)
+        # entered first and therefore renamed last, so the record never appears before the files it describes
+        record = stack.enter_context(replacing(home / f"vocab{encoder.suffix}.json"))
+        files = {name: stack.enter_context(replacing(home / f"{name}{encoder.suffix}.npy")) for name in texts}
         ids, known = {}, {}
         for name, source in sources.items():
             ids[name], checksum = write_ids(source, surveys[name], encoder, vocabulary, files[name])
@@ -188,6 +250,15 @@ def build(home: Path, texts: Mapping[str, Path], reading: Reading) -> EncodedTex
 def seal(record: dict[str, Any]) -> bytes:
     """Return a record as JSON with its own checksum."""
     return json.dumps(record | {"sha256": checksum(record)}).encode()
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """Return the record in a file; None if there is none that ``seal`` made."""
+    try:
+        with open_regular(path) as file:
+            return unseal(file.read(LARGEST))
+    except OSError:
+        return None
 
 
 def unseal(data: bytes) -> dict[str, Any] | None:

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from charrnn.data.vocabulary import Vocabulary, Words, split_words
 from charrnn.errors import UserError, unreadable
+from charrnn.files import open_regular
 from charrnn.settings.option import Encoding, Level
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 CHUNK = 1 << 19  # bytes: small enough that everything made from a chunk fits into the processor's cache
 CODES = 0x110000  # number of Unicode code points; byte values are the first 256
 LONGEST = 1 << 20  # characters of the longest word allowed
+MARK = b"# token ids of charrnn"  # a comment at the end of numpy's header: shows who wrote the file
 
 TokenIds = NDArray[np.unsignedinteger[Any]]
 Counts = NDArray[np.int64]
@@ -103,7 +105,7 @@ class Source:
 def open_source(path: Path) -> Iterator[Source]:
     """Open a text. Raises UserError if it cannot be opened."""
     try:
-        file = path.open("rb", buffering=0)
+        file = open_regular(path, buffering=0)
     except OSError as error:
         raise unreadable(path, error) from None
     with file:
@@ -114,7 +116,7 @@ def hash_text(path: Path) -> str:
     """Return the SHA-256 of a text. Raises UserError if it cannot be read."""
     with open_source(path) as source:
         try:
-            return file_digest(source.file, "sha256").hexdigest()  # type: ignore[arg-type]
+            return digest_of(source.file)
         except OSError as error:
             raise unreadable(path, error) from None
 
@@ -297,13 +299,13 @@ def digested(chunks: Iterator[bytes], digest: _Hash) -> Iterator[bytes]:
 def write_ids(
     source: Source, surveyed: Survey, encoder: Encoder, vocabulary: Vocabulary, file: IO[bytes]
 ) -> tuple[TokenIds, str]:
-    """Write the token ids of a text to ``file`` in numpy's format.
+    """Write the token ids of a text to ``file`` in numpy's format, with MARK in its header.
 
     Returns them mapped from that file, and the file's SHA-256. Raises UserError if the text has changed since it was
     surveyed, and OSError if the file cannot be written.
     """
     dtype = id_type(vocabulary)
-    header = npy_header(dtype, surveyed.length)
+    header = npy_header(dtype, surveyed.length, MARK)
     text_digest, digest = sha256(), sha256(header)
     file.write(header)
     for ids in encoder.ids(vocabulary, source.path, digested(source.chunks(), text_digest)):
@@ -317,16 +319,33 @@ def read_ids(path: Path, checksum: str, vocabulary: Vocabulary, length: int) -> 
     """Map the token ids in a file that ``write_ids`` wrote. Raises OSError.
 
     Returns None if the file does not have this SHA-256, or its header is not the one for that many ids of the
-    vocabulary. The file is opened once, so the checksum applies to these ids even if it is replaced meanwhile.
+    vocabulary, with MARK or as older versions wrote it. The file is opened once, so the checksum applies to these ids
+    even if it is replaced meanwhile.
     """
     dtype = id_type(vocabulary)
-    header = npy_header(dtype, length)
-    with path.open("rb") as file:
-        if file_digest(file, "sha256").hexdigest() != checksum:
+    headers = npy_header(dtype, length, MARK), npy_header(dtype, length)
+    with open_regular(path) as file:
+        header = file.read(len(headers[0]))
+        whole = os.fstat(file.fileno()).st_size == len(header) + length * dtype.itemsize
+        if header not in headers or not whole or digest_of(file) != checksum:
             return None
-        whole = file.tell() == len(header) + length * dtype.itemsize
-        file.seek(0)
-        return map_ids(file, dtype, len(header), length) if whole and file.read(len(header)) == header else None
+        return map_ids(file, dtype, len(header), length)
+
+
+def is_of_charrnn(path: Path, checksums: Sequence[str]) -> bool:
+    """Return whether ``write_ids`` wrote a file of ids: it has MARK or, from older versions, one of these SHA-256."""
+    try:
+        with open_regular(path) as file:
+            marked = MARK in file.read(len(npy_header(np.dtype("u4"), 1)))
+            return marked or (bool(checksums) and digest_of(file) in checksums)
+    except OSError:
+        return False
+
+
+def digest_of(file: IO[bytes]) -> str:
+    """Return the SHA-256 of a file, from its start."""
+    file.seek(0)
+    return file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def join(parts: Sequence[TokenIds]) -> TokenIds:
@@ -364,11 +383,13 @@ def id_type(vocabulary: Vocabulary) -> np.dtype[Any]:
     return np.min_scalar_type(len(vocabulary) - 1)
 
 
-def npy_header(dtype: np.dtype[Any], length: int) -> bytes:
+def npy_header(dtype: np.dtype[Any], length: int, mark: bytes = b"") -> bytes:
+    """Return numpy's header for that many ids, whose padding ends in the mark."""
     header = BytesIO()
     described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (length,)}
     np.lib.format.write_array_header_1_0(header, described)
-    return header.getvalue()
+    written = header.getvalue().rstrip()
+    return written + mark.rjust(len(header.getvalue()) - len(written) - 1) + b"\n"
 
 
 def map_ids(file: IO[bytes], dtype: np.dtype[Any], offset: int, length: int) -> TokenIds:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from glob import glob
 from pathlib import Path
@@ -20,6 +21,13 @@ from charrnn.settings.training import TrainingOptions, check_fractions
 
 FEW = 50  # minibatches: char-rnn warns if there are fewer
 SPLITS = ("train", "val", "test")
+
+# called with the fingerprint of a text before anything is written; raises UserError if it is the wrong text
+Accept = Callable[[Mapping[str, str]], None]
+
+
+def accept_any(fingerprint: Mapping[str, str]) -> None:
+    """Accept any text."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,28 +86,33 @@ def open_text(
     report: Report = print,
     vocabulary: Vocabulary | None = None,
     keep: bool = True,
+    accept: Accept = accept_any,
 ) -> Text:
     """Open the texts of a folder, or other text files joined in this order into one ``input``.
 
     A folder has ``input.txt``, or else ``train.txt`` with ``val.txt`` and perhaps ``test.txt``. The vocabulary is that
     of all texts for characters, and of the text to train on for words. If one is given, its ids, encoding and level are
-    used. ``report`` gets lines that the user should see. Without ``keep``, no cache is written. Raises UserError if
-    there is no text, if a text is empty, unreadable or not in the encoding, and if it has unknown tokens.
+    used. ``report`` gets lines that the user should see. Without ``keep``, no cache is written. Raises what ``accept``
+    raises, and UserError if there is no text, if a text is empty, unreadable or not in the encoding, and if it has
+    unknown tokens.
     """
     if vocabulary:
         reading = replace(reading, encoding=vocabulary.encoding, level=vocabulary.level)
+    folder: Path | None = None
     if isinstance(source, (str, Path)):
         folder = Path(source)
         paths = find_texts(folder)
-        encoded = load_or_build(paths, reading, folder, report, keep)
-        name, called, files = f"the text in {folder}", {split: str(path) for split, path in paths.items()}, encoded.ids
-        fingerprint = {f"{split}.txt": found.sha256 for split, found in encoded.surveys.items()}
+        name, called = f"the text in {folder}", {split: str(path) for split, path in paths.items()}
     else:
         paths = {str(index): path for index, path in enumerate(source, 1)}
-        encoded = load_or_build(paths, reading, None, report, keep)
         name = str(source[0]) if len(source) == 1 else f"the text of {len(source)} files"
-        called, files = {"input": name}, {"input": join(list(encoded.ids.values()))}
-        fingerprint = {index: found.sha256 for index, found in encoded.surveys.items()}
+        called = {"input": name}
+
+    def fingerprint(surveys: Mapping[str, Survey]) -> dict[str, str]:
+        return {f"{key}.txt" if folder else key: found.sha256 for key, found in surveys.items()}
+
+    encoded = load_or_build(paths, reading, folder, report, keep, lambda surveys: accept(fingerprint(surveys)))
+    files = encoded.ids if folder else {"input": join(list(encoded.ids.values()))}
     report_crlf(paths, encoded.surveys, report)
     penn_treebank.check(paths, {split: len(ids) for split, ids in files.items()}, reading.level, report)
     own, counts = encoded.vocabulary, dict(zip(encoded.vocabulary.codes, encoded.counts.tolist(), strict=True))
@@ -108,15 +121,25 @@ def open_text(
         raise vocabulary.unknown_error(name, map(own.name, unknown))
     if vocabulary.codes[: len(own)] != own.codes:
         files = {split: translate(ids, own, vocabulary) for split, ids in files.items()}
-    return Text(vocabulary, counts, files, called, fingerprint, report)
+    return Text(vocabulary, counts, files, called, fingerprint(encoded.surveys), report)
 
 
 def open_chosen(
-    options: TrainingOptions, report: Report, vocabulary: Vocabulary | None = None, keep: bool = True
+    options: TrainingOptions,
+    report: Report,
+    vocabulary: Vocabulary | None = None,
+    keep: bool = True,
+    accept: Accept = accept_any,
 ) -> Text:
-    """Open the text that the settings of a run name: the files of ``input``, or else the folder ``data_dir``."""
-    source = find_files(options.input) if options.input else options.data_dir
-    return open_text(source, Reading(options.encoding, options.level, options.unk), report, vocabulary, keep)
+    """Open the text that the settings of a run name: the files of ``input``, or else the folder ``data_dir``.
+
+    Otherwise as ``open_text``. ``input`` has names only, never patterns, because a stranger may have written it.
+    """
+    for name in options.input:
+        if not os.path.isfile(name):
+            raise no_file(name)
+    source = [Path(name) for name in options.input] or options.data_dir
+    return open_text(source, Reading(options.encoding, options.level, options.unk), report, vocabulary, keep, accept)
 
 
 def find_files(patterns: Sequence[str]) -> list[Path]:
@@ -124,12 +147,16 @@ def find_files(patterns: Sequence[str]) -> list[Path]:
     found = set()
     for pattern in patterns:
         # the name of an existing file is not a pattern, even if it contains [ or *
-        matches = [pattern] if Path(pattern).exists() else glob(pattern, recursive=True)
-        files = [Path(match) for match in matches if Path(match).is_file()]
+        matches = [pattern] if os.path.exists(pattern) else glob(pattern, recursive=True)
+        files = [Path(match) for match in matches if os.path.isfile(match)]
         if not files:
-            raise UserError(f"-input {pattern}: no such file")
+            raise no_file(pattern)
         found.update(files)
     return sorted(found)
+
+
+def no_file(name: str) -> UserError:
+    return UserError(f"-input {name}: {'not a regular file' if os.path.exists(name) else 'no such file'}")
 
 
 def find_texts(folder: Path) -> dict[str, Path]:
@@ -138,7 +165,8 @@ def find_texts(folder: Path) -> dict[str, Path]:
     Raises UserError if there is none, or if there is a text to train on but none for validation.
     """
     try:
-        found = {name: folder / f"{name}.txt" for name in ("input", *SPLITS) if (folder / f"{name}.txt").is_file()}
+        paths = {name: folder / f"{name}.txt" for name in ("input", *SPLITS)}
+        found = {name: path for name, path in paths.items() if path.exists() and not path.is_dir()}
         found = found or penn_treebank.find(folder)
         folder_exists = folder.is_dir()
     except OSError as error:

@@ -111,9 +111,13 @@ def inherited(given: Mapping[str, Any], loaded: Sources) -> tuple[dict[str, Any]
         refuse_changes(given, saved)
         if "data_dir" in given:
             saved["input"] = ()
+        notes = (f"resuming from {loaded.resume_name}, iteration {resume.iteration}",)
+        if saved["log_dir"] and "log_dir" not in given:
+            notes += (f"not writing TensorBoard events: to continue those in {saved['log_dir']}, add -log_dir",)
+        saved["log_dir"] = ""  # a stranger may have written it
         if saved["kernels"] == "auto":  # written by a version without the compiled kernels
             saved["kernels"] = "torch"
-        return saved, {}, (f"resuming from {loaded.resume_name}, iteration {resume.iteration}",)
+        return saved, {}, notes
     return {}, {}, ()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -119,10 +120,10 @@ def prepare(configuration: Configuration, report: Report, keep: bool = True) -> 
     keep_freed_memory()
     if options.threads:
         torch.set_num_threads(options.threads)
-    options = replace(options, input=tuple(map(str, find_files(options.input))))
+    options = replace(options, input=input_files(configuration))
     metrics.check(options)
     check_model(configuration, device)
-    text = open_run_text(options, report, keep, configuration.start or configuration.resume)
+    text = open_run_text(options, report, keep, configuration)
     splits = minibatches(text, options)
     options = with_seq_length(options, splits["train"])
 
@@ -159,16 +160,26 @@ def check_model(configuration: Configuration, device: torch.device) -> None:
     memory.check(skeleton, options, device)
 
 
-def open_run_text(options: TrainingOptions, report: Report, keep: bool, before: Checkpoint | None) -> Text:
+def input_files(configuration: Configuration) -> tuple[str, ...]:
+    """Return the files that -input stands for. Raises UserError."""
+    given, resumed = configuration.options.input, configuration.resume
+    if resumed and given == resumed.options.input:
+        return given  # a checkpoint has names, and what looks like a pattern must not search the file system
+    return tuple(map(str, find_files(given)))
+
+
+def open_run_text(options: TrainingOptions, report: Report, keep: bool, configuration: Configuration) -> Text:
     """Open the text that the settings name. If it is missing and charrnn can make it, make it first.
 
     At word level, use the vocabulary of the checkpoint that the run starts from, since no two texts have the same
-    words in the same order.
+    words in the same order. A resumed run makes no text, and writes nothing unless the text is the same as before.
     """
-    known = None
+    before, known = configuration.start or configuration.resume, None
     if before and options.level == before.vocabulary.level and isinstance(before.vocabulary, Words):
         known = before.vocabulary.with_unk(options.unk) if options.unk else before.vocabulary
     folder = Path(options.data_dir)
+    if configuration.resume:
+        return open_chosen(options, report, known, keep, partial(check_text, configuration.resume, options))
     name = None if options.input else catalogue.for_folder(folder)
     if not name or has_text(folder):
         return open_chosen(options, report, known, keep)
@@ -178,6 +189,24 @@ def open_run_text(options: TrainingOptions, report: Report, keep: bool, before: 
     with TemporaryDirectory(prefix="charrnn-", ignore_cleanup_errors=True) as temporary:
         catalogue.prepare(name, temporary, report)
         return open_chosen(replace(options, data_dir=temporary), report, known, keep=False)
+
+
+def check_text(checkpoint: Checkpoint, options: TrainingOptions, fingerprint: Mapping[str, str]) -> None:
+    """Raise UserError unless the run of the checkpoint was trained on the text with this fingerprint."""
+    if not checkpoint.training:
+        raise UserError(
+            "the checkpoint comes from charrnn import and has no optimizer state to resume: "
+            "begin a new run from it with -init_from"
+        )
+    if checkpoint.training.get("texts") != fingerprint:
+        raise other_text(options)
+
+
+def other_text(options: TrainingOptions) -> UserError:
+    return UserError(
+        f"{name_of_text(options)} is not the one that this run was trained on: "
+        "restore the original text, or begin a new run with -init_from"
+    )
 
 
 def name_of_text(options: TrainingOptions) -> str:
@@ -200,19 +229,11 @@ def resume(training: Training, text: Text, checkpoint: Checkpoint) -> tuple[list
 
     Return the run's validated checkpoints, and the state of its last regular save if that is not the checkpoint itself.
 
-    Raises UserError if the text is not the same, byte for byte, or if the checkpoint cannot be resumed.
+    Raises UserError if the vocabulary of the text is not the same, or if the checkpoint cannot be resumed.
     """
     saved = checkpoint.training
-    if not saved:
-        raise UserError(
-            "the checkpoint comes from charrnn import and has no optimizer state to resume: "
-            "begin a new run from it with -init_from"
-        )
-    if saved.get("texts") != text.fingerprint or checkpoint.vocabulary != text.vocabulary:
-        raise UserError(
-            f"{name_of_text(training.options)} is not the one that this run was trained on: "
-            "restore the original text, or begin a new run with -init_from"
-        )
+    if checkpoint.vocabulary != text.vocabulary:
+        raise other_text(training.options)
     try:
         good = saved.get("good")
         if good is not None:  # what a rollback will restore must fit, too

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import resource
 import shutil
+import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import pytest
 
 from charrnn.data import cache
 from charrnn.data.cache import EncodedTexts
-from charrnn.data.encode import Reading, Stamp
+from charrnn.data.encode import Reading, Stamp, Survey
 from charrnn.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -145,8 +147,11 @@ def test_adding_or_removing_a_split_rebuilds_the_cache(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["vocab.json", "input.npy"])
-def test_a_damaged_file_is_detected(folder: Path, name: str) -> None:
+def test_a_damaged_file_is_detected(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that no longer shows that charrnn wrote it stays, and the text is cached elsewhere."""
     open_input(folder)
+    lines: list[str] = []
+    monkeypatch.setattr(pytest, "fail", lines.append)
     file = folder / name
     whole = file.read_bytes()
     damaged = [whole[:length] for length in (0, 1, len(whole) // 2, len(whole) - 1)]
@@ -155,13 +160,111 @@ def test_a_damaged_file_is_detected(folder: Path, name: str) -> None:
         flipped = bytearray(whole)
         flipped[place] ^= 1 << place % 8
         damaged.append(bytes(flipped))
+    rebuilt = 0
     for content in damaged:
         file.write_bytes(content)
         open_input(folder)
-        assert name == "vocab.json" or file.read_bytes() == whole
+        assert file.read_bytes() == (content if lines else whole)
+        rebuilt += not lines
+        lines.clear()
+    assert rebuilt == 0 if name == "vocab.json" else rebuilt > len(damaged) / 2
     file.unlink()
     open_input(folder)
     identities(folder)
+    assert not lines
+
+
+def link(path: Path, target: Path) -> None:
+    target.write_bytes(b"mine")
+    path.symlink_to(target)
+
+
+ARRAY = b"\x93NUMPY\x01\x00v\x00{'descr': '|u1', 'fortran_order': False, 'shape': (2,), }".ljust(127) + b"\n\0\1"
+FOREIGN: dict[str, Callable[[Path], object]] = {
+    "JSON": lambda path: path.write_text('{"a": 0, "b": 1}'),
+    "an array": lambda path: path.write_bytes(ARRAY),
+    "other bytes": lambda path: path.write_bytes(b"\xff" * 300),
+    "an empty file": lambda path: path.touch(),
+    "a link": lambda path: link(path, path.parents[1] / "mine"),
+    "a broken link": lambda path: path.symlink_to(path.parents[1] / "nothing"),
+    "a folder": lambda path: path.mkdir(),
+    "a FIFO": lambda path: os.mkfifo(path),
+    "a device": lambda path: path.symlink_to("/dev/zero"),
+    "a socket": lambda path: os.mknod(path, stat.S_IFSOCK | 0o600),
+}
+
+
+def everything(folder: Path) -> dict[str, object]:
+    """Return what is in a folder and the folder above it, including the contents of files."""
+    found: dict[str, object] = {}
+    for path in sorted([*folder.iterdir(), *folder.parent.iterdir()]):
+        status = path.lstat()
+        content = path.read_bytes() if stat.S_ISREG(status.st_mode) else b""
+        found[str(path)] = (status.st_ino, status.st_mode, content, path.is_symlink() and os.readlink(path))
+    return found
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["new", "cached before"])
+@pytest.mark.parametrize("name", ["vocab.json", "input.npy"])
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_file_that_is_not_charrnns_stays_and_the_cache_goes_elsewhere(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str, name: str, before: bool
+) -> None:
+    if before:
+        open_input(folder, "bytes")
+        (folder / name).unlink()
+    FOREIGN[kind](folder / name)
+    theirs = everything(folder)
+    lines: list[str] = []
+    monkeypatch.setattr(pytest, "fail", lines.append)
+    for _ in range(2):
+        open_input(folder)
+        assert everything(folder) == theirs
+    place = cache.user_cache(folder)
+    assert (
+        lines == [f"{folder} has a {name} that is not charrnn's: its vocabulary and token ids are kept in {place}"] * 2
+    )
+    assert sorted(path.name for path in place.iterdir()) == ["input.npy", "vocab.json"]
+
+
+def test_a_file_that_is_not_charrnns_in_the_users_cache_folder_is_an_error(folder: Path) -> None:
+    place = cache.user_cache(folder / "input.txt")
+    place.mkdir(parents=True)
+    (place / "1.npy").write_text("mine")
+    with pytest.raises(
+        UserError, match=f"^{place / '1.npy'} is not charrnn's, so it was left unchanged: move it away$"
+    ):
+        cache.load_or_build({"1": folder / "input.txt"}, Reading(), None, pytest.fail)
+    assert [path.name for path in place.iterdir()] == ["1.npy"]
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "input.npy"])
+def test_a_cache_that_lost_one_of_its_files_is_built_again_in_its_place(folder: Path, name: str) -> None:
+    """A kill between two renames leaves such a cache."""
+    open_input(folder)
+    (folder / name).unlink()
+    (folder / "input.txt").write_text(TEXT[::-1], encoding="utf-8")
+    open_input(folder)
+    identities(folder)
+
+
+def test_a_refused_text_leaves_nothing_behind(folder: Path) -> None:
+    texts = {"input": folder / "input.txt"}
+
+    def refuse(surveys: Mapping[str, Survey]) -> None:
+        assert surveys["input"].sha256 == sha256(TEXT.encode()).hexdigest()
+        raise UserError("another text")
+
+    def open_refused(home: Path | None) -> None:
+        with pytest.raises(UserError, match=r"^another text$"):
+            cache.load_or_build(texts, Reading(), home, pytest.fail, accept=refuse)
+
+    for home in (folder, None):
+        open_refused(home)
+    assert [path.name for path in folder.iterdir()] == ["input.txt"]
+    assert not cache.user_cache(folder / "input.txt").exists()
+    open_input(folder)
+    open_refused(folder)  # from its cache, too
 
 
 INCOMPLETE: dict[str, dict[str, Any]] = {

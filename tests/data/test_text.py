@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from math import floor
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from charrnn.data.datasets import catalogue as datasets
 from charrnn.data.encode import Reading
 from charrnn.data.minibatches import Split
-from charrnn.data.text import Text, open_text, require
+from charrnn.data.text import Text, find_files, open_chosen, open_text, require
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import UserError
 from charrnn.settings.training import TrainingOptions
@@ -292,6 +293,24 @@ def test_a_training_text_needs_a_validation_text(tmp_path: Path) -> None:
 
 def test_input_txt_takes_precedence_over_split_files(tmp_path: Path) -> None:
     assert opened(tmp_path, input="a", train="bb", val="cc").files.keys() == {"input"}
+
+
+@pytest.mark.parametrize("kind", ["a FIFO", "a device"])
+@pytest.mark.parametrize("name", ["input", "train", "val", "test"])
+def test_a_text_that_is_no_regular_file_is_refused_at_once(tmp_path: Path, name: str, kind: str) -> None:
+    write(tmp_path, **({} if name == "input" else {"train": SONG, "val": SONG}))
+    path = tmp_path / f"{name}.txt"
+    path.unlink(missing_ok=True)
+    if kind == "a FIFO":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(UserError, match=f"^cannot read {path}: not a regular file$"):
+        open_text(tmp_path, Reading(), pytest.fail)
+    with pytest.raises(UserError, match=f"^-input {path}: not a regular file$"):
+        find_files([str(path)])
+    with pytest.raises(UserError, match=f"^-input {path}: not a regular file$"):
+        open_chosen(TrainingOptions(input=(str(path),)), pytest.fail)
 
 
 @pytest.mark.parametrize("name", ["train", "val", "test"])
