@@ -220,6 +220,14 @@ def test_identical_files_with_one_name_do_not_clash(monkeypatch):
     assert isinstance(registry.find("mine").create(*SIZES), nn.Linear)
 
 
+def test_identical_files_in_two_folders_each_know_their_own_folder(monkeypatch):
+    """A model may read a file next to it."""
+    for folder in "ab":
+        path = write("mine", PLUGIN, folder)
+        monkeypatch.setenv("CHARRNN_MODELS", folder)
+        assert registry.find("mine").module.__file__ == str(path.resolve())
+
+
 def test_two_different_user_files_with_one_name_clash(monkeypatch):
     paths = write("mine"), write("mine", PLUGIN + "\n", folder="b")
     monkeypatch.setenv("CHARRNN_MODELS", "b")

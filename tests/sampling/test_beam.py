@@ -121,5 +121,7 @@ class Undecided(nn.Module):
 def test_the_first_in_token_order_of_equally_probable_texts_wins() -> None:
     assert smallest(np.array([2.0, 1.0, 1.0, 0.0, 1.0]), 3).tolist() == [3, 1, 2]
     assert smallest(np.array([1.0] * 100), 4).tolist() == [0, 1, 2, 3]
+    many = np.random.default_rng(1).integers(0, 3, 1000).astype(float)
+    assert smallest(many, 900).tolist() == sorted(range(1000), key=lambda index: many[index])[:900]
     for size in (1, 3, 50):
         assert "".join(token.text for token in beam_search(Sampler(Undecided(), SMALL), "d", 6, size)) == "aaaaaa"
