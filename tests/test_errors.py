@@ -1,8 +1,9 @@
-"""Functions that format values in messages."""
+"""Functions that format values in messages, and a test for every message."""
 
 from __future__ import annotations
 
 from charrnn.errors import listed, printable, size
+from tests.helpers.messages import Message, messages, strings_of_tests, untested
 
 
 def test_a_long_list_ends_with_a_count() -> None:
@@ -20,3 +21,17 @@ def test_control_characters_are_escaped() -> None:
 
 def test_sizes_are_shown_in_a_suitable_unit() -> None:
     assert [size(count) for count in (0, 1_250_000, 3_000_000_000)] == ["0.0 MB", "1.2 MB", "3.0 GB"]
+
+
+def test_every_error_message_occurs_in_a_test() -> None:
+    """Each is found if a string of the tests has twelve characters of it in a row: add a test of the missing ones."""
+    found = list(messages())
+    assert len(found) > 150
+    missing = untested(found, list(strings_of_tests()))
+    assert not missing, "\n".join(f"{message.place}: {'...'.join(message.parts)}" for message in missing)
+
+
+def test_a_message_that_no_test_has_is_found() -> None:
+    known = [Message("a.py:1", ("cannot read the file ", ": ")), Message("a.py:2", ("no ", " here"))]
+    assert untested(known, ["read the file x", "not here"]) == []
+    assert untested(known, ["the file x", "nothing he re"]) == known

@@ -155,7 +155,7 @@ def test_load_returns_a_model_in_evaluation_mode_and_its_vocabulary(trained: Pat
         (["-learning_rate", "nan"], "-learning_rate nan: must be a number"),
         (["-data_dir", "nowhere"], "nowhere"),
         (["-gpuid", "9"], "-gpuid 9"),
-        (["-opencl", "1"], "-gpuid 0"),
+        (["-opencl", "1"], "PyTorch does not support OpenCL; -gpuid 0"),
         (["-train_frac", "0.9", "-val_frac", "0.2"], "more than 1"),
         (["-optimizer", "adamw"], "rmsprop, adam, sgd"),
         (["-init_from", "nothing.pt"], "nothing.pt"),

@@ -432,7 +432,7 @@ def test_the_first_line_sets_the_width_of_all_lines() -> None:
     lines, _ = addition.problems(2, 5, 1, seed=1)
     with pytest.raises(UserError, match=r"line 2: '-.*-' is not a problem of 3 digits like -123-999-1122-"):
         read(["-123-234-357--", *lines])
-    with pytest.raises(UserError, match=r"line 1: .* is not a problem of addition"):
+    with pytest.raises(UserError, match=r"line 1: .* is not a problem of addition.*; correct or remove it"):
         read(["12-34", *lines])
     with pytest.raises(UserError, match="no problem of addition"):
         problems.read("empty.txt", np.zeros(0, np.uint8), VOCABULARY)

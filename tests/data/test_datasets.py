@@ -390,7 +390,7 @@ def test_only_default_folders_belong_to_a_data_set() -> None:
 
 
 def test_the_message_for_an_unknown_name_lists_the_names(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"'tinyshakespear'.*did you mean tinyshakespeare\?.*choose from"):
+    with pytest.raises(UserError, match=r"no text is named 'tinyshakespear' \(did you mean tinyshakespeare\?\)"):
         datasets.prepare("tinyshakespear", tmp_path, lambda line: None)
     with pytest.raises(UserError, match=", ".join(datasets.names())):
         datasets.prepare("", tmp_path, lambda line: None)

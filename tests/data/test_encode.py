@@ -127,7 +127,7 @@ def test_ids_take_the_smallest_type_that_fits(tmp_path: Path, size: int, dtype: 
 def test_an_empty_text_is_an_error(tmp_path: Path, encoding: str) -> None:
     path = tmp_path / "input.txt"
     path.touch()
-    with pytest.raises(UserError, match=r"input\.txt is empty"):
+    with pytest.raises(UserError, match=r"input\.txt is empty: put a text there"):
         read(path, encoding)
 
 

@@ -27,6 +27,7 @@ from charrnn.data.text import open_text
 from charrnn.data.vocabulary import LARGEST, Vocabulary, Words
 from charrnn.errors import UserError
 from charrnn.evaluation.loss import LOGITS, evaluate, steps_at_once
+from charrnn.evaluation.scoring import with_unk
 from charrnn.kernels import lookup
 from charrnn.reports.inspection import inspect
 from charrnn.sampling.beam import beam_search
@@ -287,10 +288,18 @@ def test_a_new_run_keeps_the_words_of_its_initial_checkpoint(trained: Path) -> N
     assert (counts["'w2'"], counts["'w9'"], counts["'w1'"], counts["'<unk>'"]) == (120, 60, 0, 0)
 
 
+def test_only_known_encodings_are_accepted() -> None:
+    for kind, codes in ((Vocabulary, (97,)), (Words, ("a",))):
+        with pytest.raises(UserError, match="unknown encoding 'latin-1': use one of utf-8, bytes"):
+            kind(codes, "latin-1")
+
+
 def test_unk_is_refused_for_a_model_of_characters(tmp_path: Path) -> None:
     write(tmp_path / "data", input="a b\n" * 99)
     common = ("train", "-data_dir", "data", "-gpuid", -1)
     assert "-level word" in one_line(charrnn(*common, "-unk", "<unk>", cwd=tmp_path, code=1))
+    with pytest.raises(UserError, match=r"^-unk <unk>: only a model of words takes -unk, and this is one of"):
+        with_unk(Vocabulary((97, 98)), "<unk>")
 
 
 class Uniform(nn.Module):

@@ -352,7 +352,7 @@ def test_plot_draws_the_axes_and_names_the_runs(trained: Path, tmp_path: Path) -
     [
         (["cv", "-output", "a.gif"], "-output a.gif: the name of a picture must end in .png, .svg or .pdf"),
         (["cv", "-output", "png"], "-output png"),
-        (["cv", "cv8", "-label", "one"], "1 names for 3 runs"),
+        (["cv", "cv8", "-label", "one"], "-label: 1 names for 3 runs; give one for each of val_frac 0.05"),
         (["cv", "-label", ""], "-label: a name is empty"),
         (["cv", "-label", " "], "-label: a name is empty"),
         (["nothing"], "nothing"),
@@ -418,7 +418,7 @@ def test_text_has_points_at_the_right_places() -> None:
 
 def test_more_runs_than_letters_are_refused() -> None:
     assert len(plot.text([SHORT] * 26, 80, 10)) == 1 + 26 + 12
-    with pytest.raises(UserError, match="27 runs"):
+    with pytest.raises(UserError, match="27 runs: -text has only 26 letters; plot fewer"):
         plot.text([SHORT] * 27, 80, 10)
 
 

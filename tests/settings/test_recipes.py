@@ -180,6 +180,9 @@ def test_an_unknown_recipe_or_file_is_reported_in_one_line(tmp_path: Path) -> No
     said = one_line(charrnn("train", "-config", "rhn_enwik", cwd=tmp_path, code=1))
     assert "rhn_enwik:" in said and "(did you mean rhn_enwik8?)" in said and "charrnn recipes" in said
     assert "no/mine.toml: No such file" in one_line(charrnn("train", "-config", "no/mine.toml", cwd=tmp_path, code=1))
+    (tmp_path / "mine.toml").write_text("rnn_size")
+    said = one_line(charrnn("train", "-config", "mine.toml", cwd=tmp_path, code=1))
+    assert said.startswith("charrnn: mine.toml is not a TOML file: ")
     for path in ("recipes/rhn_ptb.toml", "no/rhn_ptb"):  # paths that exist only in a checkout, or in no folder
         said = one_line(charrnn("train", "-config", path, cwd=tmp_path, code=1))
         assert f"-config {path}: no such file; for the recipe use -config rhn_ptb" in said
