@@ -263,8 +263,19 @@ def test_a_zip_file_provided_by_the_user_is_used_or_left_alone(site: Site, tmp_p
     assert site.asked == []
 
 
+def test_a_fifo_in_place_of_the_zip_file_is_refused_at_once(site: Site, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "enwik8.zip")
+    assert "enwik8.zip does not contain enwik8 (not a regular file)" in refusal(site, tmp_path)
+
+
+def test_the_unfinished_download_of_a_browser_stays(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "enwik8.zip.part").write_bytes(b"mine")
+    prepare(small(site), tmp_path, silent, silent)
+    assert contents(tmp_path) == PARTS | {"enwik8.zip.part": b"mine"}
+
+
 def test_two_processes_cannot_download_at_once(site: Site, tmp_path: Path) -> None:
-    with (tmp_path / "enwik8.zip.part").open("wb") as held:
+    with (tmp_path / ".enwik8.zip.charrnn-part").open("wb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         assert "another charrnn is downloading enwik8" in refusal(site, tmp_path)
     make(site, tmp_path)
@@ -320,7 +331,7 @@ def start(site: Site, folder: Path, stderr: int = subprocess.PIPE, **more: objec
 def test_the_command_can_be_interrupted_and_run_again(site: Site, tmp_path: Path) -> None:
     site.stall = 1_500
     process = start(site, tmp_path)
-    part = tmp_path / "data" / "enwik8" / "enwik8.zip.part"
+    part = tmp_path / "data" / "enwik8" / ".enwik8.zip.charrnn-part"
     assert site.stalling.wait(20), process.communicate()
     assert part.exists()
     process.send_signal(signal.SIGINT)

@@ -17,7 +17,7 @@ from charrnn.compute import Report
 from charrnn.data.datasets.download import CHUNK, Progress, Unavailable, download
 from charrnn.data.datasets.splits import in_the_way, split_path, write_splits
 from charrnn.errors import UserError
-from charrnn.files import interruptible, locked
+from charrnn.files import UNFINISHED, interruptible, locked, open_regular
 
 SPLITS = {"train": 90_000_000, "val": 5_000_000, "test": 5_000_000}
 
@@ -123,8 +123,8 @@ def _unpack_found(archive: Archive, path: Path, report: Report, progress: Progre
 
 
 def _fetch(archive: Archive, folder: Path, report: Report, progress: Progress) -> None:
-    """Download the zip file to NAME.zip.part, unpack it, and remove it in any case."""
-    path = folder / f"{archive.name}.zip.part"
+    """Download the zip file to a hidden one that nobody else uses, unpack it, and remove it in any case."""
+    path = folder / f".{archive.name}.zip{UNFINISHED}"
     with interruptible(), locked(path) as alone:
         if not alone:
             raise UserError(f"another charrnn is downloading {archive.name} to {folder}: wait until it is done")
@@ -179,7 +179,7 @@ def _pieces(archive: Archive, path: Path) -> Iterator[tuple[str, bytes]]:
     """
     digest = sha256()
     try:
-        with ZipFile(path) as packed:
+        with open_regular(path) as file, ZipFile(file) as packed:
             member = packed.getinfo(archive.name)
             # other methods can expand a few bytes to gigabytes at once
             if member.compress_type not in (ZIP_STORED, ZIP_DEFLATED) or member.file_size != archive.size:
@@ -195,6 +195,7 @@ def _pieces(archive: Archive, path: Path) -> Iterator[tuple[str, bytes]]:
                         left -= len(piece)
                         yield split, piece
     except Exception as error:  # the zip reader raises almost anything for a damaged file
-        raise Unavailable(str(error)[:200] or type(error).__name__) from None
+        cause = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise Unavailable(cause[:200]) from None
     if digest.hexdigest() != archive.sha256:
         raise Unavailable("its SHA-256 does not match")
