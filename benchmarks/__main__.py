@@ -1,4 +1,4 @@
-"""``python -m benchmarks [PART ...]``: run the named parts, or all; see ``-h``."""
+"""``python -m benchmarks [PART ...]``: run the named parts, or all; see ``-h``. And ``soak``: see soak.py."""
 
 from __future__ import annotations
 
@@ -16,8 +16,15 @@ PARTS = ("training", "loop", "sampling", "preprocessing", "startup", "growth")
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["soak"]:
+        from benchmarks import soak
+
+        soak.main(sys.argv[2:])
+        return
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description="Measure how fast charrnn is on this machine."
+        prog="python -m benchmarks",
+        description="Measure how fast charrnn is on this machine.",
+        epilog="python -m benchmarks soak -h: disturb trainings for hours, which measures nothing",
     )
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} [all]")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all figures to this file")

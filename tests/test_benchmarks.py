@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
@@ -19,10 +22,12 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import charrnn
-from benchmarks import apart, growth, loop, measure, networks, picture, startup, subjects
+from benchmarks import apart, growth, loop, measure, networks, picture, soak, startup, subjects
 from charrnn import compute
+from charrnn.checkpoints import folder as checkpoint_folder
 from charrnn.cli.display import PlainDisplay
 from charrnn.kernels import backend
+from charrnn.training import loop as training_loop
 from tests.helpers.command import environment
 
 SIZE, LAYERS = 6, 2
@@ -207,3 +212,52 @@ def test_growth_measures_charrnn_and_plain_torch() -> None:
     assert kernels in subjects.kernels_of(subject)
     assert min(our.median, its.median) > 0
     assert growth.one("lstm", "batch_size", 7) == (subjects.Subject("lstm", 128, 2), subjects.Sizes(7, 50))
+
+
+SEED = "4"  # of a round with dropout and few files kept, in which a signal stops the first process
+
+
+def forget_random_numbers() -> None:
+    """Make a resumed run draw other random numbers than the uninterrupted one."""
+    training_loop.restore_random_state = lambda *_: None  # type: ignore[attr-defined]
+
+
+def lose_the_best() -> None:
+    """Make -keep prefer the latest checkpoint to the best one."""
+    checkpoint_folder.best_of = lambda kept: list(kept)[-1]
+
+
+def test_a_soak_disturbs_a_run_that_ends_equal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(soak, "soak", partial(soak.soak, limit=2))
+    soak.main(["--minutes", "0", "--seed", SEED])
+    printed = capsys.readouterr().out
+    assert f"seed {SEED}, gru: equal after" in printed
+    figures = dict(line.split("\t") for line in printed.splitlines() if "\t" in line)
+    assert figures["rounds"] == "1"
+    assert all(int(figures[name]) for name in ("signals", "resumes", "checkpoints equal", "iterations equal"))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "found"),
+    [
+        (forget_random_numbers, "differs|is missing|instead of"),
+        (lose_the_best, "is missing|best checkpoint was lost"),
+    ],
+)
+def test_a_soak_finds_a_spoilt_program_and_names_the_seed(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    spoil: Callable[[], None],
+    found: str,
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # the files are kept
+    monkeypatch.setattr(soak, "soak", partial(soak.soak, limit=2, spoil=spoil))
+    with pytest.raises(SystemExit) as ended:
+        soak.main(["--minutes", "0", "--seed", SEED])
+    assert ended.value.code == 1
+    error = capsys.readouterr().err
+    assert re.search(found, error), error
+    assert f"again: python -m benchmarks soak --minutes 0 --seed {SEED}" in error
