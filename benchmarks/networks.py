@@ -128,7 +128,7 @@ def plain(name: str, V: int, H: int, L: int, depth: int = 5) -> dict[str, nn.Mod
 
 
 def flops(name: str, V: int, H: int, L: int, depth: int = 5) -> int:
-    """Return the floating point operations in the matrix products of one character in the forward pass.
+    """Return the number of floating-point operations in the matrix products for one character in the forward pass.
 
     A product with a one-hot vector does not count, since it is a look-up. A training iteration takes three times as
     many: forward, gradients of the inputs, gradients of the weights.

@@ -22,7 +22,7 @@ def run(quick: bool) -> list[Row]:
 
 
 def compare(subject: Subject, charrnn: Process, torch: Process, repeats: int) -> list[Row]:
-    """Return a row per kind of kernels and number of threads. "Times as fast" compares the best number of each side."""
+    """Return a row per kind of kernels and number of threads. "Times as fast" compares each side at its best."""
     work = 3 * BATCH * SEQUENCE * flops(subject.name, V, subject.size, subject.layers)
     ways = plain(subject.name, V, subject.size, subject.layers)
     measured: dict[int, dict[str, Timing]] = {}

@@ -29,7 +29,7 @@ class Parameters:
 
     total: int
     bytes: int
-    # number of parameters of each part of the model, which is the first word of a tensor's name
+    # number of parameters in each part of the model, by the first word of the tensors' names
     parts: dict[str, int]
     # name, shape and type of each tensor
     tensors: list[dict[str, Any]]

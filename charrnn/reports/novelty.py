@@ -36,7 +36,7 @@ class Source:
     file: str
     # from 1
     line: int
-    # tokens before it in the file
+    # number of tokens before it in the file
     offset: int
 
 

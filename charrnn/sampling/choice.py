@@ -23,7 +23,7 @@ class Choice:
 
     temperature: float = 1.0
     greedy: bool = False
-    # draw only from this many most probable tokens; 0 = from all
+    # draw only from this many of the most probable tokens; 0 = from all
     top_k: int = 0
     # then only from the smallest set of most probable tokens that together have this probability: nucleus sampling,
     # Holtzman et al. 2020, arXiv 1904.09751

@@ -238,7 +238,7 @@ def shifted(logits: NDArray[Any]) -> Floats:
     scores = logits.astype(np.float64, copy=False)
     top = np.maximum.reduce(scores, -1, keepdims=True)
     if not math.isfinite(top.sum()):
-        raise UserError("the model's output is not a number: its weights are broken; use an earlier checkpoint")
+        raise UserError("the model's output is infinite or NaN: its weights are damaged; use an earlier checkpoint")
     result: Floats = scores - top
     return result
 

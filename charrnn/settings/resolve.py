@@ -25,7 +25,7 @@ class Sources:
     model: Any
     # the checkpoint that -init_from names
     start: Any = None
-    # the checkpoint that -resume names, or the newest one in the folder that it names, and its file
+    # the checkpoint for -resume, which is the newest one if a folder was given, and the name of its file
     resume: Any = None
     resume_name: str | None = None
 

@@ -1,4 +1,4 @@
-"""Small models with large weights, so that what they write depends on the text before it."""
+"""Small models whose weights are large, so that each character depends on the text before it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ VOCABULARY = Vocabulary(tuple(range(97, 104)))
 
 
 class Table(nn.Module):
-    """The logits depend only on the last character, by a table (V, V); character 2 has probability 0."""
+    """A model that looks its logits up by the last character, in a table (V, V). Character 2 has probability 0."""
 
     def __init__(self, size: int) -> None:
         super().__init__()

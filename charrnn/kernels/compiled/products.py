@@ -1,8 +1,8 @@
 """Products of a part's few rows with recurrent weights, cut into panels small enough for OpenBLAS's fast kernels.
 
 numba's np.dot calls the OpenBLAS that comes with SciPy. Its kernels for small matrices read both factors in place,
-while the others first copy them into a different order. For 25 rows and 128 units, the kernels for small matrices are
-as fast as large products are elsewhere, and the others are half as fast.
+while the others first copy them into a different order. For 25 rows and 128 units, the kernels for small matrices reach
+the speed of large products, and the others half of that.
 """
 
 from __future__ import annotations
