@@ -193,7 +193,7 @@ def find(name: str) -> ModelFile:
     files = [file for file in _candidates() if file.name == name and (file.has_create or file.tree is None)]
     if not files:
         known = list(models())
-        raise UserError(f"no model {name}{nearest(name, known)}; known models are {', '.join(known)}")
+        raise UserError(f"unknown model {name}{nearest(name, known)}; known models are {', '.join(known)}")
     first = files[0]
     for other in files[1:]:
         if other.source != first.source:

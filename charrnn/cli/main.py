@@ -55,7 +55,7 @@ class Commands(click.Group):
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if args[0] not in COMMANDS:
             hint = nearest(args[0], list(COMMANDS))
-            raise click.UsageError(f"no command {args[0]!r}{hint}; charrnn -h lists the commands", ctx)
+            raise click.UsageError(f"unknown command {args[0]!r}{hint}; charrnn -h lists the commands", ctx)
         return super().resolve_command(ctx, args)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:

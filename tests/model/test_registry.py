@@ -156,7 +156,7 @@ def test_a_file_with_a_top_level_create_is_a_model(source):
 def test_a_file_without_a_top_level_create_is_not_a_model(source):
     write("mine", source)
     assert "mine" not in registry.models()
-    assert "no model mine" in refused(registry.find, "mine")
+    assert "unknown model mine" in refused(registry.find, "mine")
 
 
 def test_other_files_are_not_models():
@@ -196,7 +196,7 @@ def test_a_name_must_be_a_plain_word(name):
 def test_the_message_for_an_unknown_name_lists_the_models():
     write("mine")
     message = refused(registry.find, "lsmt")
-    assert "no model lsmt (did you mean lstm?); known models are " in message
+    assert "unknown model lsmt (did you mean lstm?); known models are " in message
     assert {"lstm", "gru", "rnn", "grid_lstm", "rhn", "mine"} <= set(re.findall(r"\w+", message))
     assert "did you mean" not in refused(registry.find, "qqqqq")
 
@@ -259,7 +259,7 @@ def test_the_command_shows_the_traceback_of_a_file_that_cannot_be_imported(tmp_p
     assert done.returncode == 1
     assert "Traceback" in done.stderr and str(tmp_path / "models" / "broken.py") in done.stderr
     assert done.stderr.rstrip().endswith("No module named 'no_such_package_anywhere'")
-    assert "no model" not in done.stderr
+    assert "unknown model" not in done.stderr
 
 
 def test_train_reports_impossible_options_in_one_line_before_any_work(tmp_path):
