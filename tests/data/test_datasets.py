@@ -268,10 +268,10 @@ def test_a_refused_connection_and_a_missing_pip_are_reported(
 def test_an_error_without_a_message_is_reported_by_its_type(
     tmp_path: Path, no_pip: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(request: object, timeout: float) -> None:
+    def fail(*_: object) -> None:
         raise HTTPException
 
-    monkeypatch.setattr(download, "urlopen", fail)
+    monkeypatch.setattr(download, "open_address", fail)
     assert "GitHub: HTTPException;" in refusal(tmp_path)
 
 

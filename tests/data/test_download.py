@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import random
+import re
 import socket
 import threading
 import tracemalloc
 from collections.abc import Iterator
+from email.message import Message
 from io import BytesIO
 from pathlib import Path
+from urllib.request import Request
 
 import pytest
 
@@ -121,6 +124,68 @@ def test_a_download_from_a_silent_server_ends_after_a_time_limit(
     monkeypatch.setattr(module, "SILENCE", 0.2)
     site.stall = after
     assert refusal(site, path) == "nothing arrived for 0.2 seconds"
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+ENDLESS = {
+    "the status": (b"HTTP/1.1 200 O", b"K"),
+    "a header": (OK + b"X: ", b"y"),
+    "headers": (OK, b"X: y\r\n"),
+    "interim answers": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "the content": (OK + b"Content-Length: 50000\r\n\r\n", b"x"),
+    "content without a length": (OK + b"\r\n", b"x"),
+    "the length of a chunk": (OK + b"Transfer-Encoding: chunked\r\n\r\n1;x=", b"y"),
+    "chunks": (OK + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+    "the trailer": (OK + b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n", b"X: y\r\n"),
+    "a redirection": (b"HTTP/1.1 302 Found\r\nLocation: /next\r\nContent-Length: 50000\r\n\r\n", b"x"),
+}
+
+
+@pytest.mark.parametrize("kind", ENDLESS)
+def test_a_server_that_sends_too_little_a_minute_is_given_up(
+    kind: str, site: Site, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MINUTE", 0.2)
+    site.endless, site.pause = ENDLESS[kind], 0.01
+    message = refusal(site, path)
+    # a redirection is followed without its content; in the same minute the address answers the same again
+    assert re.fullmatch(r"only [\d,]+ bytes arrived in 0\.2 seconds|it answers 302 .*", message, re.DOTALL), message
+
+
+@pytest.mark.parametrize("kind", sorted(ENDLESS.keys() - {"the content"}))  # its length ends that one
+def test_a_server_that_sends_endlessly_is_given_up_in_little_memory(kind: str, site: Site, path: Path) -> None:
+    first, piece = ENDLESS[kind]
+    site.endless = first, piece * 10_000
+    tracemalloc.start()
+    try:
+        assert refusal(site, path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4_000_000
+    assert path.stat().st_size <= LIMIT + module.CHUNK
+
+
+@pytest.mark.parametrize(
+    "to", ["https://127.0.0.1:{port}/", "ftp://127.0.0.1:{port}/", "file:///etc/passwd", "data:,x"]
+)
+def test_a_redirection_to_another_scheme_is_refused(to: str, site: Site, path: Path) -> None:
+    site.status, site.location = 302, to
+    message = refusal(site, path)
+    assert message.startswith("it redirects to ") or "is not allowed" in message
+    assert path.read_bytes() == b"" and len(site.asked) == 1
+
+
+def test_a_redirection_from_https_to_http_is_refused() -> None:
+    here, there = Request("https://example.org/a.zip"), "http://example.org/a.zip"
+    with pytest.raises(Unavailable, match=r"^it redirects to http$"):
+        module.SameScheme().redirect_request(here, BytesIO(), 302, "Found", Message(), there)
+
+
+def test_a_redirection_within_the_scheme_is_followed(site: Site, path: Path) -> None:
+    site.status, site.location = 302, "http://127.0.0.1:{port}/next"
+    fetch(site, path)
+    assert path.read_bytes() == BODY and len(site.asked) == 2
 
 
 def test_an_unreachable_server_and_an_invalid_answer_are_reported() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -19,6 +19,9 @@ class Site:
         self.cut: int | None = None  # bytes after which the connection breaks
         self.stall: int | None = None  # bytes after which the server stalls
         self.announced: int | None = None  # the Content-Length to send; -1 sends none
+        self.location: str | None = None  # for a status that redirects; {port} is the server's own
+        self.endless: tuple[bytes, bytes] | None = None  # to send first, and then again and again, instead of the file
+        self.pause = 0.0  # in seconds, between those
         self.asked: list[Message] = []
         self.sent: list[int] = []
         self.stalling = threading.Event()
@@ -39,7 +42,14 @@ class Handler(BaseHTTPRequestHandler):
         if site.stall == -1:
             site.released.wait(20)
             return
+        if site.endless:
+            self.send_endlessly(*site.endless)
+            return
         self.send_response(site.status)
+        if site.location:
+            self.send_header("Location", site.location.format(port=site.port))
+            if "next" not in self.path and "next" in site.location:
+                site.status, site.location = 200, None
         body = memoryview(site.body)
         if site.announced != -1:
             self.send_header("Content-Length", str(len(body) if site.announced is None else site.announced))
@@ -51,6 +61,12 @@ class Handler(BaseHTTPRequestHandler):
         if site.stall is not None:
             site.stalling.set()
             site.released.wait(20)
+
+    def send_endlessly(self, first: bytes, piece: bytes) -> None:
+        with suppress(OSError):  # the client has had enough
+            self.wfile.write(first)
+            while not self.site.released.wait(self.site.pause):
+                self.wfile.write(piece)
 
     def log_message(self, *args: object) -> None:
         pass

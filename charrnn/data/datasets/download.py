@@ -5,16 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from io import BufferedReader, RawIOBase
 from math import inf
-from typing import IO
+from typing import IO, Any
 from urllib.error import HTTPError
-from urllib.request import Request, urlopen
+from urllib.parse import urlsplit
+from urllib.request import HTTPHandler, HTTPRedirectHandler, HTTPSHandler, Request, build_opener
 
 import charrnn
 from charrnn.compute import Report
 
 SILENCE = 30.0  # seconds
+MINUTE = 60.0  # seconds
+SLOWEST = 100_000  # bytes in each minute
+OVERHEAD = 1_000_000  # bytes of headers and the like
 CHUNK = 1 << 18  # bytes
 
 # called with a word for the step, the bytes done so far, and the bytes in all if they are known
@@ -44,14 +49,14 @@ def download(
     """Write the content of a web address, at most ``limit`` bytes, to an open file.
 
     The caller must check the content. Raises Unavailable if the server does not answer, sends
-    nothing for ``silence`` seconds (by default SILENCE), takes longer than ``patience`` seconds in all, breaks off, or
-    sends something else. Raises OSError if the file cannot be written.
+    nothing for ``silence`` seconds (by default SILENCE) or less than SLOWEST in a minute, takes longer than
+    ``patience`` seconds in all, breaks off, redirects to another scheme, or sends something else. Raises OSError if
+    the file cannot be written.
     """
     silence = SILENCE if silence is None else silence
     deadline = time.monotonic() + patience
-    request = Request(url, headers={"User-Agent": f"charrnn/{charrnn.__version__}"})
     with network_errors(silence):
-        response: HTTPResponse = urlopen(request, timeout=silence)
+        response = open_address(url, Pace(2 * limit + OVERHEAD), silence)
     with response:
         size, done = response.length, 0
         check_answer(response, limit)
@@ -65,6 +70,87 @@ def download(
             progress("downloading", done, size)
         if done < (size or 0):
             raise Unavailable(f"it broke off after {done:,} of {size:,} bytes")
+
+
+class Pace:
+    """Counts everything that a server sends, and raises Unavailable if it is too little in a minute or too much."""
+
+    def __init__(self, most: int) -> None:
+        self.left = most
+        self.arrived = 0
+        self.since = time.monotonic()
+
+    def add(self, count: int) -> None:
+        self.left -= count
+        self.arrived += count
+        if self.left < 0:
+            raise Unavailable("it sends more bytes than expected")
+        if time.monotonic() - self.since > MINUTE:
+            if self.arrived < SLOWEST:
+                raise Unavailable(f"only {self.arrived:,} bytes arrived in {MINUTE:g} seconds")
+            self.arrived, self.since = 0, time.monotonic()
+
+
+class Paced(RawIOBase):
+    """A stream whose every piece goes through a Pace."""
+
+    def __init__(self, stream: RawIOBase, pace: Pace) -> None:
+        self.stream = stream
+        self.pace = pace
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        count: int | None = self.stream.readinto(buffer)
+        self.pace.add(count or 0)
+        return count
+
+    def close(self) -> None:
+        self.stream.close()
+        super().close()
+
+
+class SameScheme(HTTPRedirectHandler):
+    """Follows redirections, but none to another scheme, and without reading the pages that they come with."""
+
+    def redirect_request(
+        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
+    ) -> Request | None:
+        fp.close()
+        scheme = urlsplit(newurl).scheme
+        if scheme != urlsplit(req.full_url).scheme:
+            raise Unavailable(f"it redirects to {scheme}")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def open_address(url: str, pace: Pace, silence: float) -> HTTPResponse:
+    """Ask for a web address and return the answer, all of whose bytes, headers included, go through the Pace."""
+
+    def answer(*arguments: Any, **named: Any) -> HTTPResponse:
+        response = HTTPResponse(*arguments, **named)
+        response.fp = BufferedReader(Paced(response.fp.detach(), pace))
+        return response
+
+    def connection(kind: type[HTTPConnection]) -> Callable[..., HTTPConnection]:
+        def connect(*arguments: Any, **named: Any) -> HTTPConnection:
+            connected = kind(*arguments, **named)
+            connected.response_class = answer  # type: ignore[assignment]
+            return connected
+
+        return connect
+
+    class Http(HTTPHandler):
+        def http_open(self, req: Request) -> HTTPResponse:
+            return self.do_open(connection(HTTPConnection), req)
+
+    class Https(HTTPSHandler):
+        def https_open(self, req: Request) -> HTTPResponse:
+            return self.do_open(connection(HTTPSConnection), req)
+
+    request = Request(url, headers={"User-Agent": f"charrnn/{charrnn.__version__}"})
+    response: HTTPResponse = build_opener(Http, Https, SameScheme).open(request, timeout=silence)
+    return response
 
 
 def check_answer(response: HTTPResponse, limit: int) -> None:
