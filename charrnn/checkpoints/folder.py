@@ -207,12 +207,19 @@ def _loss(file: Path) -> float:
 
 
 def _outline(file: Path) -> dict[str, Any]:
-    """Return the content of a checkpoint without the values of its tensors; empty if it cannot be read."""
+    """Return the content of a checkpoint without the values of its tensors; empty if it is damaged or not a file.
+
+    Raises UserError if a file cannot be read: an older one in its place would silently lose what was trained since.
+    """
     from charrnn.checkpoints import archive  # it loads torch, and completing a file's name does not need it
 
     try:
         content = archive.read(file, values=False)
-    except (OSError, archive.Malformed):
+    except archive.Malformed:
+        return {}
+    except OSError as error:
+        if file.is_file():
+            raise unreadable(file, error) from None
         return {}
     return content if isinstance(content, dict) else {}
 

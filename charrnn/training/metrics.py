@@ -99,7 +99,10 @@ class MetricsFile:
 
     def close(self) -> None:
         if self.file:
-            self.file.close()
+            try:
+                self.file.close()
+            except OSError as error:  # some network file systems write only now
+                self._complain(error)
             self.file = None
 
     def _complain(self, error: OSError) -> None:
