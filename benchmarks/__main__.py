@@ -1,4 +1,4 @@
-"""``python -m benchmarks [PART ...]``: run the named parts, or all; see ``-h``. And ``soak``: see soak.py."""
+"""``python -m benchmarks [PART ...]``: run the named parts, or all; see ``-h``. For ``soak``, see soak.py."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Measure how fast charrnn is on this machine.",
-        epilog="python -m benchmarks soak -h: disturb trainings for hours, which measures nothing",
+        epilog="python -m benchmarks soak -h: disturb training runs for hours; this measures nothing",
     )
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} [all]")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all figures to this file")

@@ -1,11 +1,11 @@
-"""Endurance: trainings in real processes that are killed, stopped and starved at random end as if undisturbed.
+"""Endurance: runs in real processes that are killed, stopped and starved at random end like undisturbed ones.
 
-Each round draws a model, its settings and its disturbances from a seed, trains once undisturbed and once disturbed,
-and compares the results bit for bit. It is not one of the parts that ``python -m benchmarks`` runs by itself:
+Each round draws a model, its settings and its disturbances from a seed, trains once undisturbed and once disturbed, and
+compares the results bit for bit. ``python -m benchmarks`` does not include it:
 
     python -m benchmarks soak --minutes 120 --seed 1
 
-The rounds have the seeds 1, 2, 3... A seed fixes what is done to a run; when it happens depends on the machine, too.
+The rounds have the seeds 1, 2, 3... A seed fixes what is done to a run, but the moment also depends on the machine.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ MODELS = ("lstm", "gru", "rhn")
 OPTIMIZERS = {"rmsprop": 0.01, "adam": 0.01, "sgd": 0.2}  # with their learning rates
 SCHEDULES = ("constant", "epoch_decay", "plateau", "cosine", "onecycle")
 DISK = 16_000_000  # bytes of the small file system
-WAIT = 0.12  # of the time that the undisturbed run takes: the longest wait before something happens
+WAIT = 0.12  # longest wait before a disturbance, as a share of the undisturbed run's time
 COUNTED = (
     *("rounds", "processes", "resumes", "kills", "kills inside a save", "signals", "signals inside a save", "faults"),
     *("rollbacks", "checkpoints loaded", "checkpoints equal", "iterations equal"),
@@ -58,7 +58,7 @@ def check(holds: bool, message: str) -> None:
 
 
 def prepare(size: int, rights: bool, spoil: Callable[[], None] | None) -> None:
-    """Limit the size of files if ``size`` is not 0, drop the superuser's rights, and spoil the program for a test."""
+    """Limit the size of files unless ``size`` is 0, drop the superuser's rights, and spoil the program for a test."""
     if size:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
     if not rights:
@@ -68,7 +68,7 @@ def prepare(size: int, rights: bool, spoil: Callable[[], None] | None) -> None:
 
 
 def settings(chance: random.Random) -> list[object]:
-    """Draw the flags of a run of some hundred iterations."""
+    """Draw the flags of a run of a few hundred iterations."""
     optimizer = chance.choice(list(OPTIMIZERS))
     flags: dict[str, object] = {
         "data_dir": "data",
@@ -95,7 +95,7 @@ def settings(chance: random.Random) -> list[object]:
         "print_every": 20,
         "seed": chance.randint(0, 1000),
     }
-    if chance.random() < 0.25:  # so high a learning rate that the loss explodes
+    if chance.random() < 0.25:  # a learning rate so high that the loss explodes
         flags |= {"optimizer": "sgd", "learning_rate": round(chance.uniform(5, 60), 1), "grad_clip": 0}
         flags |= {"lr_schedule": "constant", "dropout": 0, "on_nan": "rollback"}
     return ["train", *(word for name, value in flags.items() for word in (f"-{name}", value))]
@@ -109,18 +109,18 @@ class Round:
     ) -> None:
         self.chance = random.Random(seed)
         self.flags = settings(self.chance)
-        # so mixed that the best validation is not always the latest one
+        # in random order, so that the best validation is not always the latest one
         self.text = " ".join(self.chance.choices(SONG.split(), k=800))
         self.slow = self.chance.choice((0.0, 0.01, 0.03))
         self.whole, self.parts = folder / "whole", folder / "parts"
         self.cv = self.parts / "disk" / "cv"
         self.counts = counts
-        # number of disturbances, after which the run may end
+        # largest number of disturbances
         self.limit = limit
         self.spoil = spoil
         # seconds of the undisturbed run
         self.seconds = 0.0
-        # what the disturbed run has reached
+        # the iteration and the best validation loss that the disturbed run has reached
         self.iteration, self.best = 0, float("inf")
         # unfinished files that earlier processes left behind
         self.left: set[Path] = set()
@@ -171,7 +171,7 @@ class Round:
         return start(self.parts, *words, slow=self.slow, prepare=partial(prepare, size, rights, self.spoil))
 
     def disturb(self) -> int:
-        """Train until something happens. Return the exit code."""
+        """Train until a random disturbance. Return the exit code."""
         return self.chance.choice(KINDS)(self)
 
     def wait(self, process: BaseProcess) -> None:
@@ -232,18 +232,18 @@ class Round:
             return
         name, inside = "kills" if number == signal.SIGKILL else "signals", self.saves()
         os.kill(process.pid or 0, number)
-        if number == signal.SIGKILL:  # what it leaves behind is certain
+        if number == signal.SIGKILL:  # now what it leaves behind no longer changes
             process.join()
             inside = self.saves()
         self.counts[name] += 1
         self.counts[f"{name} inside a save"] += inside
 
     def saves(self) -> bool:
-        """Return whether the process has an unfinished file: it saves, or was killed while it did."""
+        """Return whether the process has an unfinished file, because it is saving or was killed while saving."""
         return bool(set(unfinished(self.cv)) - self.left)
 
     def stop(self) -> int:
-        """One signal, after which nothing may be lost."""
+        """One signal, which must lose nothing."""
         process = self.begin()
         self.wait_for_training(process)
         self.wait(process)
@@ -257,7 +257,7 @@ class Round:
         return code
 
     def stop_twice(self) -> int:
-        """SIGINT or SIGTERM twice, often the second time while the first is saving."""
+        """SIGINT or SIGTERM twice, often with the second during the save that the first causes."""
         process = self.begin()
         self.wait_for_training(process)
         self.wait(process)
@@ -274,7 +274,7 @@ class Round:
         return code
 
     def full_disk(self) -> int:
-        """A disk that is full at the start or becomes full later, and may have room again."""
+        """A disk that is full at the start or fills up later, and may have room again afterwards."""
         ballast = self.parts / "disk" / "ballast"
 
         leave = self.chance.randint(0, 100_000)
@@ -304,7 +304,7 @@ class Round:
         return self.fault(partial(self.cv.chmod, 0o555), partial(self.cv.chmod, 0o755), rights=False)
 
     def fault(self, on: Callable[[], object], off: Callable[[], object], size: int = 0, rights: bool = True) -> int:
-        """Turn a fault on at the start or later, perhaps off again, and stop the process or let it go on."""
+        """Turn a fault on at the start or later, perhaps turn it off again, and stop or kill the process."""
         self.counts["faults"] += 1
         early = self.chance.random() < 0.5
         if early:
@@ -346,12 +346,12 @@ class Round:
         wait_until(lambda: catches(process, signal.SIGTERM), process)
 
     def wait_for_save(self, process: BaseProcess) -> None:
-        """Wait for a save, or until the process ends, and then for a part of the time that a save takes."""
+        """Wait for a save or the end of the process, and then for part of the time that a save takes."""
         wait_until(self.saves, process)
         time.sleep(self.chance.uniform(0, self.slow * 1.1))
 
     def compare(self) -> None:
-        """Compare the end of both runs: final state, validated checkpoints, best checkpoint and metrics."""
+        """Compare the results of both runs: final state, validated checkpoints, best checkpoint and metrics."""
         whole = self.whole / "disk" / "cv"
         check(not unfinished(self.cv), "unfinished files are left")
         pairs = {(find_newest(whole), find_newest(self.cv)), (find_best(whole), find_best(self.cv))}
@@ -380,7 +380,7 @@ KINDS: tuple[Callable[[Round], int], ...] = (
 
 
 def room(folder: Path) -> int:
-    """Return the number of bytes that are free."""
+    """Return the number of free bytes."""
     free = os.statvfs(folder)
     return free.f_bavail * free.f_frsize
 
@@ -397,14 +397,14 @@ def catches(process: BaseProcess, number: signal.Signals) -> bool:
 
 @contextmanager
 def small_disk(place: Path) -> Iterator[None]:
-    """Mount a small file system there while the block lasts, if that is allowed."""
+    """Mount a small file system there inside this context, if the process may."""
     place.mkdir(parents=True)
     mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(place)]
     mounted = os.getuid() == 0 and not subprocess.run(mount, capture_output=True).returncode
     try:
         yield
     except BaseException:
-        if mounted:  # so that the files can be looked at afterwards
+        if mounted:  # so that you can look at the files afterwards
             shutil.copytree(place, place.with_name("kept"))
         raise
     finally:
@@ -418,7 +418,8 @@ def small_disk(place: Path) -> Iterator[None]:
 def soak(
     minutes: float, seed: int, counts: Counter[str], limit: int = 20, spoil: Callable[[], None] | None = None
 ) -> None:
-    """Run rounds for so many minutes, at least one, and count what happened. Raises Different, which names the seed."""
+    """Run rounds for this many minutes, at least one, and count what happened. Raises Different, which names
+    the seed."""
     end = time.monotonic() + 60 * minutes
     while True:
         folder = Path(tempfile.mkdtemp(prefix=f"soak_{seed}_"))
@@ -439,11 +440,11 @@ def soak(
 
 
 def main(words: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks soak", description="Disturb trainings for hours.")
-    parser.add_argument("--minutes", type=float, default=120, help="how long; at least one round [120]")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks soak", description="Disturb training runs for hours.")
+    parser.add_argument("--minutes", type=float, default=120, help="duration; at least one round [120]")
     parser.add_argument("--seed", type=int, default=1, help="seed of the first round [1]")
     arguments = parser.parse_args(words)
-    # a SIGTERM must not leave out the unmounting and the figures
+    # on SIGTERM, still unmount and print the figures
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     counts: Counter[str] = Counter()
     began = time.monotonic()
