@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -83,6 +84,18 @@ class HasCompiledKernels(Protocol):
 def device_of(model: nn.Module) -> torch.device:
     """Return the device that holds the model's weights."""
     return next(model.parameters()).device
+
+
+def copied(model: nn.Module) -> nn.Module | None:
+    """Return a copy of the model that shares nothing with it, or None if copy.deepcopy cannot make one."""
+    try:
+        copy: nn.Module = deepcopy(model)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception:  # each kind of part that cannot be copied raises another error
+        return None
+    shared = any(a is b for a, b in zip(model.parameters(), copy.parameters(), strict=False))
+    return None if shared else copy
 
 
 @contextmanager

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from charrnn.errors import UserError
-from charrnn.model import State, device_of
+from charrnn.model import State, copied, device_of
 
 
 def dynamic_losses(model: nn.Module, x: Tensor, y: Tensor, learning_rate: float, segment: int) -> Tensor:
@@ -18,10 +16,14 @@ def dynamic_losses(model: nn.Module, x: Tensor, y: Tensor, learning_rate: float,
     ``x``, int64 (N,), is a stream of token ids, and ``y``, int64 (N,), the ids that follow them. After every
     ``segment`` time steps, the weights take one step of plain SGD on the segment's summed loss, without dropout. The
     state is carried to the next segment, but the gradient is not. A copy of the model adapts, so the model itself does
-    not change. Raises UserError if the learning rate is so high that the loss becomes infinite or NaN.
+    not change. Raises UserError if it cannot be copied, or if the learning rate is so high that the loss becomes
+    infinite or NaN.
     """
     device = device_of(model)
-    model = deepcopy(model).eval()
+    adapting = copied(model)
+    if adapting is None:
+        raise UserError("-dynamic: this model cannot be copied (copy.deepcopy fails), so its weights cannot adapt")
+    model = adapting.eval()
     weights = [p for p in model.parameters() if p.requires_grad]
     state: State | None = None
     losses = []

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from copy import deepcopy
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import UserError
-from charrnn.model import NumpyStep, StepsInNumpy, device_of, evaluating, stepper
+from charrnn.model import NumpyStep, StepsInNumpy, copied, device_of, evaluating, stepper
 from charrnn.sampling.choice import Choice, Floats, Ids
 
 # tensors, or arrays if the model steps in numpy; dimension -2 is the batch
@@ -181,8 +180,11 @@ def frozen_copy(model: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, Callab
     """
     if device_of(model).type == "mps":
         dtype = torch.float32  # MPS has no float64
+    copy = copied(model)
+    if copy is None:
+        return model, lambda: evaluating(model)
     try:
-        copy = deepcopy(model).to(dtype).eval()
+        copy.to(dtype).eval()
         _store_by_columns(copy)
         x = torch.zeros(1, 1, dtype=torch.int64, device=device_of(model))
         with torch.inference_mode():

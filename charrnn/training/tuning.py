@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import statistics
 import time
@@ -15,7 +14,7 @@ from charrnn.compute import Report, same_random_numbers
 from charrnn.data.minibatches import Minibatches
 from charrnn.errors import UserError
 from charrnn.kernels import backend
-from charrnn.model import HasCompiledKernels, device_of
+from charrnn.model import HasCompiledKernels, copied, device_of
 from charrnn.settings.training import TrainingOptions
 from charrnn.training.loop import Diverged, Training
 
@@ -30,7 +29,7 @@ def tune(model: nn.Module, train: Minibatches, options: TrainingOptions, report:
 
     What the options leave open is chosen by timing a few iterations on a copy of the model. More threads are not
     always faster: in small products they mostly wait for each other. The model and the random numbers are left
-    unchanged.
+    unchanged. A model that cannot be copied gets torch's kernels and as many threads as torch uses now.
 
     Raises UserError if the options ask for the compiled kernels and these cannot run.
     """
@@ -48,6 +47,11 @@ def tune(model: nn.Module, train: Minibatches, options: TrainingOptions, report:
                     pairs = [pair for pair in pairs if pair[0] == "torch"]
             elif options.kernels == "compiled":
                 report(f"-kernels compiled: this {options.model} has no compiled kernels; using torch's")
+            if len(pairs) > 1 and copied(model) is None:
+                pairs = [pair for pair in pairs if pair[0] == pairs[0][0]][-1:]
+                report(
+                    f"this {options.model} cannot be copied to time threads and kernels; using {pairs[0][1]} threads"
+                )
             chosen = min(pairs, key=lambda pair: seconds(model, train, tried, *pair)) if len(pairs) > 1 else pairs[0]
     finally:  # an error must not leave the settings of a trial behind
         backend.use(*chosen)
@@ -95,13 +99,16 @@ def problem_of_compiled(model: nn.Module, train: Minibatches, options: TrainingO
 
 
 def completes(model: nn.Module, train: Minibatches, options: TrainingOptions, kernels: backend.Kernels) -> bool:
-    """Whether one iteration on a copy of the model, on one thread, completes without diverging."""
+    """Whether one iteration on a copy of the model, on one thread, completes without diverging.
+
+    True for a model that cannot be copied.
+    """
     backend.use(kernels, 1)
+    trial = copied(model)
     try:
-        next(Training(copy.deepcopy(model), train, None, options).run())
+        return trial is None or bool(next(Training(trial, train, None, options).run()))
     except Diverged:
         return False
-    return True
 
 
 def seconds(
@@ -109,7 +116,9 @@ def seconds(
 ) -> float:
     """Return the median time of a few iterations, after one to warm up; infinity if the first one diverges."""
     backend.use(kernels, threads)
-    run = Training(copy.deepcopy(model), train, None, options).run()
+    trial = copied(model)
+    assert trial
+    run = Training(trial, train, None, options).run()
     took = []
     try:
         for _ in range(TRIALS + 1):

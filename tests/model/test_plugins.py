@@ -6,8 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests.helpers.command import QUICK, charrnn, run, write_text
+from charrnn.checkpoints.checkpoint import Checkpoint
+from tests.helpers.command import QUICK, charrnn, one_line, run, write_text
+from tests.helpers.runs import same
 
 # a table of pairs of tokens; every case below changes a line of it
 PLUGIN = """\
@@ -146,3 +149,33 @@ def test_a_model_that_runs_out_of_memory_is_still_explained(tmp_path: Path) -> N
 def test_a_size_that_overflows_is_told_from_a_models_own_error(tmp_path: Path) -> None:
     plugin(tmp_path, "return Table(input_size)", 'raise RuntimeError("the tape is in overflow")')
     its_own(tmp_path, *TRAIN)
+
+
+# parts that make copy.deepcopy fail, each in its own way, or make it return the model itself
+UNCOPYABLE = {
+    "a lock": "self.lock = threading.Lock()",
+    "a tensor with a history": "self.kept = self.table.weight * 2",
+    "a generator": "self.numbers = (n for n in range(3))",
+    "an error of its own": "self.__class__.__deepcopy__ = lambda self, memo: {}['copy']",
+    "itself as its copy": "self.__class__.__deepcopy__ = lambda self, memo: self",
+}
+
+
+@pytest.mark.parametrize("part", UNCOPYABLE.values(), ids=UNCOPYABLE)
+def test_a_model_that_cannot_be_copied_trains_without_a_trial_of_threads(part: str, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        run(plugin(tmp_path / "a"), *TRAIN, "-threads", 2)
+        plugin(tmp_path / "b", "import torch\n", "import threading\nimport torch\n", TABLE, f"{TABLE}; {part}")
+        done = run(tmp_path / "b", *TRAIN, "-threads", 0, "-kernels", "auto", "-sample_length", 10)
+        assert any("cannot be copied" in line and "2 threads" in line for line in done.errors)
+        expected, found = (Checkpoint.load(tmp_path / folder / "cv") for folder in "ab")
+        assert found.options.threads == 2
+        same(found.weights, expected.weights)
+        run(tmp_path / "b", "train", "-resume", "cv", "-max_epochs", 1.1)
+        run(tmp_path / "b", "sample", "cv", "-length", 5)
+        run(tmp_path / "b", "eval", "cv")
+        assert "-dynamic" in one_line(run(tmp_path / "b", "eval", "cv", "-dynamic", 0.1, "-gpuid", -1, code=1))
+    finally:
+        torch.set_num_threads(before)
