@@ -135,7 +135,8 @@ def read(name: str, ids: TokenIds, vocabulary: Vocabulary) -> Problems:
     digits = addition.digits_of(line(0)[: 2**20])
     if not digits:
         raise UserError(
-            f"{name}, line 1: {line(0)[:60]!r} is not a problem of addition as charrnn prepare addition makes them"
+            f"{name}, line 1: {line(0)[:60]!r} is not a problem of addition as charrnn prepare addition makes "
+            "them; correct or remove it"
         )
     wrong = first_wrong(values, ends, digits)
     if wrong is not None:

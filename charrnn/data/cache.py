@@ -54,7 +54,7 @@ class EncodedTexts:
     vocabulary: Vocabulary
     # how often each token occurs, int64 (V,): characters in all texts, words in the text to train on
     counts: Counts
-    ids: dict[str, TokenIds]
+    ids: Mapping[str, TokenIds]
     surveys: dict[str, Survey]
 
 
@@ -217,8 +217,8 @@ def is_unchanged(path: Path, known: dict[str, Any]) -> bool:
 def build(home: Path, texts: Mapping[str, Path], reading: Reading, accept: Accept) -> EncodedTexts:
     """Encode the texts and write everything to ``home``, if ``accept`` raises nothing.
 
-    The ids are mapped from the same files that were written, before another process can replace them. Raises OSError
-    if ``home`` cannot be written, and UserError for the texts.
+    The ids are read from the same files that were written, before another process can replace them. Raises OSError if
+    ``home`` cannot be written, and UserError for the texts.
     """
     encoder = ENCODERS[reading.level](reading.encoding)
     with ExitStack() as stack:
@@ -236,7 +236,9 @@ def build(home: Path, texts: Mapping[str, Path], reading: Reading, accept: Accep
         files = {name: stack.enter_context(replacing(home / f"{name}{encoder.suffix}.npy")) for name in texts}
         ids, known = {}, {}
         for name, source in sources.items():
-            ids[name], checksum = write_ids(source, surveys[name], encoder, vocabulary, files[name])
+            ids[name], checksum = write_ids(
+                source, surveys[name], encoder, vocabulary, files[name], home / f"{name}{encoder.suffix}.npy"
+            )
             known[name] = {
                 "survey": asdict(surveys[name]),
                 "stamp": asdict(source.stamp),

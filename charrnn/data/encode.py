@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import os
+import sys
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +19,8 @@ from io import BytesIO
 from itertools import repeat
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Protocol
+from weakref import finalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,11 +35,23 @@ if TYPE_CHECKING:
 
 CHUNK = 1 << 19  # bytes: small enough that everything made from a chunk fits into the processor's cache
 CODES = 0x110000  # number of Unicode code points; byte values are the first 256
+MOST = 1 << 30  # bytes that are read at once
 LONGEST = 1 << 20  # characters of the longest word allowed
 MARK = b"# token ids of charrnn"  # a comment at the end of numpy's header: shows who wrote the file
 
-TokenIds = NDArray[np.unsignedinteger[Any]]
+IdArray = NDArray[np.unsignedinteger[Any]]
 Counts = NDArray[np.int64]
+
+
+class TokenIds(Protocol):
+    """Token ids, (N,): an array, or a file of which slices are read when they are needed."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, place: slice, /) -> IdArray: ...
 
 
 @dataclass(frozen=True)
@@ -130,7 +144,7 @@ class Decoder:
         self.decoded = 0  # bytes so far
         self.pending = b""  # an incomplete character at the end of the last chunk
 
-    def decode(self, chunk: bytes) -> TokenIds:
+    def decode(self, chunk: bytes) -> IdArray:
         """Return the codes of the characters that this chunk completes: uint8 or uint32 (n,).
 
         Raises UserError with the offset of the first byte that is not valid UTF-8, in which surrogates are invalid.
@@ -185,7 +199,7 @@ class Encoder(ABC):
         """Return the vocabulary of the surveyed texts, and the count of each token, int64 (V,)."""
 
     @abstractmethod
-    def ids(self, vocabulary: Any, path: Path, chunks: Iterator[bytes]) -> Iterator[TokenIds]:
+    def ids(self, vocabulary: Any, path: Path, chunks: Iterator[bytes]) -> Iterator[IdArray]:
         """Yield the token ids of a text chunk by chunk."""
 
 
@@ -220,7 +234,7 @@ class CharacterEncoder(Encoder):
         codes = np.flatnonzero(self.counts)
         return Vocabulary(tuple(codes.tolist()), self.encoding), self.counts[codes]
 
-    def ids(self, vocabulary: Vocabulary, path: Path, chunks: Iterator[bytes]) -> Iterator[TokenIds]:
+    def ids(self, vocabulary: Vocabulary, path: Path, chunks: Iterator[bytes]) -> Iterator[IdArray]:
         table = np.zeros(CODES, id_type(vocabulary))
         table[list(vocabulary.codes)] = np.arange(len(vocabulary))
         decoder = Decoder(path, self.encoding)
@@ -256,7 +270,7 @@ class WordEncoder(Encoder):
         words = sorted(self.trained | self.others, key=lambda word: (-self.trained[word], word))
         return Words(tuple(words), self.encoding), np.array([self.trained[word] for word in words], np.int64)
 
-    def ids(self, vocabulary: Words, path: Path, chunks: Iterator[bytes]) -> Iterator[TokenIds]:
+    def ids(self, vocabulary: Words, path: Path, chunks: Iterator[bytes]) -> Iterator[IdArray]:
         dtype = id_type(vocabulary)
         for found in self.words(path, chunks):
             # an unknown word means that the text has changed, which the checksum will show
@@ -296,13 +310,92 @@ def digested(chunks: Iterator[bytes], digest: _Hash) -> Iterator[bytes]:
         yield chunk
 
 
-def write_ids(
-    source: Source, surveyed: Survey, encoder: Encoder, vocabulary: Vocabulary, file: IO[bytes]
-) -> tuple[TokenIds, str]:
-    """Write the token ids of a text to ``file`` in numpy's format, with MARK in its header.
+class TextChanged(UserError):
+    """Another program has changed a file of token ids that is being read."""
 
-    Returns them mapped from that file, and the file's SHA-256. Raises UserError if the text has changed since it was
-    surveyed, and OSError if the file cannot be written.
+
+class StoredIds:
+    """Token ids in an open file, (N,). A slice is read from the file when it is asked for.
+
+    The file is not mapped into memory, because a mapping of a file that someone truncates ends the process.
+    """
+
+    def __init__(
+        self, file: IO[bytes], dtype: np.dtype[Any], offset: int, length: int, path: Path, checksum: str
+    ) -> None:
+        """``offset``: where they begin in the file. ``checksum``: its SHA-256. ``path``: its name in messages."""
+        self.file = os.fdopen(os.dup(file.fileno()), "rb", buffering=0)
+        finalize(self, self.file.close)
+        self.dtype = dtype
+        self.offset = offset
+        self.length = length
+        self.path = path
+        self.checksum = checksum
+        self.stamp = self._stamp()
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, place: slice, /) -> IdArray:
+        """Return ids as an array of their own. Raises TextChanged, and UserError if the file cannot be read."""
+        start, stop, step = place.indices(self.length)
+        assert step == 1
+        begin, size = self.offset + start * self.dtype.itemsize, max(0, stop - start) * self.dtype.itemsize
+        try:
+            data = self._read(begin, size)
+            unchanged = len(data) == size and self._is_unchanged()
+        except OSError as error:
+            raise unreadable(self.path, error) from None
+        if not unchanged:
+            raise TextChanged(
+                f"another program has changed {self.path} while it was read; the next command rebuilds it"
+            )
+        return np.frombuffer(data, self.dtype)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return self[:].astype(dtype or self.dtype)
+
+    def __reduce__(self) -> Any:
+        """Be sent to another process as an array."""
+        return np.asarray, (self[:],)
+
+    def _read(self, begin: int, size: int) -> bytearray:
+        data = bytearray()
+        while len(data) < size:
+            place, left = begin + len(data), min(size - len(data), MOST)
+            if sys.platform == "win32":
+                self.file.seek(place)
+                piece = self.file.read(left)
+            else:  # forked processes share the position in the file
+                piece = os.pread(self.file.fileno(), left, place)
+            if not piece:
+                break
+            data += piece
+        return data
+
+    def _stamp(self) -> tuple[int, int]:
+        # not the time of the last change of the inode, which a new name changes, too
+        status = os.fstat(self.file.fileno())
+        return status.st_size, status.st_mtime_ns
+
+    def _is_unchanged(self) -> bool:
+        """Return whether the file is as it was. Read all of it again if it only has a new time."""
+        before, now = self.stamp, self._stamp()
+        if now == before:
+            return True
+        if now[0] != before[0] or digest_of(self.file) != self.checksum:
+            return False
+        self.stamp = now
+        return True
+
+
+def write_ids(
+    source: Source, surveyed: Survey, encoder: Encoder, vocabulary: Vocabulary, file: IO[bytes], path: Path
+) -> tuple[StoredIds, str]:
+    """Write the token ids of a text to ``file`` in numpy's format, with MARK in its header. ``path`` will be its name.
+
+    Returns them, to be read from that file, and the file's SHA-256. Raises UserError if the text has changed since it
+    was surveyed, and OSError if the file cannot be written.
     """
     dtype = id_type(vocabulary)
     header = npy_header(dtype, surveyed.length, MARK)
@@ -312,11 +405,12 @@ def write_ids(
         digest.update(ids.data)
         file.write(ids.data)
     source.check_unchanged(surveyed.sha256, text_digest.hexdigest())
-    return map_ids(file, dtype, len(header), surveyed.length), digest.hexdigest()
+    file.flush()
+    return StoredIds(file, dtype, len(header), surveyed.length, path, digest.hexdigest()), digest.hexdigest()
 
 
-def read_ids(path: Path, checksum: str, vocabulary: Vocabulary, length: int) -> TokenIds | None:
-    """Map the token ids in a file that ``write_ids`` wrote. Raises OSError.
+def read_ids(path: Path, checksum: str, vocabulary: Vocabulary, length: int) -> StoredIds | None:
+    """Open the token ids in a file that ``write_ids`` wrote. Raises OSError.
 
     Returns None if the file does not have this SHA-256, or its header is not the one for that many ids of the
     vocabulary, with MARK or as older versions wrote it. The file is opened once, so the checksum applies to these ids
@@ -327,9 +421,10 @@ def read_ids(path: Path, checksum: str, vocabulary: Vocabulary, length: int) -> 
     with open_regular(path) as file:
         header = file.read(len(headers[0]))
         whole = os.fstat(file.fileno()).st_size == len(header) + length * dtype.itemsize
-        if header not in headers or not whole or digest_of(file) != checksum:
+        if header not in headers or not whole:
             return None
-        return map_ids(file, dtype, len(header), length)
+        ids = StoredIds(file, dtype, len(header), length, path, checksum)
+        return ids if digest_of(file) == checksum else None
 
 
 def is_of_charrnn(path: Path, checksums: Sequence[str]) -> bool:
@@ -350,7 +445,9 @@ def digest_of(file: IO[bytes]) -> str:
 
 def join(parts: Sequence[TokenIds]) -> TokenIds:
     """Join several texts in a temporary file. Raises UserError if there is no room for it."""
-    return parts[0] if len(parts) == 1 else in_temporary_file(parts, parts[0].dtype)
+    if len(parts) == 1:
+        return parts[0]
+    return in_temporary_file((chunk for part in parts for chunk in in_chunks(part)), parts[0].dtype)
 
 
 def translate(ids: TokenIds, own: Vocabulary, other: Vocabulary) -> TokenIds:
@@ -359,15 +456,20 @@ def translate(ids: TokenIds, own: Vocabulary, other: Vocabulary) -> TokenIds:
     ``other`` must know every token of ``own``. Raises UserError if there is no room for the file.
     """
     table = np.array([other.id_of(code) for code in own.codes], id_type(other))
-    return in_temporary_file((table[ids[start : start + CHUNK]] for start in range(0, len(ids), CHUNK)), table.dtype)
+    return in_temporary_file((table[chunk] for chunk in in_chunks(ids)), table.dtype)
 
 
-def in_temporary_file(parts: Iterable[TokenIds], dtype: np.dtype[Any]) -> TokenIds:
-    """Write token ids to an unnamed temporary file, and return them mapped from it."""
+def in_chunks(ids: TokenIds) -> Iterator[IdArray]:
+    return (ids[start : start + CHUNK] for start in range(0, len(ids), CHUNK))
+
+
+def in_temporary_file(parts: Iterable[IdArray], dtype: np.dtype[Any]) -> StoredIds:
+    """Write token ids to an unnamed temporary file, and return them as they are read from it."""
     with room_for_temporary_files(), TemporaryFile() as file:
         for part in parts:
             file.write(part.data)
-        return map_ids(file, dtype, 0, file.tell() // dtype.itemsize)
+        file.flush()
+        return StoredIds(file, dtype, 0, file.tell() // dtype.itemsize, Path("a temporary file"), "")
 
 
 @contextmanager
@@ -390,8 +492,3 @@ def npy_header(dtype: np.dtype[Any], length: int, mark: bytes = b"") -> bytes:
     np.lib.format.write_array_header_1_0(header, described)
     written = header.getvalue().rstrip()
     return written + mark.rjust(len(header.getvalue()) - len(written) - 1) + b"\n"
-
-
-def map_ids(file: IO[bytes], dtype: np.dtype[Any], offset: int, length: int) -> TokenIds:
-    file.flush()
-    return np.memmap(file, dtype, "r", offset, (length,))

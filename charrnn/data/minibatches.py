@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from charrnn.data.encode import TokenIds
+from charrnn.data.encode import IdArray, TokenIds
 
+AHEAD = 1 << 20  # tokens that are read at once
 IGNORED = -100  # in y, the target of a token that is not predicted; torch's own value
 
 
@@ -60,6 +59,8 @@ class Split:
     seq_length: int
     # whether an epoch starts from the state in which the previous one ended
     carries: bool
+    # the minibatches read last, by their number: (B, n * T + 1) ids
+    _read: dict[int, IdArray] = field(default_factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:
         return self.minibatches
@@ -76,21 +77,35 @@ class Split:
         """No measures besides the loss."""
         return {}
 
-    @cached_property
-    def _places(self) -> NDArray[np.intp]:
-        """Indices of the tokens of the first minibatch and of the time step after it: (T + 1, B)."""
-        steps = self.start + np.arange(self.seq_length + 1)
-        rows = self.row_length * np.arange(self.batch_size)
-        return steps[:, None] + rows
-
     def batch(self, k: int) -> tuple[Tensor, Tensor]:
-        """Return minibatch k: token ids and the ids that follow them, each int64 (T, B). Raises IndexError."""
+        """Return minibatch k: token ids and the ids that follow them, each int64 (T, B).
+
+        Raises IndexError, and UserError if the ids can no longer be read.
+        """
         if not 0 <= k < self.minibatches:
             raise IndexError(f"minibatch {k} of {self.minibatches}")
-        # only the last token of a text split by fractions has no next token: its target is the first token
-        window = self.ids.take(self._places + k * self.seq_length, mode="wrap")
-        ids = torch.from_numpy(window.astype(np.int64))
+        count = max(1, AHEAD // (self.batch_size * self.seq_length))
+        first = k - k % count
+        if first not in self._read:
+            rows = self._rows(first, min(count, self.minibatches - first))
+            self._read.clear()
+            self._read[first] = rows
+        step = (k - first) * self.seq_length
+        window = self._read[first][:, step : step + self.seq_length + 1]
+        ids = torch.from_numpy(window.T.astype(np.int64, order="C"))
         return ids[:-1], ids[1:]
+
+    def _rows(self, first: int, count: int) -> IdArray:
+        """Return the ids of ``count`` minibatches side by side, and of one more time step: (B, count * T + 1)."""
+        length, end = count * self.seq_length + 1, self.batch_size * self.row_length
+        rows = np.empty((self.batch_size, length), self.ids.dtype)
+        for row in range(self.batch_size):
+            start = row * self.row_length + self.start + first * self.seq_length
+            there = min(length, end - start)
+            rows[row, :there] = self.ids[start : start + there]
+            # only the last token of a text split by fractions has no next token: its target is the first token
+            rows[row, there:] = self.ids[: length - there]
+        return rows
 
 
 def split_by_fractions(
@@ -105,12 +120,11 @@ def split_by_fractions(
     # 1 - train_frac - val_frac may differ from 0 by rounding
     no_test = math.isclose(train_frac + val_frac, 1, abs_tol=1e-9)
     n_val = total - n_train if no_test else math.floor(total * val_frac)
-    cut = ids[: total * batch_size * seq_length]
     splits, before = {}, 0
     for name, count in (("train", n_train), ("val", n_val), ("test", total - n_train - n_val)):
         if count:
             start = before * seq_length
-            splits[name] = Split(cut, total * seq_length, start, count, batch_size, seq_length, carries=True)
+            splits[name] = Split(ids, total * seq_length, start, count, batch_size, seq_length, carries=True)
         before += count
     return splits
 

@@ -37,8 +37,8 @@ class Text:
     vocabulary: Vocabulary
     # how often each code of the texts occurs: characters in all of them, words in the text to train on
     counts: dict[Any, int]
-    # ``input``, or ``train``, ``val`` and perhaps ``test``: the ids of each, (N,), mapped from a file
-    files: dict[str, TokenIds]
+    # ``input``, or ``train``, ``val`` and perhaps ``test``: the ids of each, (N,), in a file
+    files: Mapping[str, TokenIds]
     # the name of each in messages
     called: dict[str, str]
     # the SHA-256 of every file, by its name or index, which a resumed run compares

@@ -126,7 +126,7 @@ class Scorer:
         chosen = replace(saved, data_dir=self.options.data_dir, input=()) if self.options.data_dir else saved
         text = open_chosen(chosen, self.report, vocabulary=self.vocabulary)
         if saved.task == "text" and batch_size == 1 and name in text.files:
-            return self.stream(torch.from_numpy(text.files[name].astype(np.int64)))
+            return self.stream(torch.from_numpy(text.files[name][:].astype(np.int64)))
         split = require(minibatches(text, replace(saved, batch_size=batch_size)), name)
         if isinstance(split, Problems):
             return self.problems(split)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from charrnn.data.encode import TokenIds
+from charrnn.data.encode import IdArray, TokenIds
 
 NGRAMS = range(4, 51)
 
@@ -49,7 +49,7 @@ class Figures:
     longest: Passage | None
 
 
-def measure(text: TokenIds, training: TokenIds, separator: int) -> Figures:
+def measure(text: IdArray, training: TokenIds, separator: int) -> Figures:
     """Compare a text with the training text, both (N,) unsigned integers.
 
     Sequences that contain the separator do not count as n-grams, since it joins pieces that need not be adjacent.
@@ -66,7 +66,7 @@ class Ngrams:
     # bits of a table entry: the text has n-grams whose hash begins with the entry's index; some are not found yet
     PRESENT, MISSING = 1, 2
 
-    def __init__(self, text: TokenIds, n: int, separator: int) -> None:
+    def __init__(self, text: IdArray, n: int, separator: int) -> None:
         self.n = n
         hashes = ngram_hashes(text, n)[_without_separator(text, n, separator)]
         self.keys, self.counts = np.unique(hashes, return_counts=True)
@@ -105,7 +105,7 @@ class Ngrams:
         return float(self.counts[self.found].sum() / self.counts.sum())
 
 
-def ngram_hashes(tokens: TokenIds, n: int) -> Hashes:
+def ngram_hashes(tokens: IdArray, n: int) -> Hashes:
     """Return the hash of every n-gram, (N - n + 1,): the sum over k of tokens[i + k] * BASE**(k + 1), modulo 2**64."""
     if n > len(tokens):
         return np.empty(0, np.uint64)
@@ -120,7 +120,7 @@ def _powers(base: int, n: int) -> Hashes:
     return np.cumprod(np.full(n, base, np.uint64), dtype=np.uint64)
 
 
-def _without_separator(text: TokenIds, n: int, separator: int) -> NDArray[np.bool_]:
+def _without_separator(text: IdArray, n: int, separator: int) -> NDArray[np.bool_]:
     """Return which n-grams contain no separator, (N - n + 1,)."""
     if n > len(text):
         return np.empty(0, bool)
@@ -150,7 +150,7 @@ def _scan_chunk(training: TokenIds, start: int, wanted: Sequence[Ngrams]) -> int
     return NGRAMS.stop - 1
 
 
-def _longest(text: TokenIds, training: TokenIds, separator: int, longest_match: dict[int, int]) -> Passage | None:
+def _longest(text: IdArray, training: TokenIds, separator: int, longest_match: dict[int, int]) -> Passage | None:
     """Return the longest passage, by a binary search for its length: every part of a passage is a passage, too."""
     longest, n, step, growing = None, 0, 1, True
     while step:
@@ -163,7 +163,7 @@ def _longest(text: TokenIds, training: TokenIds, separator: int, longest_match: 
 
 
 def _find_passage(
-    text: TokenIds, training: TokenIds, separator: int, longest_match: dict[int, int], n: int
+    text: IdArray, training: TokenIds, separator: int, longest_match: dict[int, int], n: int
 ) -> Passage | None:
     """Return the first passage of n tokens in the training text that also occurs in the text."""
     wanted = Ngrams(text, n, separator)

@@ -76,7 +76,7 @@ def corpus(text: Text, names: tuple[str, ...], options: TrainingOptions) -> Corp
     """Join the named splits as training with these options reads them. Return None if the text has none of them."""
     if "input" in text.files:
         splits = text.split(options.batch_size, options.seq_length, options.train_frac, options.val_frac)
-        pieces = []
+        pieces: list[tuple[str, int, TokenIds]] = []
         for split in (splits[name] for name in names if name in splits):
             for row in range(split.batch_size):
                 offset = row * split.row_length + split.start

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from charrnn.compute import autocast, random_state, restore_random_state, same_random_numbers
+from charrnn.data.encode import TextChanged
 from charrnn.data.minibatches import Minibatches
 from charrnn.errors import UserError
 from charrnn.evaluation.loss import evaluate, summed_loss
@@ -120,12 +121,20 @@ class Training:
         self.reductions, self.stalled = schedules.progress(losses, self.options.plateau_patience)
 
     def run(self) -> Iterator[Record]:
-        """Train to the end, yielding one record per iteration. Raises Diverged if the loss becomes NaN or explodes."""
+        """Train to the end, yielding one record per iteration.
+
+        Raises Diverged if the loss becomes NaN or explodes, and TextChanged if the next minibatch cannot be read.
+        """
         self.model.train()
         while self.iteration < self.iterations and not self.stopping and not self.stopped_early:
             started = time.perf_counter()
             rate = self.learning_rate()
-            numbers = self._step(rate)
+            try:
+                numbers = self._step(rate)
+            except TextChanged as error:
+                records, broken = self._read()
+                yield from records
+                raise broken or error from None
             record = Record(self.iteration, self.iterations, self.epoch, rate)
             self._pending.append((record, numbers))
             last = self.iteration == self.iterations
@@ -238,9 +247,13 @@ class Training:
         return f"the weights or the optimizer's state are not finite after iteration {self.iteration}"
 
     def _next_loss(self) -> float:
-        """Return the loss of the next minibatch, in evaluation mode."""
+        """Return the loss of the next minibatch, in evaluation mode; of the last one if the next cannot be read."""
         k = self.iteration % len(self.train)
-        x, y = (part.to(self.device) for part in self.train.batch(k))
+        try:
+            batch = self.train.batch(k)
+        except TextChanged:
+            batch = self.train.batch((k - 1) % len(self.train))
+        x, y = (part.to(self.device) for part in batch)
         with same_random_numbers(self.device), evaluating(self.model), autocast(self.options.precision, self.device):
             logits, _ = self.model(x, None if self.train.begins(k) else self.state)
             return summed_loss(logits, y).item() / self.train.predicted

@@ -16,6 +16,7 @@ from charrnn.checkpoints.checkpoint import Checkpoint
 from charrnn.checkpoints.folder import RunFolder
 from charrnn.compute import Report
 from charrnn.data.addition import Problems
+from charrnn.data.encode import TextChanged
 from charrnn.errors import UserError, printable
 from charrnn.sampling.sampler import sample
 from charrnn.training.advice import Summary, advice
@@ -79,8 +80,18 @@ class Run:
     def follow(self, viewer: Viewer) -> Iterator[Record]:
         """Train to the end or until ``stop``. Save and display as the settings say, and then yield each record.
 
-        Saves after each validation, and between validations as -save_every and -save_minutes say.
+        Saves after each validation, and between validations as -save_every and -save_minutes say. If another program
+        changes the file of token ids, saves and raises UserError.
         """
+        try:
+            yield from self._shown(viewer)
+        except TextChanged as error:
+            if self.training.iteration == self.first:
+                raise
+            saved = self.newest if self.training.iteration in self.training.val_losses else self.save_last()
+            raise UserError(f"{error}. The run so far is saved: continue it with -resume {saved}") from None
+
+    def _shown(self, viewer: Viewer) -> Iterator[Record]:
         for record in self.records():
             viewer.show(record)
             if record.val_loss is not None:

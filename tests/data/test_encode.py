@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
@@ -15,7 +18,17 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from charrnn.data import encode
-from charrnn.data.encode import CharacterEncoder, hash_text, id_type, open_source, read_ids, translate, write_ids
+from charrnn.data.encode import (
+    CharacterEncoder,
+    StoredIds,
+    TextChanged,
+    hash_text,
+    id_type,
+    open_source,
+    read_ids,
+    translate,
+    write_ids,
+)
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import UserError
 
@@ -30,13 +43,13 @@ def read(path: Path, encoding: str, chunk: int = encode.CHUNK) -> tuple[encode.S
         encoder = CharacterEncoder(encoding)
         found = encoder.survey(source, train=True)
         vocabulary, counts = encoder.vocabulary()
-        ids, checksum = write_ids(source, found, encoder, vocabulary, file)
+        ids, checksum = write_ids(source, found, encoder, vocabulary, file, path)
         file.seek(0)
         written = file.read()
     assert checksum == sha256(written).hexdigest()
-    tally = Counter(ids.tolist())
+    tally = Counter(ids[:].tolist())
     assert counts.tolist() == [tally[number] for number in range(len(vocabulary))]
-    return found, vocabulary, ids.tolist(), written
+    return found, vocabulary, ids[:].tolist(), written
 
 
 @given(texts, chunks)
@@ -93,8 +106,8 @@ def test_numpy_can_read_the_file_of_token_ids(tmp_path: Path, encoding: str) -> 
     npy.write_bytes(written)
     assert np.load(npy).tolist() == ids
     again = read_ids(npy, sha256(written).hexdigest(), vocabulary, len(ids))
-    assert isinstance(again, np.memmap)
-    assert again.tolist() == ids
+    assert isinstance(again, StoredIds)
+    assert again[:].tolist() == ids
 
 
 def test_a_file_with_another_checksum_type_or_length_is_not_read(tmp_path: Path) -> None:
@@ -102,12 +115,66 @@ def test_a_file_with_another_checksum_type_or_length_is_not_read(tmp_path: Path)
     np.save(npy, np.arange(9, dtype=np.uint8))
     checksum, nine = sha256(npy.read_bytes()).hexdigest(), Vocabulary(tuple(range(9)))
     again = read_ids(npy, checksum, nine, 9)
-    assert again is not None and again.tolist() == list(range(9))
+    assert again is not None and again[:].tolist() == list(range(9))
     assert read_ids(npy, sha256(npy.read_bytes() + b"\0").hexdigest(), nine, 9) is None
     assert read_ids(npy, checksum, Vocabulary(tuple(range(257))), 9) is None
     assert read_ids(npy, checksum, nine, 8) is None
     npy.write_bytes(npy.read_bytes()[:-1])
     assert read_ids(npy, sha256(npy.read_bytes()).hexdigest(), nine, 9) is None
+
+
+def stored(tmp_path: Path) -> tuple[StoredIds, Path]:
+    """Return the ids 0 to 99 in a file, and the file."""
+    npy = tmp_path / "input.npy"
+    np.save(npy, np.arange(100, dtype=np.uint8))
+    os.utime(npy, (1, 1))
+    ids = read_ids(npy, sha256(npy.read_bytes()).hexdigest(), Vocabulary(tuple(range(100))), 100)
+    assert ids is not None
+    return ids, npy
+
+
+@pytest.mark.parametrize("place", [slice(None), slice(3, 9), slice(-7, None), slice(90, 300), slice(5, 5), slice(9, 3)])
+def test_a_slice_of_a_file_of_ids_is_that_of_an_array(tmp_path: Path, place: slice) -> None:
+    ids, _ = stored(tmp_path)
+    assert len(ids) == 100 and ids[place].dtype == ids.dtype
+    assert ids[place].tolist() == list(range(100))[place]
+    sent = pickle.loads(pickle.dumps(ids))
+    assert sent[place].tolist() == np.asarray(ids)[place].tolist() == ids[place].tolist()
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "cut off": lambda npy: os.truncate(npy, 150),
+    "emptied": lambda npy: os.truncate(npy, 0),
+    "longer": lambda npy: os.truncate(npy, 1000),
+    "written over": lambda npy: npy.write_bytes(npy.read_bytes()[::-1]),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_ids_that_another_program_changes_are_an_error(tmp_path: Path, change: str) -> None:
+    ids, npy = stored(tmp_path)
+    CHANGES[change](npy)
+    for place in (slice(0, 1), slice(None)):
+        with pytest.raises(
+            TextChanged, match=f"^another program has changed {npy} while it was read; the next command rebuilds it$"
+        ):
+            ids[place]
+
+
+@pytest.mark.parametrize("change", ["touched", "written again", "replaced", "deleted"])
+def test_ids_that_only_look_changed_can_still_be_read(tmp_path: Path, change: str) -> None:
+    ids, npy = stored(tmp_path)
+    if change == "touched":
+        npy.touch()
+    elif change == "written again":
+        npy.write_bytes(npy.read_bytes())
+    elif change == "replaced":
+        (tmp_path / "other").write_bytes(b"other")
+        os.replace(tmp_path / "other", npy)
+    else:
+        npy.unlink()
+    for _ in range(2):
+        assert ids[:].tolist() == list(range(100))
 
 
 @pytest.mark.parametrize(("size", "dtype"), [(1, "u1"), (256, "u1"), (257, "u2"), (65536, "u2"), (65537, "u4")])
@@ -173,16 +240,16 @@ def test_a_change_that_leaves_size_and_times_the_same_is_detected(
         found = encoder.survey(source, train=True)
         path.write_bytes(b"abca")
         with pytest.raises(UserError, match="changed while it was read"):
-            write_ids(source, found, encoder, encoder.vocabulary()[0], file)
+            write_ids(source, found, encoder, encoder.vocabulary()[0], file, path)
 
 
 def test_translated_ids_stand_for_the_same_characters(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encode, "CHUNK", 3)
     own, other = Vocabulary(tuple(map(ord, "ace"))), Vocabulary(tuple(map(ord, "abcde")))
     ids = np.array([0, 1, 2, 2, 0, 1, 1], np.uint8)
-    assert other.decode(translate(ids, own, other)) == own.decode(ids)
+    assert other.decode(translate(ids, own, other)[:]) == own.decode(ids)
     own, large = Vocabulary((1, 298, 299)), Vocabulary(tuple(range(300)))
-    assert translate(ids, own, large).tolist() == [own.codes[number] for number in ids]
+    assert translate(ids, own, large)[:].tolist() == [own.codes[number] for number in ids[:]]
 
 
 MEASURE = """

@@ -35,7 +35,7 @@ def test_the_files_are_read_under_their_own_names(corpus: Path, tmp_path: Path) 
     lines: list[str] = []
     text = open_text(corpus, WORDS, lines.append)
     assert {split: len(ids) for split, ids in text.files.items()} == {"train": 10, "val": 5, "test": 4}
-    assert text.vocabulary.decode(text.files["val"]) == "<unk> <unk> <unk> <unk>\n"
+    assert text.vocabulary.decode(text.files["val"][:]) == "<unk> <unk> <unk> <unk>\n"
     assert text.called["val"] == str(corpus / "ptb.valid.txt")
     assert lines == [
         "these files differ from Mikolov's Penn Treebank: 10, 5, 4 tokens instead of 929,589, 73,760, 82,430"

@@ -88,9 +88,9 @@ def test_encoding_words_equals_plain_splitting_for_every_chunk_size(text: str, c
         )
     words = naive_vocabulary(text)
     assert list(opened.vocabulary.codes) == words
-    assert opened.files["input"].tolist() == [words.index(word) for word in naive(text)]
+    assert opened.files["input"][:].tolist() == [words.index(word) for word in naive(text)]
     assert opened.counts == Counter(naive(text))
-    assert opened.vocabulary.encode(text) == opened.files["input"].tolist()
+    assert opened.vocabulary.encode(text) == opened.files["input"][:].tolist()
 
 
 @given(
@@ -105,7 +105,7 @@ def test_words_of_bytes_survive_encoding_and_decoding(pieces: list[bytes], chunk
         patch.setattr(tokens, "CHUNK", chunk)
         Path(folder, "input.txt").write_bytes(data)
         opened = open_text(folder, Reading("bytes", "word"), pytest.fail, keep=False)
-    words = [opened.vocabulary.codes[number] for number in opened.files["input"]]
+    words = [opened.vocabulary.codes[number] for number in opened.files["input"][:]]
     assert [word.encode("utf-8", "surrogateescape") for word in words] == expected
     assert Vocabulary.from_dict(json.loads(json.dumps(opened.vocabulary.to_dict()))) == opened.vocabulary
 
@@ -124,14 +124,14 @@ def test_words_not_in_the_training_text_are_an_error_or_replaced(tmp_path: Path)
         open_text(folder, report=pytest.fail, reading=Reading(level="word"))
     added = open_text(folder, report=pytest.fail, reading=Reading(level="word", unk="<unk>"))
     assert added.vocabulary.codes == ("b", "<eos>", "a", "<unk>")
-    assert (added.files["train"].tolist(), added.files["val"].tolist()) == ([0, 2, 0, 1], [0, 3, 1, 3, 2, 1])
+    assert (added.files["train"][:].tolist(), added.files["val"][:].tolist()) == ([0, 2, 0, 1], [0, 3, 1, 3, 2, 1])
     there = open_text(folder, report=pytest.fail, reading=Reading(level="word", unk="a"))
     assert there.vocabulary.codes == ("b", "<eos>", "a")
-    assert there.files["val"].tolist() == [0, 2, 1, 2, 2, 1]
+    assert there.files["val"][:].tolist() == [0, 2, 1, 2, 2, 1]
     with pytest.raises(UserError, match="'c', 'd'"):
         open_text(folder, report=pytest.fail, vocabulary=Words(("a", "b", "<eos>")))
     known = open_text(folder, report=pytest.fail, vocabulary=Words(("a", "b", "<eos>"), unk="a"))
-    assert known.files["val"].tolist() == [1, 0, 2, 0, 0, 2]
+    assert known.files["val"][:].tolist() == [1, 0, 2, 0, 0, 2]
 
 
 def test_words_and_characters_have_separate_caches(tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def test_splits_equal_those_of_training_and_give_the_position_of_each_token(tmp_
     for name, names in (("train", ("train",)), ("held out", ("val", "test"))):
         corpus = novelty.corpus(text, names, OPTIONS)
         assert corpus is not None
-        tokens = corpus.tokens.tolist()
+        tokens = corpus.tokens[:].tolist()
         seen[name] = set(tokens) - {len(whole)}
         assert seen[name] == {
             t for n in names for k in range(len(splits[n])) for t in splits[n].batch(k)[0].flatten().tolist()

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from charrnn.checkpoints.checkpoint import Checkpoint
+from charrnn.data import minibatches
 from charrnn.files import UNFINISHED, replacing
 from tests.helpers.command import SMALL, SONG, environment, write_text
 from tests.helpers.kills import RUN, finish, last_of, newest, output, start, survive, unfinished, wait_for_iteration
@@ -274,6 +275,33 @@ def test_a_damaged_cache_is_rebuilt(folder: Path, whole: Path, file: str, fault:
         flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
         path.write_bytes({"truncated": content[:middle], "flipped": flipped, "empty": b""}[fault])
     assert finish(start(folder, *RUN)) == 0, output(folder)
+    same_run(whole, last_of(folder / "cv"))
+
+
+def read_little() -> None:
+    """Read the ids of a few minibatches at a time, as if the text were large."""
+    minibatches.AHEAD = 7 * 4 * 16
+
+
+@pytest.mark.parametrize("fault", ["truncated", "written over", "copied over"])
+def test_a_cache_that_is_changed_while_a_run_reads_it_makes_the_run_save(folder: Path, whole: Path, fault: str) -> None:
+    process = start(folder, *RUN, prepare=read_little)
+    assert wait_for_iteration(process, folder, 3)
+    npy = folder / "data/input.npy"
+    content = npy.read_bytes()
+    if fault == "truncated":
+        os.truncate(npy, 0)
+    else:
+        npy.write_bytes(content[::-1] if fault == "written over" else content[:128] + bytes(len(content) - 128))
+    assert finish(process) == 1
+    *_, line = said(folder).splitlines()
+    assert re.fullmatch(
+        r"charrnn: another program has changed data/input\.npy while it was read; the next command rebuilds it\. "
+        r"The run so far is saved: continue it with -resume cv/lm_lstm_\S+\.pt",
+        line,
+    )
+    assert newest(folder / "cv").training["iteration"] >= 3
+    assert finish(start(folder, "train", "-resume", "cv")) == 0, output(folder)
     same_run(whole, last_of(folder / "cv"))
 
 
