@@ -30,6 +30,8 @@ PLATEAU += ["-plateau_patience", "1", "-eval_val_every", "30"]
 ROLLBACK = ["-optimizer", "sgd", "-learning_rate", "3", "-grad_clip", "0.5", "-on_nan", "rollback", "-save_every", "5"]
 ROLLBACK += ["-learning_rate_decay", "0.5", "-learning_rate_decay_after", "1"]
 ROLLBACK += ["-rnn_size", "6"]
+# a save by the clock after every iteration, which contains the state of the last regular save, too
+CLOCK = ["-on_nan", "rollback", "-save_every", "50", "-save_minutes", "0.000001"]
 
 # name -> the files of the text, and the flags of the run
 RUNS: dict[str, tuple[list[str], list[str]]] = {
@@ -39,7 +41,10 @@ RUNS: dict[str, tuple[list[str], list[str]]] = {
     "rhn": (["input.txt"], ["-model", "rhn", "-depth", "3", "-tie_embeddings", "1", "-drop_h", "0.2"]),
     "grid_lstm": (["input.txt"], ["-model", "grid_lstm", "-weight_decay", "0.001", "-max_grad_norm", "2"]),
     "lstm_words": (["train.txt", "val.txt"], ["-model", "lstm", "-level", "word", "-unk", "<unk>"]),
+    "rnn_clock": (["input.txt"], ["-model", "rnn", *CLOCK]),
 }
+# runs whose checkpoint is the last one before the end
+BEFORE_THE_END = {"rnn_clock"}
 
 
 def write_text(folder: Path, names: list[str]) -> None:
@@ -69,7 +74,8 @@ def make(tree: Path, name: str, target: Path) -> dict[str, Any] | None:
             return None
         kernels = KERNELS if KERNELS[0] in known else []
         run("train", "-data_dir", "data", *SMALL, *kernels, *flags, "-savefile", name, "-max_epochs", 9.2)
-        saved = max((folder / "cv").glob("*.pt"), key=lambda path: path.stat().st_mtime_ns)
+        pattern = "*_last.pt" if name in BEFORE_THE_END else "*.pt"
+        saved = max((folder / "cv").glob(pattern), key=lambda path: path.stat().st_mtime_ns)
         shutil.copy(saved, target / f"{name}.pt")
         text = run("sample", saved, "-gpuid", -1, "-verbose", 0, "-sample", 0, "-length", 60, "-primetext", "The ")
         losses = resumed(folder, name, saved, run)
