@@ -229,7 +229,7 @@ class Training:
         """Raise Diverged unless the weights are finite and the next minibatch's loss is neither NaN nor exploded.
 
         The loss of an iteration is computed before its update, so it says nothing about the weights after it. This
-        computes the next one in evaluation mode. It changes nothing, not even a random generator.
+        computes the loss of the next iteration, with the same dropout. It changes nothing.
         """
         problem = self._not_finite()
         if not problem and (found := self._problem(self._next_loss())):
@@ -247,16 +247,23 @@ class Training:
         return f"the weights or the optimizer's state are not finite after iteration {self.iteration}"
 
     def _next_loss(self) -> float:
-        """Return the loss of the next minibatch, in evaluation mode; of the last one if the next cannot be read."""
+        """Return the loss that the next iteration will have, up to rounding; of the last minibatch if it cannot be read.
+
+        Changes neither random generators nor buffers.
+        """
         k = self.iteration % len(self.train)
         try:
             batch = self.train.batch(k)
         except TextChanged:
             batch = self.train.batch((k - 1) % len(self.train))
         x, y = (part.to(self.device) for part in batch)
-        with same_random_numbers(self.device), evaluating(self.model), autocast(self.options.precision, self.device):
+        before = [buffer.clone() for buffer in self.model.buffers()]
+        with torch.no_grad(), same_random_numbers(self.device), autocast(self.options.precision, self.device):
             logits, _ = self.model(x, None if self.train.begins(k) else self.state)
-            return summed_loss(logits, y).item() / self.train.predicted
+            loss = (summed_loss(logits, y) / self.train.predicted).item()
+            for buffer, value in zip(self.model.buffers(), before, strict=True):
+                buffer.copy_(value)
+        return loss
 
     def weights(self) -> dict[str, Tensor]:
         """Return a copy of the model's weights on the CPU, by name. Tied weights stay one tensor."""

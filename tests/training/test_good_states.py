@@ -176,6 +176,24 @@ def test_saving_at_every_iteration_changes_no_weight_and_no_random_number(tmp_pa
     same(ends[0].training.state_dict(), ends[1].training.state_dict())
 
 
+def test_the_loss_that_proves_a_state_is_the_next_iterations_with_the_same_dropout(tmp_path: Path) -> None:
+    """So a save by the clock or by Ctrl-C fails only where the uninterrupted run would diverge one iteration later."""
+    run = new_run(configure(flags(tmp_path, dropout=0.5, checkpoint_dir=str(tmp_path / "cv"))))
+    counter = torch.zeros(())
+    run.model.register_buffer("counter", counter)
+
+    def count(*_: object) -> None:
+        counter.add_(1)
+
+    run.model.register_forward_hook(count)
+    computed = []
+    for _ in run.records():
+        before = counter.item()
+        computed.append(run.training._next_loss())
+        assert counter.item() == before, "a buffer, such as a running mean, must not change"
+    assert computed[:-1] == pytest.approx(run.training.losses[1:], rel=1e-6) and len(computed) > 10
+
+
 def test_losses_that_are_read_late_do_not_move_the_saves(tmp_path: Path) -> None:
     saved: dict[int, dict[int, dict[str, torch.Tensor]]] = {}
     for in_flight in (1, 16):
