@@ -247,9 +247,9 @@ class Training:
         return f"the weights or the optimizer's state are not finite after iteration {self.iteration}"
 
     def _next_loss(self) -> float:
-        """Return the loss that the next iteration will have, up to rounding; of the last minibatch if it cannot be read.
+        """Return the loss that the next iteration will have, up to rounding. Change no random generator and no buffer.
 
-        Changes neither random generators nor buffers.
+        If the next minibatch cannot be read, use the last one.
         """
         k = self.iteration % len(self.train)
         try:
