@@ -32,7 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--first",
         metavar="NUMBER",
         type=int,
-        # in the environment, so that pytest-xdist's workers have the same
+        # an environment variable, so that all pytest-xdist workers use the same number
         default=int(os.environ.setdefault("CHARRNN_FIRST", str(random.randrange(10**9) if CI else 0))),
         help="number of the first damaged file in test_fuzz and test_soak [0; random if the variable CI is set]",
     )
@@ -42,7 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
     folder = config.cache.mkdir("charrnn")  # in .pytest_cache
     set_hypothesis_home_dir(folder / "hypothesis")
     # no deadline: the first optimizer or compiled kernel of a process takes seconds
-    # not derandomized, as Hypothesis' own profile for CI is: that tries the same examples in every run
+    # not derandomized like Hypothesis' own CI profile, which tries the same examples in every run
     new = {"deadline": None, "derandomize": False, "print_blob": True}
     settings.register_profile("charrnn", max_examples=100, **new)
     settings.register_profile("charrnn-ci", max_examples=500, **new)
@@ -104,7 +104,7 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
     before = torch.get_num_threads()
     if request.param == "compiled":
         if not backend.available():
-            pytest.skip("the extra [fast] is not installed")
+            pytest.skip("the [fast] extra is not installed")
         backend.use("compiled", 2)
         torch.set_num_threads(before)
     yield request.param

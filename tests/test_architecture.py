@@ -29,7 +29,7 @@ LEVEL = {name: level for level, names in enumerate(ORDER.split("|")) for name in
 # packages that must load fast, so they may not load torch or numpy
 LIGHT = ("charrnn.settings", "charrnn.data.datasets", "charrnn.errors", "charrnn.files", "charrnn.registry")
 
-FAST = ("numba", "scipy", "threadpoolctl")  # the extra [fast], which only the compiled kernels may need
+FAST = ("numba", "scipy", "threadpoolctl")  # the [fast] extra, for the compiled kernels only
 
 
 def imported(path: Path, everywhere: bool) -> Iterator[str]:
@@ -128,7 +128,7 @@ def test_the_summary_of_a_command_is_the_first_line_of_its_help(command: str) ->
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if not is_under(name, "charrnn.kernels.compiled")])
-def test_the_extra_fast_is_imported_late_and_in_one_place(module: str) -> None:
+def test_the_fast_extra_is_imported_only_when_needed_and_only_by_the_kernels_backend(module: str) -> None:
     top = {other.partition(".")[0] for other in imported(MODULES[module], everywhere=False)}
     assert not top & set(FAST)
     if module != "charrnn.kernels.backend":

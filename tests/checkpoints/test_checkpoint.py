@@ -156,7 +156,7 @@ def test_a_save_that_fails_at_any_write_says_why(
             break
         assert path.read_bytes() == before
         assert list(tmp_path.iterdir()) == [path]
-    assert number > 30, "every write must have failed once"
+    assert number > 30, "each write must fail in one attempt"
 
 
 def failing(save: Callable[..., None], number: int, failure: BaseException, content: Any, file: IO[bytes]) -> None:
@@ -164,7 +164,7 @@ def failing(save: Callable[..., None], number: int, failure: BaseException, cont
 
 
 class Failing:
-    """A file whose write of that number fails."""
+    """A file whose write with the given number fails."""
 
     def __init__(self, file: IO[bytes], number: int, failure: BaseException) -> None:
         self.file, self.left, self.failure = file, number, failure
@@ -199,8 +199,6 @@ def test_the_message_names_a_folder_without_checkpoints(tmp_path: Path) -> None:
         find_best(tmp_path)
 
 
-def test_a_checkpoint_that_was_saved_with_a_growing_learning_rate_loads_with_the_constant_one_it_had(
-    tmp_path: Path,
-) -> None:
+def test_a_learning_rate_decay_above_1_in_a_checkpoint_is_read_as_1(tmp_path: Path) -> None:
     path = make(learning_rate_decay=1.5).save(tmp_path / "one.pt")
     assert Checkpoint.load(path).options.learning_rate_decay == 1

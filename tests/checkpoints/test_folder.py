@@ -63,7 +63,7 @@ def test_the_newest_checkpoint_of_a_copied_folder_is_that_of_the_original(
     assert find_newest(tmp_path / "copy").name == names[-1]
 
 
-def test_the_newest_checkpoint_is_of_the_newest_run_not_of_the_longest(tmp_path: Path) -> None:
+def test_the_newest_checkpoint_belongs_to_the_newest_run_not_the_longest(tmp_path: Path) -> None:
     save(tmp_path, "lm_lstm_epoch50.00_1.0000.pt", 5000, run="first")
     later = save(tmp_path, "lm_lstm_last.pt", 10, run="second")
     os.utime(later, (0, 0))
@@ -77,15 +77,14 @@ def test_within_a_run_the_highest_iteration_is_newest_even_if_the_clock_was_set_
     assert find_newest(tmp_path) == files[-1]
 
 
-def test_of_two_runs_the_one_that_saved_last_has_the_newest_checkpoint_by_iteration(tmp_path: Path) -> None:
-    """A clock set back during the second run does not bring back the first one."""
+def test_a_clock_set_back_during_a_second_run_does_not_make_the_first_run_the_newest(tmp_path: Path) -> None:
     save(tmp_path, "lm_lstm_epoch9.00_1.0000.pt", 9, written=500, run="first")
     save(tmp_path, "lm_lstm_epoch1.00_1.0000.pt", 1, written=900, run="second")
     newest = save(tmp_path, "lm_lstm_last.pt", 2, written=100, run="second")
     assert find_newest(tmp_path) == newest
 
 
-def test_after_a_rollback_a_save_is_newer_than_one_before_it(tmp_path: Path) -> None:
+def test_a_save_after_a_rollback_is_newer_than_one_before_it(tmp_path: Path) -> None:
     save(tmp_path, "lm_lstm_last.pt", 100)
     after = save(tmp_path, "lm_lstm_epoch6.00_1.0000.pt", 60, rollbacks=1)
     assert find_newest(tmp_path) == after
@@ -97,7 +96,7 @@ def test_at_the_same_iteration_the_time_of_writing_decides(tmp_path: Path) -> No
     assert find_newest(tmp_path) == files[-1]
 
 
-def test_a_damaged_identity_or_time_is_no_newer_than_a_missing_one(tmp_path: Path) -> None:
+def test_a_damaged_identity_and_time_do_not_make_a_checkpoint_the_newest(tmp_path: Path) -> None:
     ours, damaged = save(tmp_path, "lm_lstm_epoch1.00_1.0000.pt", 1), save(tmp_path, "lm_lstm_last.pt", 1)
     torch.save(torch.load(damaged, weights_only=True) | {"run_id": ["one"], "written": 1e30}, damaged)
     assert find_newest(tmp_path) == ours

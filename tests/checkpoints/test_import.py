@@ -1,6 +1,6 @@
 """Imported checkpoints compute what the original programs computed, and hostile files do no harm.
 
-pytest tests/checkpoints/test_import.py --t7 DIR tests another folder of checkpoints, see t7/README.md.
+To test another folder of checkpoints (see t7/README.md): pytest tests/checkpoints/test_import.py --t7 DIR
 """
 
 from __future__ import annotations
@@ -228,7 +228,7 @@ def test_the_order_of_the_vocabulary_does_not_matter(tmp_path: Path) -> None:
 
     ours, theirs = load(tmp_path, small(turn)), load(tmp_path, small())
     assert ours.vocabulary == theirs.vocabulary
-    # texts whose characters have the same ids in their own files
+    # the two texts have the same ids, each in the vocabulary of its own file
     expected = log_probabilities(theirs, b"\nabcdabc\n")[:, [3, 1, 2, 4, 0]]
     np.testing.assert_allclose(log_probabilities(ours, b"dab\ncab\nd"), expected, atol=1e-12)
 

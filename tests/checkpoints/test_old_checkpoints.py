@@ -1,4 +1,4 @@
-"""Checkpoints and caches that earlier versions wrote, kept in old/, still load, resume and sample."""
+"""Checkpoints and caches written by earlier versions, kept in old/, can still be used."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RESULTS: dict[str, dict[str, dict[str, Any]]] = {
     version: json.loads((OLD / version / "recorded.json").read_text()) for version in VERSIONS
 }
 CASES = [(version, name) for version in VERSIONS for name in RESULTS[version]]
-# earlier versions have fewer settings, and so fewer runs
+# the runs that earlier versions lack the settings for
 RUNS_MISSING = {
     "80e9c1d": {"rnn_plateau", "lstm_words", "rnn_clock"},
     "56fc9c6": {"lstm_words", "rnn_clock"},
@@ -69,7 +69,7 @@ def test_the_count_of_rollbacks_is_read_from_an_old_checkpoint() -> None:
         assert Checkpoint.load(OLD / version / "gru_rollback.pt").training["rollbacks"] == 1
 
 
-def test_the_state_to_roll_back_to_is_read_from_an_old_checkpoint() -> None:
+def test_the_rollback_state_is_read_from_an_old_checkpoint() -> None:
     for version in VERSIONS:
         if "rnn_clock" in RESULTS[version]:
             training = Checkpoint.load(OLD / version / "rnn_clock.pt").training

@@ -18,7 +18,7 @@ from tests.helpers.command import SMALL, SONG, run, write_text
 
 NUMBERS = ["x", "", "nan", "-inf", "inf", "1e999", "-1", "0", "1.5", "1" * 30, "9" * 5000, "-" + "9" * 30, "0x10", "２"]
 VALUES = {int: NUMBERS, float: NUMBERS, bool: ["x", "", "2", "-1", "nan", "0.5"], str: ["", "nosuch", "a/b/c", "\n"]}
-# brings the model's own flags; harmless for other models
+# other arguments that make each command valid
 BASE = {
     "train": ["-data_dir", "data", *map(str, SMALL), "-max_epochs", "0.02", "-sample_length", "3", "-threads", "1"],
     "sample": ["one.pt", "-gpuid", "-1", "-length", "3"],
@@ -118,7 +118,7 @@ def test_every_flag_that_takes_a_number_refuses_anything_else(value: str) -> Non
 
 
 INT32, INT64, FLOAT32 = 2**31 - 1, 2**63 - 1, 3.4e38
-# every number that a flag takes, with its interval: [ ] include the end, ( ) exclude it
+# the interval of every numeric flag: [ and ] include the end, ( and ) exclude it
 INTERVALS: dict[str, dict[str, tuple[str, float, float, str]]] = {
     "train": {
         "train_frac": ("(", 0, 1, "]"), "val_frac": ("[", 0, 1, "]"),
@@ -133,7 +133,7 @@ INTERVALS: dict[str, dict[str, tuple[str, float, float, str]]] = {
         "seed": ("[", 0, INT64, "]"), "print_every": ("[", 1, INT32, "]"), "eval_val_every": ("[", 1, INT32, "]"),
         "save_every": ("[", 0, INT64, "]"), "save_minutes": ("[", 0, FLOAT32, "]"), "keep": ("[", 0, INT64, "]"),
         "sample_length": ("[", 0, 10**6, "]"), "gpuid": ("[", -1, INT64, "]"), "threads": ("[", 0, 1024, "]"),
-        # of rhn, which itself refuses other values
+        # rhn's own flags, whose values the model checks itself
         "depth": ("[", -INT64, INT64, "]"), "init_bias": ("[", -FLOAT32, FLOAT32, "]"),
         "init_scale": ("[", -FLOAT32, FLOAT32, "]"), "drop_x": ("[", -FLOAT32, FLOAT32, "]"),
         "drop_i": ("[", -FLOAT32, FLOAT32, "]"), "drop_h": ("[", -FLOAT32, FLOAT32, "]"),
@@ -161,7 +161,7 @@ INTERVALS: dict[str, dict[str, tuple[str, float, float, str]]] = {
 }  # fmt: skip
 
 
-def test_the_table_of_intervals_has_every_number() -> None:
+def test_the_table_of_intervals_has_every_numeric_flag() -> None:
     numbers = {(command, option.name) for command, _, option in flags() if option.type in (int, float)}
     assert numbers == {(command, name) for command, table in INTERVALS.items() for name in table}
 

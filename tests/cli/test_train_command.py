@@ -42,10 +42,10 @@ def train(folder: Path, *more: object) -> list[str]:
 
 
 @pytest.mark.parametrize("dry_run", [False, True])
-def test_without_a_text_training_first_makes_the_default_one(
+def test_train_without_a_text_first_prepares_tinyshakespeare(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dry_run: bool
 ) -> None:
-    """The README's first command. A dry run leaves nothing behind."""
+    """This is the README's first command. A dry run leaves nothing behind."""
 
     def make(folder: Path, report: Any, progress: Any) -> None:
         write_text(folder)

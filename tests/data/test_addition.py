@@ -388,7 +388,7 @@ def test_seq_length_must_be_the_length_of_a_problem(tmp_path: Path) -> None:
         new_run(configure(flags | {"data_dir": str(other)}))
 
 
-def test_a_checkpoint_without_the_setting_task_has_the_task_text() -> None:
+def test_the_task_of_a_checkpoint_that_does_not_record_one_is_text() -> None:
     before = asdict(TrainingOptions())
     del before["task"]
     assert TrainingOptions(**before).task == "text"

@@ -134,7 +134,7 @@ def test_other_settings_or_formats_rebuild_the_cache(folder: Path, monkeypatch: 
 
 
 def test_adding_or_removing_a_split_rebuilds_the_cache(folder: Path) -> None:
-    """All splits share a vocabulary, so a split that comes or goes can change it."""
+    """All splits share a vocabulary, which the change can affect."""
     (folder / "train.txt").write_text("aab")
     (folder / "val.txt").write_text("b")
     (folder / "test.txt").write_text("bc")
@@ -148,7 +148,7 @@ def test_adding_or_removing_a_split_rebuilds_the_cache(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["vocab.json", "input.npy"])
 def test_a_damaged_file_is_detected(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file that no longer shows that charrnn wrote it stays, and the text is cached elsewhere."""
+    """If the damage hides that charrnn wrote the file, the file is kept, and the text is cached elsewhere."""
     open_input(folder)
     lines: list[str] = []
     monkeypatch.setattr(pytest, "fail", lines.append)

@@ -82,7 +82,7 @@ def test_the_corrections_are_in_order_and_each_changes_something() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 5), st.text("xyz", max_size=4))))
 def test_corrections_equal_edits_applied_from_last_to_first(edits: list[tuple[int, int, str]]) -> None:
-    """Draws edits with offsets both in the source and in the corrected text, and applies them from last to first."""
+    """``correct`` takes offsets in the corrected text; the loop here uses offsets in the source."""
     source = finished = 0
     in_source, in_finished = [], []
     for kept, drop, put in edits:

@@ -1,4 +1,4 @@
-"""Downloads from a local server that breaks the connection, stalls or announces wrong lengths."""
+"""Downloads from a local server that breaks the connection, stalls or announces the wrong length."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_an_announced_length_that_is_too_long_is_reported(site: Site, path: Path
 def test_an_announced_length_that_is_too_short_truncates_the_file(site: Site, path: Path) -> None:
     site.announced = 40_000
     fetch(site, path)
-    assert path.read_bytes() == BODY[:40_000]  # the caller notices it by the checksum
+    assert path.read_bytes() == BODY[:40_000]  # the caller's checksum detects this
 
 
 def test_without_an_announced_length_the_file_is_read_to_its_end(site: Site, path: Path) -> None:
@@ -142,18 +142,18 @@ ENDLESS = {
 
 
 @pytest.mark.parametrize("kind", ENDLESS)
-def test_a_server_that_sends_too_little_a_minute_is_given_up(
+def test_a_download_that_is_too_slow_is_abandoned(
     kind: str, site: Site, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MINUTE", 0.2)
     site.endless, site.pause = ENDLESS[kind], 0.01
     message = refusal(site, path)
-    # a redirection is followed without its content; in the same minute the address answers the same again
+    # a redirection is followed before its content arrives; here it leads to the same redirection again
     assert re.fullmatch(r"only [\d,]+ bytes arrived in 0\.2 seconds|it answers 302 .*", message, re.DOTALL), message
 
 
-@pytest.mark.parametrize("kind", sorted(ENDLESS.keys() - {"the content"}))  # its length ends that one
-def test_a_server_that_sends_endlessly_is_given_up_in_little_memory(kind: str, site: Site, path: Path) -> None:
+@pytest.mark.parametrize("kind", sorted(ENDLESS.keys() - {"the content"}))  # that one ends at its announced length
+def test_an_endless_answer_is_abandoned_and_takes_little_memory(kind: str, site: Site, path: Path) -> None:
     first, piece = ENDLESS[kind]
     site.endless = first, piece * 10_000
     tracemalloc.start()

@@ -134,7 +134,7 @@ def stored(tmp_path: Path) -> tuple[StoredIds, Path]:
 
 
 @pytest.mark.parametrize("place", [slice(None), slice(3, 9), slice(-7, None), slice(90, 300), slice(5, 5), slice(9, 3)])
-def test_a_slice_of_a_file_of_ids_is_that_of_an_array(tmp_path: Path, place: slice) -> None:
+def test_slices_of_a_file_of_ids_equal_those_of_an_array(tmp_path: Path, place: slice) -> None:
     ids, _ = stored(tmp_path)
     assert len(ids) == 100 and ids[place].dtype == ids.dtype
     assert ids[place].tolist() == list(range(100))[place]

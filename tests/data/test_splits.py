@@ -33,7 +33,7 @@ def test_if_one_split_cannot_be_renamed_none_appears(tmp_path: Path, name: str, 
 
     def with_a_folder_in_the_way() -> Iterator[tuple[str, bytes]]:
         yield from pieces()
-        (tmp_path / f"{name}.txt").mkdir()  # all files are written by now, under other names
+        (tmp_path / f"{name}.txt").mkdir()  # by now all files have been written, under temporary names
 
     with pytest.raises(IsADirectoryError):
         write_splits(tmp_path, "a text", with_a_folder_in_the_way())
@@ -44,8 +44,8 @@ def test_if_one_split_cannot_be_renamed_none_appears(tmp_path: Path, name: str, 
     assert {path.stem: path.read_text() for path in tmp_path.iterdir()} == {split: split for split in SPLITS}
 
 
-def test_a_file_that_replaced_ours_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rename of val.txt fails, and someone else has just replaced test.txt."""
+def test_a_file_that_replaced_ours_in_the_meantime_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rename of val.txt fails, just after another program has replaced test.txt."""
     replace = os.replace
 
     def rename(source: str, target: Path) -> None:

@@ -100,7 +100,7 @@ def test_minibatches_equal_the_recorded_ones_of_the_rhn_program(reference: Path,
     recording = Recording(reference / "rhn_schedule.npz")
     stream = recording.given(f"{run}/stream")
     batch_size, seq_length = int(recording.given(f"{run}/batch_size")), int(recording.given(f"{run}/num_steps"))
-    # val.txt contains every token, so that the vocabulary gives each the id that it has in the recording
+    # val.txt contains every token, so that each gets the same id as in the recording
     every = "".join(chr(0x100 + n) for n in range(stream.max() + 1))
     write(tmp_path, train="".join(chr(0x100 + n) for n in stream), val=every * batch_size * (seq_length + 1))
     text = open_text(tmp_path, Reading(), pytest.fail)
@@ -297,7 +297,7 @@ def test_input_txt_takes_precedence_over_split_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["a FIFO", "a device"])
 @pytest.mark.parametrize("name", ["input", "train", "val", "test"])
-def test_a_text_that_is_no_regular_file_is_refused_at_once(tmp_path: Path, name: str, kind: str) -> None:
+def test_a_text_that_is_not_a_regular_file_is_refused_at_once(tmp_path: Path, name: str, kind: str) -> None:
     write(tmp_path, **({} if name == "input" else {"train": SONG, "val": SONG}))
     path = tmp_path / f"{name}.txt"
     path.unlink(missing_ok=True)

@@ -32,7 +32,7 @@ from tests.helpers.command import charrnn, environment, one_line
 from tests.helpers.runs import silent
 from tests.helpers.server import Site, serving
 
-# the split at byte 9000 cuts an é in two, which can happen to characters in enwik8 too
+# the split at byte 9000 cuts an é in two, as the splits of enwik8 may do
 TEXT = (b"<page>" + bytes(random.Random(1).choices(b"abcdefghij \n", k=8_993)) + "é".encode() + b"xyz " * 250)[:10_000]
 SPLITS = {"train": 9_000, "val": 500, "test": 500}
 PARTS = {"train.txt": TEXT[:9_000], "val.txt": TEXT[9_000:9_500], "test.txt": TEXT[9_500:]}
@@ -268,7 +268,7 @@ def test_a_fifo_in_place_of_the_zip_file_is_refused_at_once(site: Site, tmp_path
     assert "enwik8.zip does not contain enwik8 (not a regular file)" in refusal(site, tmp_path)
 
 
-def test_the_unfinished_download_of_a_browser_stays(site: Site, tmp_path: Path) -> None:
+def test_a_browsers_unfinished_download_is_left_alone(site: Site, tmp_path: Path) -> None:
     (tmp_path / "enwik8.zip.part").write_bytes(b"mine")
     prepare(small(site), tmp_path, silent, silent)
     assert contents(tmp_path) == PARTS | {"enwik8.zip.part": b"mine"}

@@ -317,7 +317,7 @@ charrnn train: unknown flag -invented...
 """
 
 
-def test_a_walk_runs_the_marked_steps_in_order(tmp_path: Path) -> None:
+def test_a_walk_through_runs_the_marked_steps_in_order(tmp_path: Path) -> None:
     assert pages.walk(a_page(tmp_path, STEPS), tmp_path) == 2
 
 

@@ -1,4 +1,4 @@
-"""The tree in CONTRIBUTING is complete, and the order of imports there is the tested one."""
+"""The tree in CONTRIBUTING is complete, and its order of imports is the one that the tests check."""
 
 from __future__ import annotations
 

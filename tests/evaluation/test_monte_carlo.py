@@ -151,7 +151,7 @@ def test_too_many_hopeless_samples_are_an_error(monkeypatch: pytest.MonkeyPatch)
     script = iter([0.5] + 9 * [1 / 600])
     with pytest.raises(UserError, match="4 of 5 Monte Carlo samples had a perplexity of 500 or more"):
         monte_carlo(Scripted(script), *pairs(torch.zeros(9, dtype=torch.int64)), 2, seeded())
-    assert len(list(script)) == 5, "three may be drawn again, the fourth is an error"
+    assert len(list(script)) == 5, "three may be drawn again; the fourth is an error"
 
 
 def test_every_row_has_its_own_masks() -> None:

@@ -236,7 +236,7 @@ def without(names: list[str], *words: object, cwd: Path) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-def test_without_the_extra_fast_only_the_compiled_kernels_are_missing(tmp_path: Path) -> None:
+def test_without_the_fast_extra_only_the_compiled_kernels_are_missing(tmp_path: Path) -> None:
     write_text(tmp_path / "data")
     words = ("train", "-data_dir", "data", *RNN, "-model", "rnn", "-max_epochs", 0.1, "-sample_length", 0)
     assert without(["numba"], *words, cwd=tmp_path)[0] == 0
@@ -263,7 +263,7 @@ def test_asking_for_compiled_kernels_with_bf16_is_an_error() -> None:
         configure({"kernels": "compiled", "precision": "bf16"})
 
 
-def test_a_checkpoint_without_the_setting_kernels_is_resumed_with_torchs_kernels(tmp_path: Path) -> None:
+def test_a_checkpoint_that_does_not_record_its_kernels_is_resumed_with_torchs(tmp_path: Path) -> None:
     write_text(tmp_path / "data")
     words = ("-data_dir", "data", *RNN, "-model", "rnn", "-max_epochs", 0.5, "-sample_length", 0, "-threads", 1)
     charrnn("train", *words, "-kernels", "torch", cwd=tmp_path)

@@ -217,7 +217,7 @@ def train(folder: Path, threads: int, **flags: Any) -> dict[str, Tensor]:
 @pytest.mark.parametrize("name", registry.models())
 def test_training_on_two_threads_equals_training_on_one(name: str, chosen: str, tmp_path: Path) -> None:
     if chosen == "compiled" and not backend.available():
-        pytest.skip("the extra [fast] is not installed")
+        pytest.skip("the [fast] extra is not installed")
     alone = train(tmp_path / "one", 1, model=name, kernels="torch")
     together = train(tmp_path / "two", 2, model=name, kernels=chosen)
     again = train(tmp_path / "again", 2, model=name, kernels=chosen)

@@ -77,7 +77,7 @@ def without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 COUNTS = [1, 2, 4, 5]
-needs_the_extra = pytest.mark.skipif(not backend.available(), reason="the extra [fast] is not installed")
+needs_the_extra = pytest.mark.skipif(not backend.available(), reason="the [fast] extra is not installed")
 
 
 @needs_the_extra

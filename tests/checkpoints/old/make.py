@@ -1,7 +1,7 @@
 """Write the checkpoints of one commit, with the results of using them: python tests/checkpoints/old/make.py COMMIT.
 
-The commit's files are taken from git's history and run by this Python, with the packages that are installed for it.
-Only the command line is used, so any commit whose ``charrnn`` command runs will do.
+Takes the commit's files from git and runs them with this Python and its installed packages. Uses only the command line,
+so it works for any commit whose ``charrnn`` command runs.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ TEXTS = {"input.txt": SONG * 20, "train.txt": SONG * 15, "val.txt": SONG * 3 + "
 SMALL = ["-gpuid", "-1", "-rnn_size", "4", "-num_layers", "1", "-batch_size", "2", "-seq_length", "8"]
 SMALL += ["-threads", "1", "-precision", "float64", "-sample_length", "0", "-eval_val_every", "300"]
 SMALL += ["-learning_rate", "0.02"]
-# for every version that has the flag; earlier ones have no other kernels
+# for versions that have this flag; earlier ones have only torch's kernels
 KERNELS = ["-kernels", "torch"]
 ADAM = ["-optimizer", "adam", "-dropout", "0.1"]
 PLATEAU = ["-optimizer", "sgd", "-lr_schedule", "plateau", "-learning_rate", "0.1"]
 PLATEAU += ["-plateau_patience", "1", "-eval_val_every", "30"]
-# the loss explodes once, in the first epoch; from the second on the learning rate is low
+# the loss explodes once, in the first epoch; after that epoch the learning rate is low
 ROLLBACK = ["-optimizer", "sgd", "-learning_rate", "3", "-grad_clip", "0.5", "-on_nan", "rollback", "-save_every", "5"]
 ROLLBACK += ["-learning_rate_decay", "0.5", "-learning_rate_decay_after", "1"]
 ROLLBACK += ["-rnn_size", "6"]
-# a save by the clock after every iteration, which contains the state of the last regular save, too
+# saves after every iteration by the time limit; these also contain the state of the last regular save
 CLOCK = ["-on_nan", "rollback", "-save_every", "50", "-save_minutes", "0.000001"]
 
-# name -> the files of the text, and the flags of the run
+# name -> the files of the text and the flags of the run
 RUNS: dict[str, tuple[list[str], list[str]]] = {
     "lstm_adam": (["train.txt", "val.txt"], ["-model", "lstm", "-num_layers", "2", *ADAM]),
     "gru_rollback": (["input.txt"], ["-model", "gru", *ROLLBACK]),
@@ -43,7 +43,7 @@ RUNS: dict[str, tuple[list[str], list[str]]] = {
     "lstm_words": (["train.txt", "val.txt"], ["-model", "lstm", "-level", "word", "-unk", "<unk>"]),
     "rnn_clock": (["input.txt"], ["-model", "rnn", *CLOCK]),
 }
-# runs whose checkpoint is the last one before the end
+# runs of which the last checkpoint before the end of training is kept
 BEFORE_THE_END = {"rnn_clock"}
 
 
@@ -55,9 +55,9 @@ def write_text(folder: Path, names: list[str]) -> None:
 
 
 def make(tree: Path, name: str, target: Path) -> dict[str, Any] | None:
-    """Train, keep the last checkpoint, resume for ten iterations and sample, with the charrnn in ``tree``.
+    """Train with the charrnn in ``tree``, keep the last checkpoint, sample from it, and resume it for ten iterations.
 
-    Return the losses and the text; None if this version does not have the run's flags yet.
+    Return the losses and the text, or None if this version lacks one of the run's flags.
     """
     names, flags = RUNS[name]
     with TemporaryDirectory() as home:
