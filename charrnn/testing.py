@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from charrnn import registry
-from charrnn.model import DrawsMasks, Model, State, Steps, StepsInNumpy
+from charrnn.model import DrawsMasks, Model, State, Steps, StepsInNumpy, problem_of_output, problem_of_weights
 
 # tokens, units, time steps, rows
 V, H, T, B = 7, 5, 6, 3
@@ -108,12 +108,14 @@ def check_shapes(case: Case) -> None:
     """Logits are (T, B, V); the state is a tuple of tensors with the rows on dimension -2; x may be any view."""
     model = case.build()
     assert isinstance(model, Model), "the model has no forward"
+    problem = problem_of_weights(model)
+    assert not problem, problem
     for steps, rows in ((T, B), (1, B), (T, 1), (1, 1)):
         x = text(steps=steps, rows=rows)
-        logits, state = model(x)
-        assert logits.shape == (steps, rows, V), f"logits are {tuple(logits.shape)}, not {(steps, rows, V)}"
-        assert isinstance(state, tuple), f"the state is a {type(state).__name__}, not a tuple"
-        assert all(s.shape[-2] == rows for s in state), "the state does not have the rows on dimension -2"
+        returned = model(x)
+        problem = problem_of_output(returned, x, V)
+        assert not problem, problem
+        logits, state = returned
         again, following = model(x.t().contiguous().t(), state)
         assert again.shape == logits.shape
         assert [s.shape for s in following] == [s.shape for s in state], "the shape of the state changes"

@@ -7,15 +7,17 @@ memory is allocated, and checksums detect damage from a disk or a transfer.
 
 from __future__ import annotations
 
+import os
 import pickle
 import pickletools
 import sys
 import zipfile
 from collections import OrderedDict
+from contextlib import nullcontext
 from io import BytesIO
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -49,16 +51,17 @@ class Malformed(ValueError):
     """The file is not one that torch.save writes for tensors and plain values."""
 
 
-def read(path: Path, values: bool = True) -> Any:
-    """Return the file's content: dicts, lists, tuples, strings, numbers, and tensors on the CPU.
+def read(source: Path | IO[bytes], values: bool = True) -> Any:
+    """Return the content of a file or an open file: dicts, lists, tuples, strings, numbers, and tensors on the CPU.
 
     Without ``values`` the tensors are on torch's meta device: only their types and shapes are read.
 
     Takes memory at most in proportion to the file's size. Raises Malformed for any other file, and OSError.
     """
     try:
-        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
-            return _read(archive, path.stat().st_size, values)
+        opened = source.open("rb") if isinstance(source, Path) else nullcontext(source)
+        with opened as file, zipfile.ZipFile(file) as archive:
+            return _read(archive, file.seek(0, os.SEEK_END), values)
     except OSError:
         raise
     except Exception as error:  # the zip reader and the unpickler raise almost anything for a damaged file

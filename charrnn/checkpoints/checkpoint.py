@@ -6,6 +6,7 @@ import platform
 import secrets
 import time
 from dataclasses import asdict, dataclass, field
+from io import BytesIO
 from math import inf, nan
 from pathlib import Path
 from typing import IO, Any
@@ -75,7 +76,29 @@ class Checkpoint:
 
     def save(self, path: Path) -> Path:
         """Write to ``path``, completely or not at all. Raises UserError if it cannot be written."""
-        content = {
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as file:
+                _write(self._content(), file)
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"cannot save {path}: {_reason(error)}; earlier checkpoints are unchanged") from None
+        return path
+
+    def read_back(self) -> Checkpoint:
+        """Return the checkpoint as it will be after saving and loading it, without a file.
+
+        Raises UserError if it can be saved but not loaded.
+        """
+        file = BytesIO()
+        _write(self._content(), file)
+        try:
+            return self._from_content(archive.read(file))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(str(error)) from None
+
+    def _content(self) -> dict[str, Any]:
+        """Return what is written to the file."""
+        return {
             "program": "charrnn",
             "format": FORMAT,
             "version": charrnn.__version__,
@@ -91,13 +114,6 @@ class Checkpoint:
             # nanoseconds since 1970: tells which run saved last, also among copies
             "written": time.time_ns(),
         }
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as file:
-                _write(content, file)
-        except (OSError, RuntimeError) as error:
-            raise UserError(f"cannot save {path}: {_reason(error)}; earlier checkpoints are unchanged") from None
-        return path
 
     @classmethod
     def load(cls, path: str | Path) -> Checkpoint:

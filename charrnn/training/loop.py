@@ -16,7 +16,7 @@ from charrnn.data.encode import TextChanged
 from charrnn.data.minibatches import Minibatches
 from charrnn.errors import UserError
 from charrnn.evaluation.loss import evaluate, summed_loss
-from charrnn.model import State, device_of, evaluating
+from charrnn.model import State, device_of, evaluating, problem_of_gradients, problem_of_output
 from charrnn.settings.training import TrainingOptions
 from charrnn.training import optimizer, schedules
 from charrnn.training.optimizer import norm
@@ -26,6 +26,12 @@ EXPLODED = 3  # times the first loss, as in char-rnn
 
 class Diverged(UserError):
     """The loss is not a number, or has exploded. Nothing learned since the last checkpoint is worth keeping."""
+
+
+def check_contract(model: str, problem: str) -> None:
+    """Raise UserError if there is a problem with a model of this name."""
+    if problem:
+        raise UserError(f"the model {model}: {problem}")
 
 
 def diverged(problem: str, learning_rate: float) -> Diverged:
@@ -86,6 +92,8 @@ class Training:
         # how often the run went back to a checkpoint because its loss became NaN or exploded
         self.rollbacks = 0
         self.stopping = False
+        # whether the model has kept the contract in one iteration
+        self.checked = False
         # reading a loss makes the host wait for the device, so on a GPU several are read at a time
         self.in_flight = 1 if self.device.type == "cpu" or options.accurate_gpu_timing else 16
         self._pending: list[tuple[Record, Tensor]] = []
@@ -163,14 +171,15 @@ class Training:
 
         self.optimizer.zero_grad()
         with autocast(self.options.precision, self.device):
-            logits, state = self.model(x, self.state)
+            returned = self.model(x, self.state)
+            if not self.checked:
+                check_contract(self.options.model, problem_of_output(returned, x))
+            logits, state = returned
             objective = summed_loss(logits, y)
-        if not isinstance(state, tuple):  # iterating over a bare tensor would silently split it into rows
-            raise UserError(
-                f"the model {self.options.model} returns its state as {type(state).__name__}: "
-                "its forward must return logits and a tuple of tensors, such as (h,)"
-            )
         objective.backward()
+        if not self.checked:
+            check_contract(self.options.model, problem_of_gradients(self.model))
+            self.checked = True
         # keep the state: each row is one long stream of text, but gradients stop here
         self.state = tuple(s.detach() for s in state)
 
@@ -315,5 +324,6 @@ class Training:
         with evaluating(self.model), autocast(self.options.precision, self.device):
             _, own = self.model(self.train.batch(0)[0][:1].to(self.device), None)
         if [(s.shape, s.is_floating_point()) for s in saved] != [(s.shape, s.is_floating_point()) for s in own]:
-            raise ValueError("the hidden state does not fit the model")
+            shapes = [", ".join(str(tuple(s.shape)) for s in parts) for parts in (saved, own)]
+            raise ValueError(f"the hidden state does not fit the model: its shapes are {shapes[0]}, not {shapes[1]}")
         return tuple(s.to(self.device, like.dtype) for s, like in zip(saved, own, strict=True))

@@ -22,11 +22,13 @@ from charrnn.data.minibatches import Minibatches
 from charrnn.data.text import Text, find_files, has_text, minibatches, open_chosen, with_seq_length
 from charrnn.data.vocabulary import Vocabulary, Words
 from charrnn.errors import UserError, foreign
+from charrnn.model import problem_of_weights
 from charrnn.settings import recipes
 from charrnn.settings.resolve import Configuration, Sources, check_exclusive, resolve
 from charrnn.settings.training import TrainingOptions, training_options
 from charrnn.training import memory, metrics
-from charrnn.training.loop import Training
+from charrnn.training.loop import Training, check_contract
+from charrnn.training.rehearsal import rehearse
 from charrnn.training.tuning import tune
 
 # the settings that decide which model's flags there are
@@ -132,9 +134,11 @@ def prepare(configuration: Configuration, report: Report, keep: bool = True) -> 
     compute.seed(options.seed)
     with memory.explained(skeleton, len(text.vocabulary), options):
         model = configuration.model.create(*sizes, **configuration.model_options)
+        check_contract(options.model, problem_of_weights(model))
         model.to(device, weights_dtype(options.precision))
         if configuration.start:
             start_from(configuration.start, model, text, options)
+        rehearse(model, configuration, text.vocabulary, splits, options)
         # the checkpoint records threads and kernels, because sums are identical only with the same ones
         if device.type == "cpu":
             options = tune(model, splits["train"], options, report)
@@ -154,6 +158,8 @@ def check_model(configuration: Configuration, device: torch.device) -> None:
     options, own = configuration.options, configuration.model_options
     sizes = (options.rnn_size, options.num_layers, options.dropout)
     skeleton = configuration.model.check(*sizes, **own)
+    if skeleton:
+        check_contract(options.model, problem_of_weights(skeleton))
     for saved in (configuration.start, configuration.resume):
         if saved:
             saved.check(configuration.model, **own)

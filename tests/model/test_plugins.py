@@ -56,6 +56,76 @@ def test_the_plugin_itself_trains_and_resumes(tmp_path: Path) -> None:
     run(tmp_path, "train", "-resume", "cv", "-max_epochs", 2)
 
 
+# the line that is replaced, its replacement, and words of the message: what was returned, and what is wanted
+RETURNS = {
+    "only logits": (RETURN, "return logits", "forward returns"),
+    "nothing": (RETURN, "return None", "forward returns"),
+    "three values": (RETURN, "return logits, (h,), None", "forward returns"),
+    "a dict": (RETURN, "return {'logits': logits, 'state': (h,)}", "forward returns"),
+    "a state that is a tensor": (RETURN, "return logits, h", "state"),
+    "a state that is a list": (RETURN, "return logits, [h]", "state"),
+    "a state that is None": (RETURN, "return logits, None", "state"),
+    "a state of numbers": (RETURN, "return logits, (1, 2)", "state"),
+    "a nested state": (RETURN, "return logits, ((h, h),)", "state"),
+    "a state of arrays": (RETURN, "return logits, (h.numpy(),)", "state"),
+    "a state with the batch last": (RETURN, "return logits, (h.mT,)", "state"),
+    "a state with the batch first": (RETURN, "return logits, (h.transpose(0, 1),)", "state"),
+    "a state of one dimension": (RETURN, "return logits, (h[0, :, 0],)", "state"),
+    "a state without dimensions": (RETURN, "return logits, (h.sum(),)", "state"),
+    "a sparse state": (RETURN, "return logits, (h.to_sparse(),)", "state"),
+    "twice as many logits": (RETURN, "return torch.cat([logits, logits], -1), (h,)", "logits"),
+    "too few logits": (RETURN, "return logits[..., :-1], (h,)", "logits"),
+    "logits of the last step": (RETURN, "return logits[-1], (h,)", "logits"),
+    "logits of the last step alone": (RETURN, "return logits[-1:], (h,)", "logits"),
+    "logits with the batch first": (RETURN, "return logits.transpose(0, 1), (h,)", "logits"),
+    "logits that are flattened": (RETURN, "return logits.flatten(0, 1), (h,)", "logits"),
+    "logits with the tokens in the middle": (RETURN, "return logits.transpose(1, 2), (h,)", "logits"),
+    "logits of four dimensions": (RETURN, "return logits[None], (h,)", "logits"),
+    "one number": (RETURN, "return logits.mean(), (h,)", "logits"),
+    "integers": (RETURN, "return logits.round().long(), (h,)", "logits"),
+    "token ids": (RETURN, "return logits.argmax(-1), (h,)", "logits"),
+    "complex logits": (RETURN, "return torch.complex(logits, logits), (h,)", "logits"),
+    "logits as an array": (RETURN, "return logits.detach().numpy(), (h,)", "logits"),
+    "logits as a list": (RETURN, "return list(logits), (h,)", "logits"),
+    "sparse logits": (RETURN, "return logits.to_sparse(), (h,)", "logits"),
+    "logits without a gradient": (RETURN, "return logits.detach(), (h,)", "gradient"),
+    "logits computed without gradients": (LOGITS, "with torch.no_grad(): logits = self.table(x)", "gradient"),
+}
+
+# the same for what the model consists of
+PARTS = {
+    "no parameters": (TABLE, "self.table = lambda x: torch.zeros(*x.shape, self.input_size)", "no parameters"),
+    "only buffers": (
+        TABLE,
+        "self.register_buffer('weight', torch.zeros(input_size, input_size))",
+        LOGITS,
+        "logits = self.weight[x]",
+        "no parameters",
+    ),
+    "only frozen parameters": (TABLE, TABLE + ".requires_grad_(False)", "gradient"),
+    "sparse gradients": (TABLE, "self.table = nn.Embedding(input_size, input_size, sparse=True)", "sparse"),
+    "complex parameters": (
+        TABLE,
+        "self.phase = nn.Parameter(torch.zeros(3, dtype=torch.complex64)); " + TABLE,
+        LOGITS,
+        "logits = self.table(x) + self.phase.abs().sum()",
+        "complex",
+    ),
+}
+
+
+@pytest.mark.parametrize("kernels", ["torch", "auto"])
+@pytest.mark.parametrize("case", RETURNS | PARTS)
+def test_a_model_that_breaks_the_contract_is_refused_in_one_sentence(case: str, kernels: str, tmp_path: Path) -> None:
+    *replacements, words = (RETURNS | PARTS)[case]
+    threads = ("-threads", 0) if kernels == "auto" else ()
+    done = run(plugin(tmp_path, *replacements), *TRAIN, *threads, "-kernels", kernels, code=1)
+    message = done.errors[-1]
+    assert message.startswith("charrnn: the model mine: ") and words in message
+    assert len(done.errors) == 1 or "gradient" in words + case
+    assert not done.out and not list((tmp_path / "cv").glob("*.pt"))
+
+
 # errors that charrnn has a message of its own for, where they are not a model's
 ERRORS = {
     "a full disk": 'OSError(28, "no room in the tape")',
@@ -179,3 +249,165 @@ def test_a_model_that_cannot_be_copied_trains_without_a_trial_of_threads(part: s
         assert "-dynamic" in one_line(run(tmp_path / "b", "eval", "cv", "-dynamic", 0.1, "-gpuid", -1, code=1))
     finally:
         torch.set_num_threads(before)
+
+
+INIT = f"{TABLE}; "
+STATE = "1, x.shape[1], 3"
+
+# models whose checkpoint cannot be read back, or is another model when it is: lines and their replacements, and words
+# of the message
+UNREADABLE = {
+    "extra state": (
+        TABLE,
+        f"{TABLE}\n    def get_extra_state(self): return [1]\n    def set_extra_state(self, state): pass",
+        "_extra_state",
+    ),
+    "extra state as a tensor that is read": (
+        TABLE,
+        f"{TABLE}; self.n = 0\n    def get_extra_state(self): return torch.tensor(self.n)\n"
+        "    def set_extra_state(self, state): self.n = int(state)",
+        "could not be read back",
+    ),
+    "a state that grows with the text": (
+        RETURN,
+        "return logits, (torch.cat([h, logits[..., :3].detach()]),)",
+        "its shapes are",
+    ),
+    "a state that grows with each call": (
+        RETURN,
+        "return logits, (h if state is None else torch.cat([h, h]),)",
+        "its shapes are",
+    ),
+    "a state of more and more tensors": (RETURN, "return logits, (state or ()) + (h,)", "its shapes are"),
+    "a complex state": ("dtype=torch.float32", "dtype=torch.complex64", "ComplexFloatStorage"),
+    "a parameter made in forward": (
+        LOGITS,
+        "self.w = getattr(self, 'w', None) or nn.Parameter(torch.zeros(1)); " + LOGITS,
+        "Unexpected key",
+    ),
+    "a buffer made in forward": (LOGITS, "self.register_buffer('n', torch.ones(1)); " + LOGITS, "Unexpected key"),
+    "a buffer that grows": (
+        TABLE,
+        INIT + "self.register_buffer('n', torch.zeros(0))",
+        LOGITS,
+        "self.n = torch.cat([self.n, torch.ones(1)]); " + LOGITS,
+        "size mismatch",
+    ),
+    "a complex buffer": (TABLE, INIT + "self.register_buffer('n', torch.zeros(2, dtype=torch.complex64))", "complex"),
+    "a lazy parameter": (
+        TABLE,
+        INIT + "self.lazy = nn.LazyLinear(input_size)",
+        LOGITS,
+        "logits = self.lazy(self.table(x))",
+        "no shape yet",
+    ),
+    "a sparse parameter": (TABLE, INIT + "self.s = nn.Parameter(torch.ones(3).to_sparse())", "sparse"),
+    "random numbers outside the buffers": (
+        TABLE,
+        INIT + "self.w = torch.randn(input_size)",
+        LOGITS,
+        "logits = self.table(x) * self.w",
+        "other logits",
+    ),
+    "a random buffer that is not persistent": (
+        TABLE,
+        INIT + "self.register_buffer('w', torch.randn(input_size), persistent=False)",
+        LOGITS,
+        "logits = self.table(x) * self.w",
+        "other logits",
+    ),
+    "a count of the calls": (
+        LOGITS,
+        "self.n = getattr(self, 'n', 0) + 1; logits = self.table(x) * self.n",
+        "other logits",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNREADABLE)
+def test_a_checkpoint_that_cannot_be_read_back_is_found_before_the_first_iteration(case: str, tmp_path: Path) -> None:
+    *replacements, words = UNREADABLE[case]
+    plugin(tmp_path, *replacements)
+    message = one_line(run(tmp_path, *TRAIN, code=1))
+    assert message.startswith("charrnn: the model mine: ") and words in message
+    assert not (tmp_path / "cv").exists()
+    assert one_line(run(tmp_path, *TRAIN, "-dry_run", code=1)) == message
+
+
+# unusual models that are supported
+SHARING = {
+    "extra state as a tensor": (
+        TABLE,
+        INIT + "self.n = torch.zeros(())\n    def get_extra_state(self): return self.n\n"
+        "    def set_extra_state(self, state): self.n = state",
+        LOGITS,
+        "self.n = self.n + self.training; logits = self.table(x) * (1 + 0.01 * self.n)",
+    ),
+    "two parameters over one storage": (
+        TABLE,
+        INIT + "self.out = nn.Parameter(self.table.weight.data)",
+        LOGITS,
+        "logits = self.table(x) @ self.out",
+    ),
+    "two parameters that are halves of one tensor": (
+        TABLE,
+        INIT + "w = torch.randn(2, input_size, input_size); self.a = nn.Parameter(w[0]); self.b = nn.Parameter(w[1])",
+        LOGITS,
+        "logits = self.table(x) @ self.a + self.b[x]",
+    ),
+    "two parameters that overlap": (
+        TABLE,
+        INIT + "w = torch.randn(input_size + 3, input_size); "
+        "self.a = nn.Parameter(w[3:]); self.b = nn.Parameter(w[:-3])",
+        LOGITS,
+        "logits = self.table(x) @ self.a + self.b[x]",
+    ),
+    "one parameter under two names": (
+        TABLE,
+        INIT + "self.out = nn.Linear(input_size, input_size); self.out.weight = self.table.weight",
+        LOGITS,
+        "logits = self.out(self.table(x))",
+    ),
+    "a buffer that training changes": (
+        TABLE,
+        INIT + "self.register_buffer('n', torch.zeros(()))",
+        LOGITS,
+        "self.n += self.training; logits = self.table(x) * (1 + 0.01 * self.n)",
+    ),
+    "batch normalisation": (
+        TABLE,
+        INIT + "self.norm = nn.BatchNorm1d(input_size)",
+        LOGITS,
+        "logits = self.norm(self.table(x).transpose(1, 2)).transpose(1, 2)",
+    ),
+    "a constant buffer that is not persistent": (
+        TABLE,
+        INIT + "self.register_buffer('w', torch.arange(input_size) / 10, persistent=False)",
+        LOGITS,
+        "logits = self.table(x) * self.w",
+    ),
+    "numpy's and Python's random numbers in training": (
+        "import torch\n",
+        "import random\nimport numpy as np\nimport torch\n",
+        LOGITS,
+        "logits = self.table(x) * (1 + (random.random() + float(np.random.rand()) if self.training else 0))",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SHARING)
+def test_unusual_models_resume_exactly(case: str, tmp_path: Path) -> None:
+    ends = []
+    for folder, steps in (("whole", [1.0]), ("parts", [0.3, 1.0])):
+        plugin(tmp_path / folder, *SHARING[case])
+        run(tmp_path / folder, *TRAIN, "-max_epochs", steps[0])
+        for step in steps[1:]:
+            run(tmp_path / folder, "train", "-resume", "cv", "-max_epochs", step)
+        ends.append(Checkpoint.load(newest(tmp_path / folder / "cv")))
+    same(ends[0].weights, ends[1].weights)
+    same(ends[0].training["losses"], ends[1].training["losses"])
+
+
+def newest(folder: Path) -> Path:
+    (path,) = folder.glob("*epoch1.00*.pt")
+    return path

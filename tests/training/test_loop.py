@@ -200,7 +200,7 @@ class NoTuple(nn.Module):
 
 
 def test_a_state_that_is_not_a_tuple_is_refused(splits: dict[str, Split]) -> None:
-    with pytest.raises(UserError, match="returns its state as Tensor: its forward must return logits and a tuple"):
+    with pytest.raises(UserError, match=r"returns a tensor .* as its state; it must be a tuple of tensors"):
         next(Training(NoTuple(), splits["train"], None, OPTIONS).run())
 
 

@@ -1,0 +1,87 @@
+"""Finds out before the first iteration whether a model computes what it should, also after saving and loading it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from charrnn.checkpoints.checkpoint import Checkpoint
+from charrnn.compute import autocast, same_random_numbers, weights_dtype
+from charrnn.data.minibatches import Minibatches
+from charrnn.data.vocabulary import Vocabulary
+from charrnn.errors import UserError
+from charrnn.model import State, device_of, evaluating, problem_of_output
+from charrnn.settings.resolve import Configuration
+from charrnn.settings.training import TrainingOptions
+from charrnn.training.loop import Training, check_contract
+
+REMEDY = "keep all numbers that change or are random in parameters and persistent buffers of fixed shapes"
+
+# how far the logits may be off, as a share of the largest
+TOLERANCE = 1e-3
+
+
+def rehearse(
+    model: nn.Module,
+    configuration: Configuration,
+    vocabulary: Vocabulary,
+    splits: Mapping[str, Minibatches],
+    options: TrainingOptions,
+) -> None:
+    """Compute with the model, write its checkpoint in memory, and compute the same with the model that is read back.
+
+    Changes neither the model nor a random generator. Raises UserError if ``forward`` breaks the contract, if the
+    checkpoint cannot be read back, or if the model in it computes something else.
+    """
+    device, train = device_of(model), splits["train"]
+    x = train.batch(0)[0].to(device)
+
+    def forward(model: nn.Module, x: Tensor, state: State | None) -> tuple[Tensor, State]:
+        with evaluating(model), autocast(options.precision, device), same_random_numbers(device):
+            returned = model(x, state)
+            check_contract(options.model, problem_of_output(returned, x, len(vocabulary)))
+        logits, state = returned
+        return logits.float(), state
+
+    _, state = forward(model, x, None)
+    _, state = forward(model, x[:1], state)
+    with same_random_numbers(device):
+        twin, restored = read_back(model, configuration, vocabulary, splits, options, state)
+    expected, _ = forward(model, x[:1], state)
+    found, _ = forward(twin, x[:1], restored)
+    tolerance = TOLERANCE * expected.abs().max().item()
+    if not torch.allclose(found, expected, TOLERANCE, tolerance, equal_nan=True):
+        raise UserError(
+            f"the model {options.model}: read back from a checkpoint, it computes other logits: {REMEDY}, "
+            "and nothing from one call to the next"
+        )
+
+
+def read_back(
+    model: nn.Module,
+    configuration: Configuration,
+    vocabulary: Vocabulary,
+    splits: Mapping[str, Minibatches],
+    options: TrainingOptions,
+    state: State,
+) -> tuple[nn.Module, State | None]:
+    """Return another model and its hidden state, read from a checkpoint of this one. Raises UserError."""
+    training = Training(model, splits["train"], splits.get("val"), options)
+    training.state = state
+    file, own = configuration.model, configuration.model_options
+    checkpoint = Checkpoint(options, own, vocabulary, training.weights(), training=training.state_dict())
+    sizes = (len(vocabulary), options.rnn_size, options.num_layers, options.dropout)
+    twin = file.create(*sizes, **own).to(training.device, weights_dtype(options.precision))
+    resumed = Training(twin, splits["train"], splits.get("val"), options)
+    try:
+        saved = checkpoint.read_back()
+        saved.check(file, **own)
+        saved.restore(twin)
+        resumed.load_state_dict(saved.training)
+    except (UserError, ValueError) as error:
+        raise UserError(
+            f"the model {options.model}: a checkpoint of it could not be read back ({error}): {REMEDY}"
+        ) from None
+    return twin, resumed.state
