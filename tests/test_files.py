@@ -8,10 +8,11 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from charrnn.files import locked, replacing
+from charrnn.files import locked, open_regular, replacing
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
@@ -23,6 +24,38 @@ def test_a_finished_file_has_the_permissions_that_the_umask_allows(tmp_path: Pat
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "one").stat().st_mode) == 0o666 & ~mask
+
+
+def test_only_a_regular_file_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "one").write_text("1")
+    os.mkfifo(tmp_path / "fifo")
+    with open_regular(tmp_path / "one") as file:
+        assert file.read() == b"1"
+    with pytest.raises(FileNotFoundError):
+        open_regular(tmp_path / "two")
+    with pytest.raises(IsADirectoryError):
+        open_regular(tmp_path)
+    # merely opening a device can have effects
+    monkeypatch.setattr(os, "open", lambda *_: pytest.fail("it was opened"))
+    for path in (tmp_path / "fifo", Path("/dev/zero")):
+        with pytest.raises(OSError, match="not a regular file"):
+            open_regular(path)
+
+
+def test_a_file_that_is_replaced_before_it_is_opened_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "one").write_text("1")
+    path, opened = tmp_path / "one", os.open
+
+    def late(*arguments: Any) -> int:
+        path.unlink()
+        os.mkfifo(path)
+        return opened(*arguments)
+
+    monkeypatch.setattr(os, "open", late)
+    with pytest.raises(OSError, match="not a regular file"):
+        open_regular(path)
 
 
 def test_an_interrupted_write_leaves_only_the_old_file(tmp_path: Path) -> None:

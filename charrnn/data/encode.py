@@ -323,7 +323,10 @@ class StoredIds:
     def __init__(
         self, file: IO[bytes], dtype: np.dtype[Any], offset: int, length: int, path: Path, checksum: str
     ) -> None:
-        """``offset``: where they begin in the file. ``checksum``: its SHA-256. ``path``: its name in messages."""
+        """``offset``: where they begin in the file. ``path``: its name in messages.
+
+        ``checksum``: its SHA-256; '' for an unnamed file, which no other program can change.
+        """
         self.file = os.fdopen(os.dup(file.fileno()), "rb", buffering=0)
         finalize(self, self.file.close)
         self.dtype = dtype
@@ -381,7 +384,7 @@ class StoredIds:
     def _is_unchanged(self) -> bool:
         """Return whether the file is as it was. Read all of it again if it only has a new time."""
         before, now = self.stamp, self._stamp()
-        if now == before:
+        if now == before or not self.checksum:
             return True
         if now[0] != before[0] or digest_of(self.file) != self.checksum:
             return False

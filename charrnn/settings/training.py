@@ -178,7 +178,11 @@ class TrainingOptions:
         on_resume="free",
     )
     log_dir: str = setting(
-        "", "folder for TensorBoard events; empty = none", "bookkeeping", names="folder", on_resume="free"
+        "",
+        "folder for TensorBoard events; empty = none; give it again with -resume",
+        "bookkeeping",
+        names="folder",
+        on_resume="free",
     )
 
     gpuid: int = setting(0, "number of the GPU; -1 = CPU", "device", Interval(low=-1), on_resume="free")

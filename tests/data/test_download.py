@@ -152,6 +152,13 @@ def test_a_download_that_is_too_slow_is_abandoned(
     assert re.fullmatch(r"only [\d,]+ bytes arrived in 0\.2 seconds|it answers 302 .*", message, re.DOTALL), message
 
 
+def test_a_quick_beginning_does_not_excuse_a_slow_end(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MINUTE", 0.2)
+    site.endless, site.pause = (OK + b"Content-Length: 500000\r\n\r\n" + b"x" * 3 * module.SLOWEST, b"x"), 0.01
+    with pytest.raises(Unavailable, match=r"^only [\d,]+ bytes arrived in 0\.2 seconds$"):
+        download(site.url, BytesIO(), 1_000_000, silent)
+
+
 @pytest.mark.parametrize("kind", sorted(ENDLESS.keys() - {"the content"}))  # that one ends at its announced length
 def test_an_endless_answer_is_abandoned_and_takes_little_memory(kind: str, site: Site, path: Path) -> None:
     first, piece = ENDLESS[kind]

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from charrnn.data.datasets import catalogue as datasets
-from charrnn.data.encode import Reading, StoredIds
-from charrnn.data.minibatches import Split
+from charrnn.data.encode import IdArray, Reading, StoredIds
+from charrnn.data.minibatches import Split, split_by_fractions
 from charrnn.data.text import Text, find_files, open_chosen, open_text, require
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import UserError
@@ -215,6 +215,35 @@ def test_minibatches_have_the_shape_and_dtype_that_a_model_takes(tmp_path: Path)
     for k in (-1, len(split)):
         with pytest.raises(IndexError):
             split.batch(k)
+
+
+class Counted:
+    """Ids that count how many of them are read."""
+
+    def __init__(self, ids: IdArray) -> None:
+        self.ids, self.dtype, self.read = ids, ids.dtype, 0
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, place: slice) -> IdArray:
+        self.read += len(self.ids[place])
+        return self.ids[place]
+
+
+@given(st.integers(1, 5), st.integers(1, 7), st.integers(1, 200))
+def test_ids_are_read_ahead_and_each_about_once(batch_size: int, seq_length: int, ahead: int) -> None:
+    ids = np.arange(batch_size * seq_length * 40, dtype=np.uint16)
+    counted = Counted(ids)
+    with pytest.MonkeyPatch.context() as patch:
+        whole = split_by_fractions(ids, batch_size, seq_length, 1.0, 0.0)["train"]
+        expected = minibatches(whole)
+        patch.setattr("charrnn.data.minibatches.AHEAD", ahead)
+        split = split_by_fractions(counted, batch_size, seq_length, 1.0, 0.0)["train"]
+        assert minibatches(split) == expected
+        assert [tuple(t.tolist() for t in split.batch(k)) for k in reversed(range(len(split)))] == expected[::-1]
+    times = -(-len(split) // max(1, ahead // (batch_size * seq_length)))
+    assert counted.read <= 2 * (len(ids) + times * batch_size)
 
 
 def test_ids_stay_in_a_file_and_texts_have_fingerprints(tmp_path: Path) -> None:

@@ -218,6 +218,31 @@ def test_a_broken_loss_does_not_take_the_good_records_before_it_along(tmp_path: 
     assert [line["iteration"] for line in metrics(run.folder.metrics)] == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.parametrize("in_flight", [1, 16])
+@pytest.mark.parametrize("on_nan", ["stop", "rollback"])
+def test_token_ids_that_are_changed_meanwhile_make_the_run_save_its_last_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_flight: int, on_nan: str
+) -> None:
+    monkeypatch.setattr("charrnn.data.minibatches.AHEAD", 3 * 4 * 16)  # three minibatches at a time
+    given = flags(tmp_path, eval_val_every=1000, on_nan=on_nan, checkpoint_dir=str(tmp_path / "cv"))
+    run = new_run(configure(given))
+    run.training.in_flight = in_flight
+    before = (tmp_path / "data" / "input.npy").read_bytes()
+    following, seen = run.follow(Unseen()), []
+    with pytest.raises(UserError, match=r"has changed .*input\.npy while it was read; .* -resume .*lm_lstm_last\.pt$"):
+        for record in following:
+            seen.append(record.iteration)
+            (tmp_path / "data" / "input.npy").write_bytes(before[::-1])
+    saved = Checkpoint.load(run.folder.last).training
+    assert saved["iteration"] == len(saved["losses"]) == len(metrics(run.folder.metrics)) == seen[-1]
+    resumed = new_run(configure({}, resume=str(run.folder.last)))
+    followed(resumed)
+    (tmp_path / "data" / "input.npy").write_bytes(before)
+    whole = new_run(configure(given | {"checkpoint_dir": str(tmp_path / "whole")}))
+    followed(whole)
+    same(whole.training.weights(), resumed.training.weights())
+
+
 def test_no_save_by_the_clock_between_late_losses(tmp_path: Path) -> None:
     run = new_run(configure(flags(tmp_path, save_minutes=1e-9, checkpoint_dir=str(tmp_path / "cv"))))
     run.training.in_flight = 3
