@@ -6,6 +6,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from charrnn.cli.flags import Command
+from charrnn.cli.streams import put
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -22,7 +23,7 @@ def completion(shell: str) -> None:
     found = get_completion_class(shell)
     assert found is not None
     # the script asks charrnn for completions through this variable; click derives its name from the program's
-    print(found(click.get_current_context().find_root().command, {}, "charrnn", "_CHARRNN_COMPLETE").source())
+    put(found(click.get_current_context().find_root().command, {}, "charrnn", "_CHARRNN_COMPLETE").source())
 
 
 command = Command("completion", [click.Argument(["shell"], type=click.Choice(SHELLS))], callback=completion, help=HELP)

@@ -29,6 +29,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from charrnn.cli.streams import log_line, note, put, say
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import printable
 
@@ -66,30 +67,30 @@ class PlainDisplay:
         self.vocabulary = vocabulary
 
     def note(self, line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
+        note(line)
 
     def show(self, record: Record) -> None:
         if record.iteration % self.print_every and record.iteration != record.iterations:
             return
         r = record
         ratio = r.grad_norm / r.param_norm if r.param_norm else float("nan")
-        print(
+        log_line(
             f"{r.iteration}/{r.iterations} (epoch {r.epoch:.3f}), train_loss = {r.loss:6.8f}, "
-            f"grad/param norm = {ratio:6.4e}, time/batch = {r.seconds:.4f}s",
-            flush=True,
+            f"grad/param norm = {ratio:6.4e}, time/batch = {r.seconds:.4f}s"
         )
 
     def validated(self, record: Record, saved: str, sample: str) -> None:
         assert record.val_loss is not None
         figure = self.vocabulary.log_figure(record.val_loss)
-        print(f"val_loss = {record.val_loss:.4f}{figure}, saved to {saved}", flush=True)
+        log_line(f"val_loss = {record.val_loss:.4f}{figure}, saved to {saved}")
         if record.measures:
-            print(", ".join(f"{name} = {share:.4f}" for name, share in record.measures.items()), flush=True)
+            log_line(", ".join(f"{name} = {share:.4f}" for name, share in record.measures.items()))
         if sample:
-            print(f"----\n{sample}\n----", flush=True)
+            log_line(f"----\n{sample}\n----")
 
     def ended(self, lines: Sequence[str]) -> None:
-        print(*lines, sep="\n", flush=True)
+        for line in lines:
+            log_line(line)
 
 
 class Redrawn:
@@ -149,7 +150,7 @@ class LiveDisplay(Redrawn):
         self.live.start()
 
     def note(self, line: str) -> None:
-        self.console.print(Text(line, style="yellow"))
+        self.console.print(escaped(line, "yellow"))
 
     def redraw(self, record: Record) -> None:
         self.live.update(self._draw(record), refresh=True)
@@ -157,16 +158,14 @@ class LiveDisplay(Redrawn):
     def validated(self, record: Record, saved: str, sample: str) -> None:
         assert record.val_loss is not None
         self.validations.append(record.val_loss)
-        heading = Text.assemble(
-            (f"iteration {record.iteration}, epoch {record.epoch:.2f}: ", ""),
-            (f"validation loss {record.val_loss:.4f}", "bold"),
-            f" ({self.vocabulary.figure(record.val_loss).text}), saved to {saved}",
-        )
+        heading = escaped(f"iteration {record.iteration}, epoch {record.epoch:.2f}: ")
+        heading.append_text(escaped(f"validation loss {record.val_loss:.4f}", "bold"))
+        heading.append_text(escaped(f" ({self.vocabulary.figure(record.val_loss).text}), saved to {saved}"))
         self.console.print(heading)
         if record.measures:
-            self.console.print(Text(shares(record.measures)))
+            self.console.print(escaped(shares(record.measures)))
         if sample:
-            self.console.print(Text(sample, style="cyan"))
+            self.console.print(escaped(sample, "cyan"))
             self.console.rule(style="dim")
         self.redraw(record)
 
@@ -174,14 +173,17 @@ class LiveDisplay(Redrawn):
         self.live.stop()
         for line in lines:
             # not wrapped at the edge of the window, so that the command in it can be copied
-            self.console.print(Text(line), soft_wrap=True)
+            self.console.print(escaped(line), soft_wrap=True)
 
     def close(self) -> None:
         self.live.stop()
 
     def _draw(self, record: Record) -> Table:
         figures = self.figures(record)
-        cells = [Text.assemble((f"{name} ", "dim"), value, no_wrap=True) for name, value in figures.items()]
+        cells = [escaped(f"{name} {value}") for name, value in figures.items()]
+        for cell, name in zip(cells, figures, strict=True):
+            cell.no_wrap = True
+            cell.stylize("dim", 0, len(name))
         drawn = Table.grid(expand=True)  # unlike a Group, a grid ends the line after the bar
         drawn.add_row(ProgressBar(total=record.iterations, completed=record.iteration))
         drawn.add_row(Columns(cells, padding=(0, 2)))
@@ -204,7 +206,7 @@ class NotebookDisplay(Redrawn):
         self.output: Any = None
 
     def note(self, line: str) -> None:
-        print(line)
+        say(line)
 
     def redraw(self, record: Record) -> None:
         figures = self.figures(record)
@@ -233,18 +235,24 @@ class NotebookDisplay(Redrawn):
         more = f", {shares(record.measures)}" if record.measures else ""
         self.latest.append(
             f"iteration {record.iteration}, epoch {record.epoch:.2f}: validation loss {record.val_loss:.4f} "
-            f"({figure}){more}, saved to {saved}"
+            f"({figure}){more}, saved to {printable(saved)}"
         )
-        self.sample = sample
+        self.sample = printable(sample)
         self.redraw(record)
 
     def ended(self, lines: Sequence[str]) -> None:
-        print(*lines, sep="\n")
+        for line in lines:
+            say(line)
 
 
 def report(line: str) -> None:
     """Print a line on stderr, or on stdout in a notebook, where stderr looks like an error."""
-    print(line, file=sys.stdout if Console().is_jupyter else sys.stderr, flush=True)
+    (say if Console().is_jupyter else note)(line)
+
+
+def escaped(text: str, style: str = "") -> Text:
+    """Return text in a style, with control characters escaped, for a terminal."""
+    return Text(printable(text), style)
 
 
 def shares(measures: Mapping[str, float]) -> str:
@@ -259,13 +267,13 @@ def width() -> int:
 
 def heading(line: str) -> None:
     """Print a heading, bold on a terminal."""
-    Console(highlight=False).print(Text(f"\n{printable(line)}", style="bold"), soft_wrap=True)
+    Console(highlight=False).print(escaped(f"\n{line}", "bold"), soft_wrap=True)
 
 
 def lines(drawn: Sequence[str]) -> None:
-    """Print lines unchanged."""
+    """Print lines."""
     for line in drawn:
-        print(line)
+        put(line)
 
 
 def flow(cells: Sequence[str]) -> None:
@@ -273,18 +281,20 @@ def flow(cells: Sequence[str]) -> None:
     if not sys.stdout.isatty():
         lines(cells)
         return
-    Console(highlight=False).print(Columns([Text(printable(cell)) for cell in cells], padding=(0, 2)))
+    Console(highlight=False).print(Columns([escaped(cell) for cell in cells], padding=(0, 2)))
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table on a terminal, or the rows as tab-separated lines elsewhere."""
     if not sys.stdout.isatty():
         for row in rows:
-            print("\t".join(row))
+            put("\t".join(row))
         return
-    drawn = Table(*headings, box=None, pad_edge=False)
+    drawn = Table(box=None, pad_edge=False)
+    for heading in headings:
+        drawn.add_column(escaped(heading))
     for row in rows:
-        drawn.add_row(*(Text(printable(cell)) for cell in row))
+        drawn.add_row(*map(escaped, row))
     Console(highlight=False).print(drawn)
 
 
@@ -298,10 +308,10 @@ def ranking(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         drawn.add_column(heading, justify="right", no_wrap=True, min_width=max(map(len, [heading, *cells])))
     drawn.add_column(text, no_wrap=True, overflow="ellipsis", ratio=1)
     for row in shown:
-        drawn.add_row(*(Text(printable(cell).replace("\t", " ")) for cell in row))
+        drawn.add_row(*(escaped(cell.replace("\t", " ")) for cell in row))
     console.print(drawn)
     if len(rows) > len(shown):
-        console.print(Text(f"{len(rows) - len(shown):,} more; redirect to a file to see all", style="dim"))
+        console.print(escaped(f"{len(rows) - len(shown):,} more; redirect to a file to see all", "dim"))
 
 
 # upper limits in bits, and the style of tokens whose loss is lower; the styles differ even without colours
@@ -323,8 +333,8 @@ def surprise(tokens: Iterable[tuple[str, float | None]]) -> None:
     console = Console(highlight=False)
     console.print(text, soft_wrap=True)
     names = [f"under {bits:g}" for bits, _ in SURPRISE[:-1]] + ["more"]
-    legend = [Text(name, style) for name, (_, style) in zip(names, SURPRISE, strict=True)]
-    console.print(Text("bits of surprise: ").append_text(Text("  ").join(legend)))
+    legend = [escaped(name, style) for name, (_, style) in zip(names, SURPRISE, strict=True)]
+    console.print(escaped("bits of surprise: ").append_text(escaped("  ").join(legend)))
 
 
 @contextmanager
@@ -335,13 +345,13 @@ def transfers() -> Iterator[download.Progress | None]:
         yield None
         return
     columns = BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
-    bars = Progress(TextColumn("{task.description}"), *columns, console=console)
+    bars = Progress(TextColumn("{task.description}", markup=False), *columns, console=console)
     tasks: dict[str, TaskID] = {}
 
     def progress(what: str, done: int, size: int | None) -> None:
         if what not in tasks:
             bars.start()
-            tasks[what] = bars.add_task(what, completed=done, total=size)
+            tasks[what] = bars.add_task(printable(what), completed=done, total=size)
         bars.update(tasks[what], completed=done, total=size)
 
     try:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from charrnn.cli.flags import Command, Flag, exclude, switch, with_defaults
-from charrnn.cli.streams import note, read
+from charrnn.cli.streams import note, put, read, say
 from charrnn.settings.evaluation import EXCLUSIVE, EvaluationOptions
 from charrnn.settings.option import Option, options_of
 
@@ -55,7 +55,7 @@ def evaluate(checkpoint: str, per_line: bool, per_char: bool, as_json: bool, **v
         called = options.split
         scored = scorer.split()
     if as_json:
-        print(json.dumps(as_object(scorer, scored, called, per_line, per_char)))
+        put(json.dumps(as_object(scorer, scored, called, per_line, per_char)))
         return
     if per_line:
         show_lines(scored)
@@ -63,7 +63,7 @@ def evaluate(checkpoint: str, per_line: bool, per_char: bool, as_json: bool, **v
         show_tokens(scored)
     # with -per_line or -per_char, stdout has only the details
     for line in summary(scored, called, options):
-        (note if scorer.each else print)(line)
+        (note if scorer.each else say)(line)
 
 
 def as_object(scorer: Scorer, scored: Scored, called: str, per_line: bool, per_char: bool) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def show_tokens(scored: Scored) -> None:
         surprise(scored.tokens())
         return
     for token in tokens(scored):
-        print(json.dumps(token))
+        put(json.dumps(token))
 
 
 def tokens(scored: Scored) -> Iterator[dict[str, str | float | None]]:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from charrnn.cli.flags import Command, Flag, with_defaults
-from charrnn.cli.streams import note
+from charrnn.cli.streams import note, say
 from charrnn.errors import UserError
 from charrnn.settings.option import Option
 
@@ -39,7 +39,7 @@ def import_(old: str, new: str, **values: Any) -> None:
         check_free(target, values["force"])
     checkpoint.save(target)
     options = checkpoint.options
-    print(
+    say(
         f"{target}: {options.model}, {options.num_layers} layers of {options.rnn_size}, "
         f"{len(checkpoint.vocabulary)} characters, {options.precision}, epoch {checkpoint.epoch:.2f}, "
         f"validation loss {checkpoint.val_loss:.4f}"

@@ -9,6 +9,7 @@ import click
 
 from charrnn.cli import display
 from charrnn.cli.flags import Command, switch
+from charrnn.cli.streams import put
 from charrnn.errors import size
 from charrnn.reports import curve
 from charrnn.settings.training import training_options
@@ -31,7 +32,7 @@ def inspect(checkpoint: str, as_json: bool) -> None:
 
     found = inspect_file(find_best(Path(checkpoint)))
     if as_json:
-        print(json.dumps(found.as_dict()))
+        put(json.dumps(found.as_dict()))
         return
     for section in (show_model, show_parameters, show_vocabulary, show_losses, show_settings, show_software):
         section(found)

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import errno
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from importlib import import_module
-from typing import Any, NoReturn, TextIO
+from traceback import format_exc
+from typing import Any, NoReturn
 
 import click
 from click.shell_completion import CompletionItem
 
 import charrnn
 from charrnn.cli.flags import flags as as_typed
+from charrnn.cli.streams import FULL, give_up, note, open_closed, say
 from charrnn.compute import wait_briefly
-from charrnn.errors import UserError, foreign, nearest, printable
+from charrnn.errors import UserError, foreign, nearest
 
 # the short help is here so that `charrnn --help` need not load a command or torch
 COMMANDS = {
@@ -34,8 +35,7 @@ COMMANDS = {
 }
 
 
-# errors for a full disk, an exceeded quota, the limit on file sizes, and a broken disk
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+UNWRITABLE = (*FULL, errno.EIO)  # EIO: a broken disk
 
 HELP = {"help_option_names": ["-h", "-help", "--help"]}
 
@@ -78,8 +78,14 @@ def cli() -> None:
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with 0, 1 after an error, 2 for wrong usage, or 130 if interrupted."""
+    open_closed()
     wait_briefly()  # before anything can load torch
-    code = run(args)
+    try:
+        code = run(args)
+    except Exception:  # a bug, or an error of a model's own; it may quote an untrusted file
+        for line in format_exc().splitlines():
+            note(line)
+        code = 1
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -104,7 +110,7 @@ def run(args: Sequence[str] | None = None) -> int:
         give_up(sys.stdout)
         return 0
     except click.exceptions.NoArgsIsHelpError as error:
-        print(error.format_message())
+        say(error.format_message())
         return 2
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
@@ -147,12 +153,6 @@ def is_of_stdout(error: UnicodeEncodeError) -> bool:
     return False
 
 
-def give_up(stream: TextIO) -> None:
-    """Discard unwritten output. Otherwise Python tries to write it at exit, complains, and exits with code 120."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
 def complain(message: str, code: int = 1, command: str = "charrnn") -> int:
-    # a message may quote an untrusted file, whose escape sequences must not reach the terminal
-    print(f"{command}: {printable(message, keep='')}", file=sys.stderr)
+    note(f"{command}: {message}")
     return code

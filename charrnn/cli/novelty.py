@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from charrnn.cli.flags import Command, Flag, switch, with_defaults
-from charrnn.cli.streams import note, read
+from charrnn.cli.streams import note, put, read, say
 from charrnn.compute import one_thread
 from charrnn.settings.option import FROM_ONE, POSITIVE, options_of
 from charrnn.settings.sampling import SamplingOptions
@@ -71,7 +71,7 @@ def novelty(source: str, as_json: bool, **values: Any) -> None:
     text = open_chosen(replace(options, input=()) if "data_dir" in given else options, note)
     found = examine(words, text, options)
     if as_json:
-        print(json.dumps({"examined": source, **asdict(found)}))
+        put(json.dumps({"examined": source, **asdict(found)}))
     else:
         show(found, text.vocabulary.unit)
 
@@ -97,23 +97,22 @@ def sampled(source: str, values: dict[str, Any]) -> tuple[TrainingOptions, str]:
 def show(found: Novelty, unit: str) -> None:
     """Print the findings. ``unit`` is the name of one token: character or word."""
     from charrnn.cli.display import table
-    from charrnn.errors import printable
 
     text, held_out = found.text, found.held_out
     natural = held_out.shares if held_out else {}
     rows = [(str(n), percent(text.shares.get(n)), percent(natural.get(n))) for n in SHOWN if n in text.shares]
     table(("n", "n-grams in the training text", "of held-out text"), rows)
     if found.source and text.longest:
-        excerpt = printable(found.passage[:EXCERPT]).replace("\n", "\\n")
-        print(
+        excerpt = found.passage[:EXCERPT].replace("\n", "\\n")
+        say(
             f"longest passage: {text.longest.length:,} {unit}s, in line {found.source.line:,} of "
             f"{found.source.file} ({unit} {found.source.offset:,}): "
             f"{excerpt}{' ...' if len(found.passage) > EXCERPT else ''}"
         )
     if held_out and held_out.longest:
-        print(f"longest passage in {held_out.characters:,} {unit}s of held-out text: {held_out.longest.length:,}")
+        say(f"longest passage in {held_out.characters:,} {unit}s of held-out text: {held_out.longest.length:,}")
     baseline = percent(natural.get(found.n)) if held_out else "none to compare with"
-    print(
+    say(
         f"{found.verdict}: {percent(text.shares[found.n])} of its {found.n}-{unit} passages occur in the training text "
         f"(held-out text: {baseline})"
     )

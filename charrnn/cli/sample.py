@@ -83,7 +83,7 @@ def sample(checkpoint: str, as_json: bool, interactive: bool, **values: Any) -> 
     sampler = make_sampler(saved, options, report)
     report(described(saved))
     if interactive:
-        converse(Conversation(sampler, options, note))
+        converse(Conversation(sampler, options, answer))
         return
     prime = prime_text(given_text(values, vocabulary.encoding), vocabulary, options, report)
     if not prime and not options.beam:
@@ -108,6 +108,12 @@ def given_text(values: dict[str, Any], encoding: str) -> str:
         return read_stdin()
     text: str = read(values["primefile"], encoding) if values["primefile"] else values["primetext"]
     return text
+
+
+def answer(text: str) -> None:
+    """Show the answer to a command, which may have several lines."""
+    for line in text.splitlines():
+        note(line)
 
 
 def converse(conversation: Conversation) -> None:

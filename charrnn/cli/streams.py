@@ -1,18 +1,74 @@
-"""Text from files and stdin, and notes on stderr, for the commands."""
+"""Lines on stdout and stderr, and text from files and stdin. No other module calls print.
+
+A line may quote an untrusted file, whose escape sequences must not reach the terminal: the functions that print lines
+escape control characters, so that their callers need not.
+"""
 
 from __future__ import annotations
 
+import errno
+import os
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import TextIO
 
-from charrnn.errors import UserError, unreadable
+from charrnn.errors import UserError, printable, unreadable
+
+# errors for a full disk, an exceeded quota, and the limit on file sizes
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def open_closed() -> None:
+    """Open /dev/null in place of standard streams that are closed. Otherwise other files would get their numbers."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  it stays open
 
 
 def note(line: str) -> None:
-    """Write a line to stderr, for the person at the terminal."""
-    print(line, file=sys.stderr, flush=True)
+    """Write a line to stderr, for the person at the terminal. It is lost if stderr is a file on a full disk."""
+    try:
+        print(printable(line, keep=""), file=sys.stderr, flush=True)
+    except OSError as error:
+        if not is_full(sys.stderr, error):
+            raise
+
+
+def say(line: str = "") -> None:
+    """Print a line for people on stdout."""
+    print(printable(line), flush=True)
+
+
+def log_line(line: str) -> None:
+    """Print a line of a training run's log on stdout.
+
+    If stdout is a file on a full disk, nothing more is printed, and a note says so: the run is worth more than its log.
+    """
+    try:
+        say(line)
+    except OSError as error:
+        if not is_full(sys.stdout, error):
+            raise
+        give_up(sys.stdout)
+        note(f"cannot write to stdout: {error.strerror}; training continues without printing")
+
+
+def put(line: str) -> None:
+    """Print a line for programs on stdout. A terminal gets it with control characters escaped."""
+    print(printable(line) if sys.stdout.isatty() else line)
+
+
+def is_full(stream: TextIO, error: OSError) -> bool:
+    """Whether writing failed because a disk is full or broken, and not because a terminal or pipe is gone."""
+    return error.errno in FULL or stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
+
+
+def give_up(stream: TextIO) -> None:
+    """Discard unwritten output. Otherwise Python tries to write it at exit, complains, and exits with code 120."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def read(file: str, encoding: str) -> str:
@@ -46,5 +102,5 @@ def lines(greeting: str) -> Iterator[str]:
         try:
             yield input("> ")
         except EOFError:
-            print()
+            say()
             return

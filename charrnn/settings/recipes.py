@@ -8,8 +8,9 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 
-from charrnn.errors import UserError, nearest, printable
+from charrnn.errors import CONTROL, UserError, nearest, printable
 from charrnn.settings.training import GROUPS, training_options
 
 
@@ -95,5 +96,7 @@ def as_value(name: str, value: Any) -> str:
                 value.encode()
             except UnicodeEncodeError:
                 raise UserError(f"-{name} {value!a}: TOML cannot hold a name that is not UTF-8") from None
-            return json.dumps(value, ensure_ascii=False).replace("\x7f", r"\u007f")
+            quoted = json.dumps(value, ensure_ascii=False)
+            # the control characters that JSON leaves as they are; a terminal may be where this is printed
+            return "".join(rf"\U{ord(c):08x}" if category(c) in CONTROL else c for c in quoted)
     return repr(value)

@@ -17,7 +17,7 @@ from charrnn.checkpoints.folder import RunFolder
 from charrnn.compute import Report
 from charrnn.data.addition import Problems
 from charrnn.data.encode import TextChanged
-from charrnn.errors import UserError, printable
+from charrnn.errors import UserError
 from charrnn.sampling.sampler import sample
 from charrnn.training.advice import Summary, advice
 from charrnn.training.loop import Diverged, Record
@@ -96,7 +96,7 @@ class Run:
             viewer.show(record)
             if record.val_loss is not None:
                 saved = self.save()
-                viewer.validated(record, str(saved), printable(self.sample()) if self.options.sample_length else "")
+                viewer.validated(record, str(saved), self.sample() if self.options.sample_length else "")
                 if advice := self.new_advice():
                     viewer.note(advice)
             elif self.save_is_due(record):
