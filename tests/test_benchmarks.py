@@ -214,20 +214,20 @@ def test_growth_measures_charrnn_and_plain_torch() -> None:
     assert growth.one("lstm", "batch_size", 7) == (subjects.Subject("lstm", 128, 2), subjects.Sizes(7, 50))
 
 
-SEED = "4"  # of a round with dropout and few files kept, in which a signal stops the first process
+SEED = "4"  # its round has dropout and a small -keep, and a signal stops the first process
 
 
 def forget_random_numbers() -> None:
-    """Make a resumed run draw other random numbers than the uninterrupted one."""
+    """Make a resumed run draw different random numbers from the uninterrupted one."""
     training_loop.restore_random_state = lambda *_: None  # type: ignore[attr-defined]
 
 
 def lose_the_best() -> None:
-    """Make -keep prefer the latest checkpoint to the best one."""
+    """Make -keep keep the latest checkpoint instead of the best one."""
     checkpoint_folder.best_of = lambda kept: list(kept)[-1]
 
 
-def test_a_soak_disturbs_a_run_that_ends_equal(
+def test_a_run_disturbed_by_soak_ends_as_if_undisturbed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(soak, "soak", partial(soak.soak, limit=2))
@@ -246,14 +246,14 @@ def test_a_soak_disturbs_a_run_that_ends_equal(
         (lose_the_best, "is missing|best checkpoint was lost"),
     ],
 )
-def test_a_soak_finds_a_spoilt_program_and_names_the_seed(
+def test_soak_detects_a_broken_program_and_names_the_seed(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
     spoil: Callable[[], None],
     found: str,
 ) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # the files are kept
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where soak leaves the files of a failed round
     monkeypatch.setattr(soak, "soak", partial(soak.soak, limit=2, spoil=spoil))
     with pytest.raises(SystemExit) as ended:
         soak.main(["--minutes", "0", "--seed", SEED])

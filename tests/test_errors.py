@@ -24,14 +24,14 @@ def test_sizes_are_shown_in_a_suitable_unit() -> None:
 
 
 def test_every_error_message_occurs_in_a_test() -> None:
-    """Each is found if a string of the tests has twelve characters of it in a row: add a test of the missing ones."""
+    """A message counts if a string in the tests has twelve consecutive characters of it. Add tests for missing ones."""
     found = list(messages())
     assert len(found) > 150
     missing = untested(found, list(strings_of_tests()))
     assert not missing, "\n".join(f"{message.place}: {'...'.join(message.parts)}" for message in missing)
 
 
-def test_a_message_that_no_test_has_is_found() -> None:
+def test_a_message_that_occurs_in_no_test_is_detected() -> None:
     known = [Message("a.py:1", ("cannot read the file ", ": ")), Message("a.py:2", ("no ", " here"))]
     assert untested(known, ["read the file x", "not here"]) == []
     assert untested(known, ["the file x", "nothing he re"]) == known

@@ -1,4 +1,4 @@
-"""The mutator changes one place at a time, draws by a seed, and chooses tests that call the changed code."""
+"""Mutants differ from the program in one place and are drawn by seed. The tests that call the changed code are run."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ EXPECTED = {
 }
 
 
-def test_each_mutant_changes_one_place_and_nothing_in_annotations_and_texts() -> None:
+def test_each_mutant_changes_one_place_outside_annotations_and_strings() -> None:
     found = list(mutants.mutants("a.py", SOURCE))
     assert {(each.function, each.before, each.after) for each in found} == EXPECTED
     assert len(found) == len(EXPECTED) == len({each.source for each in found})
@@ -79,7 +79,7 @@ def test_the_quickest_tests_that_call_the_changed_function_are_chosen(tmp_path: 
 
 
 @pytest.mark.parametrize("broken", [True, False])
-def test_a_mutant_that_a_test_notices_is_killed_and_the_file_restored(tmp_path: Path, broken: bool) -> None:
+def test_a_mutant_for_which_a_test_fails_is_killed_and_the_file_is_restored(tmp_path: Path, broken: bool) -> None:
     tree = tmp_path / "tree"
     (tree / "charrnn").mkdir(parents=True)
     (tree / "pyproject.toml").write_text('[tool.pytest.ini_options]\npythonpath = ["."]\n')

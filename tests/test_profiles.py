@@ -1,4 +1,4 @@
-"""Random tests have no deadline, and try more examples and other files each time in CI."""
+"""Random tests have no deadline. In CI they try more examples, and different files in each run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def shown(*options: str, ci: str = "") -> tuple[int, int]:
     return int(examples), int(first)
 
 
-def test_ci_tries_more_examples_and_other_files_each_time() -> None:
+def test_ci_tries_more_examples_and_different_files_in_each_run() -> None:
     examples, first = shown()
     assert first == 0
     (more, one), (_, two) = shown(ci="true"), shown(ci="true")
@@ -34,7 +34,7 @@ def test_a_ci_run_can_be_repeated() -> None:
     assert shown("--first", "17", ci="true")[1] == 17
 
 
-def test_no_example_has_a_deadline_and_each_run_has_new_ones() -> None:
+def test_examples_have_no_deadline_and_are_new_in_each_run() -> None:
     assert settings().deadline is None
     assert not settings().derandomize
     files = [path for path in (ROOT / "tests").rglob("*.py") if path.name not in ("conftest.py", "test_profiles.py")]

@@ -1,6 +1,6 @@
-"""Record which tests call which functions of the program: a pytest plugin, used by tests.helpers.mutants.
+"""A pytest plugin for tests.helpers.mutants: records which tests call which functions of the program.
 
-Appends one JSON object per test to the file that the variable CHARRNN_CALLS names.
+Appends one JSON object per test to the file named by the environment variable CHARRNN_CALLS.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ def start() -> None:
 
 
 def record(**where: Any) -> None:
-    """Write the functions called since the last record. A function inside another one counts as the outer one."""
+    """Write the functions called since the last record. A nested function counts as the function that contains it."""
     names = {
         f"{code.co_filename.removeprefix(f'{ROOT}/')}:{code.co_qualname.split('.<locals>')[0]}"
         for code in list(called)
-        # not the body of a module or class, which runs on import
+        # leave out the bodies of modules and classes, which run on import
         if code.co_filename.startswith(PROGRAM) and code.co_flags & inspect.CO_OPTIMIZED
     }
     called.clear()
@@ -56,12 +56,12 @@ def record(**where: Any) -> None:
 
 
 def in_a_child() -> None:
-    """Record what this process calls, for the test that started it. A process that is killed records nothing."""
+    """Record the calls of this process for the test that started it. A process that is killed records nothing."""
 
     def end() -> None:
         sys.settrace(None)
         test = os.environ["PYTEST_CURRENT_TEST"].rpartition(" ")[0]
-        # multiprocessing forks from a server that an earlier test of the file may have started
+        # multiprocessing forks from a server process, which an earlier test of the file may have started
         record(**({"file": test.partition("::")[0]} if multiprocessing.parent_process() else {"test": test}))
 
     def leave(code: int) -> None:
@@ -83,7 +83,7 @@ def pytest_unconfigure() -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_fixture_setup(fixturedef: Any) -> Generator[None, Any, Any]:
-    """Count what a shared fixture calls for each test of the file, not just for the first one that uses it."""
+    """Count the calls of a shared fixture for every test of the file, not just for the first one that uses it."""
     if fixturedef.scope == "function":
         return (yield)
     before = set(called)

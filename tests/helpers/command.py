@@ -1,4 +1,4 @@
-"""Run the real command, in a process of its own or in this one."""
+"""Run the real command, in a new process or in this one."""
 
 from __future__ import annotations
 
@@ -165,5 +165,5 @@ SMALL: tuple[object, ...] = (
     "-learning_rate",
     0.01,
 )
-SMALL += ("-kernels", "torch")  # auto would choose the faster kernels, which vary from run to run
+SMALL += ("-kernels", "torch")  # auto would choose the faster kernels, which can differ from run to run
 QUICK = (*SMALL, "-print_every", 10**6, "-sample_length", 0)  # SMALL, with little output

@@ -1,7 +1,7 @@
-/* Makes calls of the C library fail that concern files below a folder (LD_PRELOAD; tests/helpers/faults.py).
+/* Makes C library calls on files below a folder fail. Loaded with LD_PRELOAD by tests/helpers/faults.py.
 
-   Calls are counted from 1. The call with the armed number fails, and with `lasting` also every later one. ENOSPC
-   concerns only calls that need room on a disk, EIO all of them. A write that fails with EIO has written half. */
+   Calls are counted from 1. The call with the armed number fails; if `lasting` is set, so do all later calls. With
+   ENOSPC, only calls that need disk space are counted; with EIO, all are. A write that fails with EIO writes half. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -13,7 +13,7 @@
 #include <unistd.h>
 
 static char folder[4096];
-static char calls[1 << 16]; /* the counted calls, one "NAME PATH" a line */
+static char calls[1 << 16]; /* the counted calls, one "NAME PATH" per line */
 static long number, armed;
 static int error_number, is_lasting;
 
@@ -88,7 +88,7 @@ ssize_t write(int file, const void *data, size_t length)
     return -1;
 }
 
-/* Where the system writes late, closing reports an error of writing; so the file is closed, but something is lost. */
+/* Some systems write data only on close, which then reports write errors. The file is closed, but data is lost. */
 int close(int file)
 {
     int failing = file >= 0 && file < (int)sizeof written && written[file] && fails_open("close", file, 1);

@@ -1,6 +1,6 @@
 """Run commands in a process whose file operations fail at will, as on a full or broken disk (tests/helpers/faults.c).
 
-The faults are in the C library's calls, below Python: whatever code makes a call gets its error.
+The faults are in calls to the C library, so they reach compiled code as well as Python.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TIMEOUT = 120.0  # in seconds, far longer than any command here takes
 
 @dataclass(frozen=True)
 class Fault:
-    """The error of a call; with ``lasting``, also of all later ones. Call number 0 does not exist: no fault."""
+    """The call that fails, by number from 1, and its error. If ``lasting``, all later calls fail too. 0: no fault."""
 
     number: int = 0
     error: int = errno.EIO
@@ -38,12 +38,12 @@ class Outcome:
     """What a command did."""
 
     done: Done
-    # the calls below its folder that could have failed, each "NAME PATH"
+    # the calls on files below the folder that a fault can hit, each as "NAME PATH"
     calls: list[str]
 
 
 def outcome(folder: Path, args: tuple[object, ...], fault: Fault) -> Outcome:
-    """Run a command in a folder of which a call fails, in the process of ``faulty_process``."""
+    """Run a command with a fault below ``folder``. Runs in the process that ``faulty_process`` starts."""
     library = ctypes.CDLL(None)
     library.faults_calls.restype = ctypes.c_char_p
     library.faults_arm(os.fsencode(folder) + b"/", ctypes.c_long(fault.number), fault.error, fault.lasting)
@@ -56,13 +56,13 @@ def outcome(folder: Path, args: tuple[object, ...], fault: Fault) -> Outcome:
 
 
 class FaultyProcess:
-    """A process that has torch loaded and runs one command after the other."""
+    """A process that keeps torch loaded and runs one command after another."""
 
     def __init__(self, pool: ProcessPoolExecutor) -> None:
         self.pool = pool
 
     def run(self, folder: Path, *args: object, fault: Fault = Fault()) -> Outcome:
-        """Run ``charrnn ARGS`` in ``folder``, where the fault happens. Any exception is raised here again."""
+        """Run ``charrnn ARGS`` in ``folder``, with the fault. Re-raises any exception from the process."""
         return self.pool.submit(outcome, folder.resolve(), args, fault).result(TIMEOUT)
 
 
@@ -72,7 +72,7 @@ def compiler() -> str | None:
 
 @contextmanager
 def faulty_process(folder: Path) -> Iterator[FaultyProcess]:
-    """Compile the library of faults in ``folder``, and start the process."""
+    """Compile faults.c into ``folder``, and start a process that loads it."""
     library = folder / "faults.so"
     words = [compiler() or "cc", "-shared", "-fPIC", "-o", library, SOURCE, "-ldl"]
     subprocess.run(words, check=True, capture_output=True)

@@ -1,6 +1,6 @@
 """Run commands on broken and hostile files, for test_fuzz and test_soak.
 
-An attempt depends only on its number, so a failed one can be repeated, with what follows it:
+An attempt depends only on its number. To repeat a failed one and those after it:
 
     pytest tests/robustness/test_fuzz.py --first NUMBER
 """
@@ -165,7 +165,7 @@ def broken(data: bytes, chance: random.Random) -> bytes:
 
 
 def altered(value: Any, chance: random.Random) -> Any:
-    """Return the content of a file with one part replaced, removed or added."""
+    """Return a file's content with one part replaced, removed or added."""
     if isinstance(value, dict) and value and chance.random() < 0.9:
         key = chance.choice(list(value))
         match chance.randrange(12):

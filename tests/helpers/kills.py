@@ -96,7 +96,7 @@ def unfinished(folder: Path) -> list[Path]:
 def finish(process: BaseProcess) -> int:
     """Wait for the process to end. Return its exit code, negative for a signal."""
     process.join(TIMEOUT)
-    assert process.exitcode is not None, "the process does not end"
+    assert process.exitcode is not None, "the process did not end"
     return process.exitcode
 
 

@@ -1,4 +1,4 @@
-"""The error messages of the program, and the strings of its tests, from their sources."""
+"""Collect the program's error messages and the strings in its tests from the source code."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-# what is called with a message for the user
+# the exceptions and functions that take a message for the user
 RAISED = ("UserError", "Diverged", "diverged", "Malformed", "UsageError", "BadParameter")
 
 
 @dataclass(frozen=True)
 class Message:
-    """One error message: where it is raised, and its text between the values that are filled in."""
+    """One error message: where it is raised, and the constant parts of its text."""
 
     place: str
     parts: tuple[str, ...]
 
 
 def messages() -> Iterator[Message]:
-    """Yield every error message that is written where it is raised."""
+    """Yield every error message that is a string literal at the place where it is raised."""
     for path in sorted((ROOT / folder for folder in ("charrnn", "models")), key=str):
         for file in sorted(path.rglob("*.py")):
             for node in ast.walk(ast.parse(file.read_text("utf-8"))):
@@ -33,7 +33,7 @@ def messages() -> Iterator[Message]:
 
 
 def _parts(node: ast.expr) -> Iterator[tuple[str, ...]]:
-    """Yield the constant parts of a string; those of each string if there is a choice."""
+    """Yield the constant parts of a string, or of each branch of a conditional expression."""
     match node:
         case ast.Constant(value=str(text)):
             yield (text,)
@@ -56,7 +56,11 @@ def strings_of_tests() -> Iterator[str]:
 
 
 def untested(known: list[Message], strings: list[str], length: int = 12) -> list[Message]:
-    """Return the messages of which no string has ``length`` characters in a row, or a whole part if all are shorter."""
+    """Return the messages that do not occur in any string.
+
+    A message occurs in a string that contains ``length`` consecutive characters of one of its parts, or its longest
+    part if all are shorter.
+    """
     grams = {text[i : i + n] for text in strings for n in range(1, length + 1) for i in range(len(text) - n + 1)}
 
     def occurs(message: Message) -> bool:

@@ -1,8 +1,8 @@
-"""Break the program in one place at a time, and see whether the tests notice.
+"""Break the program in one place at a time, and see whether a test fails.
 
-``python -m tests.helpers.mutants record`` runs all tests once and records which of them call which functions. ``run
---count 150 --seed 1`` draws that many mutants and runs, for each of them, the tests that call the changed function,
-quickest first, until one fails. Everything runs in copies of the working tree.
+``python -m tests.helpers.mutants record`` runs all tests once and records which test calls which functions. ``run
+--count 150 --seed 1`` draws 150 mutants and, for each one, runs the tests that call the changed function, quickest
+first, until one fails. Everything runs in copies of the working tree.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Mutant:
 
     path: str
     line: int
-    # the function or method around it, '' outside of any
+    # the enclosing function or method, or ''
     function: str
     before: str
     after: str
@@ -81,9 +81,9 @@ def mutants(path: str, source: str) -> Iterator[Mutant]:
 
 
 def _nodes(node: ast.AST, function: tuple[str, ...], inside: bool = False) -> Iterator[tuple[ast.AST, tuple[str, ...]]]:
-    """Yield each node below this one with the names of the classes and of the function around it.
+    """Yield each node below this one with the names of its enclosing classes and function.
 
-    Leaves out annotations, and f-strings, of which Python 3.11 does not know the positions.
+    Leaves out annotations, and f-strings, since Python 3.11 gives no exact positions inside them.
     """
     for name, value in ast.iter_fields(node):
         for child in value if isinstance(value, list) else [value]:
@@ -97,7 +97,7 @@ def _nodes(node: ast.AST, function: tuple[str, ...], inside: bool = False) -> It
 
 
 def _changes(node: Any) -> Iterator[tuple[Any, ast.AST]]:
-    """Yield parts of a node, each with what replaces it in a mutant."""
+    """Yield parts of a node, each with its replacement in a mutant."""
     changed = copy.deepcopy(node)
     match changed:
         case ast.Compare(ops=[operator, *_]):
@@ -146,9 +146,9 @@ def drawn(root: Path, seed: int, count: int) -> list[Mutant]:
 class Calls:
     """What ``record`` found."""
 
-    # by function, written FILE:NAME, and by file
+    # the tests that call each function (FILE:NAME) and each file
     tests: dict[str, set[str]]
-    # of each test that passed
+    # the duration of each test that passed
     seconds: dict[str, float]
 
     @classmethod
@@ -174,7 +174,7 @@ class Calls:
     def of(self, mutant: Mutant, limit: float) -> list[str]:
         """Return the tests that call the changed function, or else its file or folder, quickest first.
 
-        Together they took at most ``limit`` seconds.
+        Stops before their durations add up to more than ``limit`` seconds.
         """
         folder, _, _ = mutant.path.rpartition("/")
         found = self.tests.get(f"{mutant.path}:{mutant.function}") or self.tests.get(mutant.path)
@@ -214,7 +214,7 @@ def run_tests(tree: Path, arguments: list[str], limit: float | None = None, **en
             process.wait(limit)
         code = process.poll()
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # and what it has started
+            os.killpg(process.pid, signal.SIGKILL)  # with all processes that it started
         process.wait()
         output.seek(0)
         return code, output.read().decode(errors="replace")
@@ -241,7 +241,7 @@ def attempt(mutant: Mutant, tree: Path, tests: list[str]) -> dict[str, Any]:
 
 
 def record(arguments: list[str]) -> None:
-    """Add what the tests call to the record; with arguments for pytest, only some of the tests."""
+    """Run the tests, or those that the pytest arguments select, and add their calls to the record."""
     KEPT.mkdir(parents=True, exist_ok=True)
     with copied() as tree:
         site = tree.parent / "site"
@@ -253,7 +253,7 @@ def record(arguments: list[str]) -> None:
 
 
 def run(seed: int, count: int, only: list[int], seconds: float, processes: int) -> None:
-    """Try mutants, and print and keep each outcome. Last, run the tests that noticed one on the program itself."""
+    """Try mutants, and print and save each outcome. At the end, run the tests that failed on the original program."""
     chosen = dict(enumerate(drawn(ROOT, seed, count)))
     known = Calls.load(KEPT / "calls.jsonl")
     results = KEPT / f"seed-{seed}.jsonl"
@@ -276,19 +276,19 @@ def run(seed: int, count: int, only: list[int], seconds: float, processes: int) 
             outcomes = list(pool.map(one, only or chosen))
         print(Counter(outcome.partition(":")[0] for outcome in outcomes))
         killers = {match[1] for outcome in outcomes if (match := KILLER.match(outcome))}
-        print(f"the {len(killers)} tests that failed, on the program as it is:")
+        print(f"the {len(killers)} tests that failed, run on the original program:")
         print(run_tests(trees.get(), sorted(killers))[1].splitlines()[-1] if killers else "none")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("record", help="any other arguments are pytest's")
+    commands.add_parser("record", help="other arguments are passed to pytest")
     options = commands.add_parser("run")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--count", type=int, default=150)
-    options.add_argument("--only", type=int, nargs="*", default=[], help="numbers of mutants among these")
-    options.add_argument("--seconds", type=float, default=60, help="of tests for each mutant")
+    options.add_argument("--only", type=int, nargs="*", default=[], help="try only the mutants with these numbers")
+    options.add_argument("--seconds", type=float, default=60, help="limit on the time of the tests for one mutant")
     options.add_argument("--processes", type=int, default=1)
     given, others = parser.parse_known_args()
     if given.command == "record":

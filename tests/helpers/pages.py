@@ -168,7 +168,7 @@ def without_own_files(command: Command, words: list[str], parent: click.Context)
 
 
 def write_files(page: Path, folder: Path) -> None:
-    """Write the files that a page shows, its package's models, and the recipes to a folder, as in a checkout."""
+    """Write the files that the steps of a page need to a folder: those that it shows, its models and the recipes."""
     for block in blocks(page):
         if block.path:
             write_file(block, folder)

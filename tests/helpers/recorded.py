@@ -34,7 +34,7 @@ class Recording:
         return torch.from_numpy(self.given(key))
 
     def compare(self, key: str, actual: object) -> None:
-        """Check that the shapes are equal, and the values to 1e-10 of the array's largest entry."""
+        """Check that the shapes are equal, and that no value differs by more than 1e-10 times the largest one."""
         self.seen.add(key)
         expected = self.arrays[key]
         got = actual.detach().numpy() if isinstance(actual, Tensor) else np.asarray(actual)

@@ -20,8 +20,8 @@ class Site:
         self.stall: int | None = None  # bytes after which the server stalls
         self.announced: int | None = None  # the Content-Length to send; -1 sends none
         self.location: str | None = None  # for a status that redirects; {port} is the server's own
-        self.endless: tuple[bytes, bytes] | None = None  # to send first, and then again and again, instead of the file
-        self.pause = 0.0  # in seconds, between those
+        self.endless: tuple[bytes, bytes] | None = None  # sent instead of the file; the second again and again
+        self.pause = 0.0  # seconds between the repetitions
         self.asked: list[Message] = []
         self.sent: list[int] = []
         self.stalling = threading.Event()
@@ -63,7 +63,7 @@ class Handler(BaseHTTPRequestHandler):
             site.released.wait(20)
 
     def send_endlessly(self, first: bytes, piece: bytes) -> None:
-        with suppress(OSError):  # the client has had enough
+        with suppress(OSError):  # the client closes the connection
             self.wfile.write(first)
             while not self.site.released.wait(self.site.pause):
                 self.wfile.write(piece)

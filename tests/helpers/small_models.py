@@ -14,7 +14,7 @@ VOCABULARY = Vocabulary(tuple(range(97, 104)))
 
 
 class Table(nn.Module):
-    """A model that looks its logits up by the last character, in a table (V, V). Character 2 has probability 0."""
+    """A model that looks up its logits by the last character, in a table (V, V). Character 2 has probability 0."""
 
     def __init__(self, size: int) -> None:
         super().__init__()

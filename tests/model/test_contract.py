@@ -340,7 +340,7 @@ def rnn_unit(j, x, h, W, R, b, b_R):
 
 
 def naive(unit, layers, decoder, x, state):
-    """Compute unit by unit, with Python floats, the logits of each time step and the final state for one row of text.
+    """Compute the logits of each time step and the final state for one row of text, unit by unit with Python floats.
 
     ``state`` holds each layer's state vectors, h first.
     """

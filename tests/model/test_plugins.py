@@ -1,4 +1,4 @@
-"""What charrnn train says and does with models of a user's own that break the contract, or that raise errors."""
+"""The commands with a user's own model that breaks the contract, raises errors or cannot be copied."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from charrnn.checkpoints.checkpoint import Checkpoint
 from tests.helpers.command import QUICK, charrnn, one_line, run, write_text
 from tests.helpers.runs import same
 
-# a table of pairs of tokens; every case below changes a line of it
+# a model that is a table of token pairs; the cases below change lines of it
 PLUGIN = """\
 import torch
 from torch import nn
@@ -56,7 +56,7 @@ def test_the_plugin_itself_trains_and_resumes(tmp_path: Path) -> None:
     run(tmp_path, "train", "-resume", "cv", "-max_epochs", 2)
 
 
-# the line that is replaced, its replacement, and words of the message: what was returned, and what is wanted
+# lines to replace, each with its replacement, and last some words of the expected message
 RETURNS = {
     "only logits": (RETURN, "return logits", "forward returns"),
     "nothing": (RETURN, "return None", "forward returns"),
@@ -92,7 +92,7 @@ RETURNS = {
     "logits computed without gradients": (LOGITS, "with torch.no_grad(): logits = self.table(x)", "gradient"),
 }
 
-# the same for what the model consists of
+# the same for a model's parts
 PARTS = {
     "no parameters": (TABLE, "self.table = lambda x: torch.zeros(*x.shape, self.input_size)", "no parameters"),
     "only buffers": (
@@ -126,7 +126,7 @@ def test_a_model_that_breaks_the_contract_is_refused_in_one_sentence(case: str, 
     assert not done.out and not list((tmp_path / "cv").glob("*.pt"))
 
 
-# errors that charrnn has a message of its own for, where they are not a model's
+# errors that charrnn explains in its own words, unless a model raises them itself
 ERRORS = {
     "a full disk": 'OSError(28, "no room in the tape")',
     "a broken disk": 'OSError(5, "the tape is broken")',
@@ -154,7 +154,7 @@ PLACES = {
 
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("place", PLACES)
-def test_an_error_of_a_models_own_keeps_its_traceback(place: str, error: str, tmp_path: Path) -> None:
+def test_an_error_that_a_model_raises_itself_keeps_its_traceback(place: str, error: str, tmp_path: Path) -> None:
     old, new = PLACES[place]
     plugin(tmp_path, old, new.format(ERRORS[error]))
     its_own(tmp_path, *TRAIN)
@@ -167,7 +167,7 @@ def its_own(folder: Path, *args: object) -> None:
     assert caught.traceback[-1].path.name in ("mine.py", "elsewhere.py")
 
 
-def test_text_that_a_model_cannot_encode_is_not_taken_for_the_output(tmp_path: Path) -> None:
+def test_an_encoding_error_in_a_model_is_not_blamed_on_the_output(tmp_path: Path) -> None:
     its_own(plugin(tmp_path, LOGITS, '"\\udc80".encode("utf-8")'), *TRAIN)
 
 
@@ -184,14 +184,16 @@ def test_text_that_a_model_cannot_encode_is_not_taken_for_the_output(tmp_path: P
     ],
     ids=lambda args: " ".join(map(str, args[:1] + args[-2:])),
 )
-def test_so_does_an_error_when_a_model_is_used_again(args: tuple[object, ...], error: str, tmp_path: Path) -> None:
+def test_an_error_when_a_saved_model_is_used_keeps_its_traceback(
+    args: tuple[object, ...], error: str, tmp_path: Path
+) -> None:
     run(plugin(tmp_path), *TRAIN)
     plugin(tmp_path, LOGITS, f"raise {ERRORS[error]}")
     its_own(tmp_path, *args)
 
 
 @pytest.mark.parametrize("error", ERRORS)
-def test_so_does_an_error_in_a_package_that_the_model_imports(
+def test_an_error_in_a_package_that_the_model_imports_keeps_its_traceback(
     error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create = "def create(input_size, rnn_size, n_layers, dropout):"
@@ -205,18 +207,18 @@ def test_so_does_an_error_in_a_package_that_the_model_imports(
     its_own(tmp_path, *TRAIN)
 
 
-def test_a_models_own_error_ends_the_command_with_its_traceback(tmp_path: Path) -> None:
+def test_the_command_prints_the_traceback_of_a_models_own_error(tmp_path: Path) -> None:
     plugin(tmp_path, LOGITS, 'raise BrokenPipeError("the tape was cut")')
     message = charrnn(*TRAIN, cwd=tmp_path, code=1).stderr.decode()
     assert "Traceback" in message and "models/mine.py" in message and message.endswith("the tape was cut\n")
 
 
-def test_a_model_that_runs_out_of_memory_is_still_explained(tmp_path: Path) -> None:
+def test_the_message_for_a_model_that_runs_out_of_memory_says_how_much_is_needed(tmp_path: Path) -> None:
     done = run(plugin(tmp_path, LOGITS, f"torch.empty(2**45); {LOGITS}"), *TRAIN, code=1)
     assert "charrnn: out of memory: this run needs about" in done.errors[-1]
 
 
-def test_a_size_that_overflows_is_told_from_a_models_own_error(tmp_path: Path) -> None:
+def test_a_models_own_error_about_an_overflow_is_not_taken_for_a_size_that_is_too_large(tmp_path: Path) -> None:
     plugin(tmp_path, "return Table(input_size)", 'raise RuntimeError("the tape is in overflow")')
     its_own(tmp_path, *TRAIN)
 

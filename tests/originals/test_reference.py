@@ -1,6 +1,6 @@
-"""The values of char-rnn and grid-lstm, reproduced to 1e-10 by the product's own training and evaluation code.
+"""charrnn's own training and evaluation code reproduces the recorded values of char-rnn and grid-lstm to 1e-10.
 
-Every check reads sizes from the arrays, so the same tests run on recordings of other sizes:
+Every check takes the sizes from the arrays, so the same tests run on recordings of other sizes:
 pytest tests/originals/test_reference.py --reference DIR
 """
 
@@ -32,7 +32,7 @@ LEFT_OUT = {
 
 
 class Case:
-    """A recorded model, built by the product with the recorded weights."""
+    """A recorded model, built by charrnn with the recorded weights."""
 
     def __init__(self, path: Path) -> None:
         self.recording = recording = Recording(path)

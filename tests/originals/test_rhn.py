@@ -1,7 +1,7 @@
-"""The Recurrent Highway Network. The product's own training and evaluation code reproduces the values of the TensorFlow
-program to 1e-10, and the model's parts equal loops that spell out the paper.
+"""The Recurrent Highway Network. charrnn's own training and evaluation code reproduces the values of the TensorFlow
+program to 1e-10, and the model's parts equal plain loops over the paper's equations.
 
-Every check of recorded values reads sizes from the arrays, so the same tests run on recordings of other sizes:
+Every check of recorded values takes the sizes from the arrays, so the same tests run on recordings of other sizes:
 pytest tests/originals/test_rhn.py --reference DIR
 """
 
@@ -37,7 +37,7 @@ rhn = registry.find("rhn").module
 LEFT_OUT = {
     "fwd/*/global_norm_original": "the program clips by a norm taken before the gradients of repeated tokens in the "
     "embedding are summed, a quirk of its TensorFlow version; we clip by the plain norm, global_norm_dense",
-    "train/*_clip10/global_norm": "that same norm; clipping at 10 never acts, and the rest of these runs is compared",
+    "train/*_clip10/global_norm": "that norm; clipping at 10 has no effect, and the rest of these runs is compared",
     "train/*_clip0.5/*": "clipped by that same norm; clip0.5_dense is the same run with the plain norm",
     "fwd/*/embedding_slices_*": "the unsummed parts of grad/model/embedding, which is compared",
     "*noise_seed": "a seed for numpy's legacy generator; the masks drawn with it are recorded and used instead",
@@ -66,7 +66,7 @@ def variables(tensors: dict[str, Tensor], n_layers: int, depth: int) -> dict[str
 
 
 class Case:
-    """A recorded model, built by the product with the recorded weights."""
+    """A recorded model, built by charrnn with the recorded weights."""
 
     def __init__(self, path: Path) -> None:
         self.recording = recording = Recording(path)

@@ -1,4 +1,4 @@
-"""The public modules keep their names, signatures and types: changing one changes a file in this folder."""
+"""The public modules have the names and signatures recorded in this folder, and type checkers see their types."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 
 def test_public_names_and_signatures_are_those_of_api_txt() -> None:
     recorded = (HERE / "api.txt").read_text()
-    assert api.interface() == recorded, "if this is meant: python -m tests.helpers.api > tests/public/api.txt"
+    assert api.interface() == recorded, "if the change is intended: python -m tests.helpers.api > tests/public/api.txt"
 
 
 @pytest.mark.parametrize(
@@ -33,12 +33,12 @@ def test_public_names_and_signatures_are_those_of_api_txt() -> None:
         ("def method(self)", "def method(self, more)"),
     ],
 )
-def test_a_change_of_a_name_a_type_a_default_or_a_field_is_seen(change: tuple[str, str]) -> None:
+def test_a_change_of_a_name_a_type_a_default_or_a_field_is_detected(change: tuple[str, str]) -> None:
     source = "def used(a: int, b=1): ...\nclass C:\n    field: str = ''\n    def method(self): ...\nVALUE = 1\n"
     assert api.describe(source.replace(*change)) != api.describe(source)
 
 
-def test_code_docstrings_and_private_names_are_no_part_of_the_interface() -> None:
+def test_code_docstrings_and_private_names_are_not_part_of_the_interface() -> None:
     plain = "def used():\n    ...\nclass C:\n    field: str"
     full = (
         'import os\n\ndef used():\n    """Do."""\n    return os.name\ndef _own(): ...\n_private = 1\n'
@@ -62,7 +62,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("installed")
     files = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True)
     if files.returncode:
-        pytest.skip("not a git checkout: which files belong to the package is not known")
+        pytest.skip("not a git checkout, so it is unknown which files belong to the package")
     for file in files.stdout.decode().split("\0"):
         if file.startswith(("charrnn/", "models/", "recipes/")) or file in ("setup.cfg", "pyproject.toml", "README.md"):
             (folder / "source" / file).parent.mkdir(parents=True, exist_ok=True)
@@ -74,12 +74,12 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "packages"
 
 
-def test_a_strangers_program_is_checked_against_the_installed_package(
+def test_mypy_checks_a_users_program_against_the_installed_package(
     installed: Path, tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:
     shutil.copy(HERE / "user.py", tmp_path)
     env = {name: value for name, value in os.environ.items() if name not in ("MYPYPATH", "PYTHONPATH")}
-    # as an installed package, not as source: mypy reads what is on Python's path only if it has py.typed
+    # on Python's path, not on mypy's: mypy reads the types of packages there only if they have a py.typed
     env["PYTHONPATH"] = str(installed)
     cache = pytestconfig.cache.mkdir("charrnn") / "mypy"
     words = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--cache-dir", str(cache), "user.py"]

@@ -1,4 +1,4 @@
-"""A user's program, written for type checkers and never run. Each ``type: ignore`` marks a wrong use."""
+"""A user's program, written for type checkers and never run. Each ``type: ignore`` marks a mistake to report."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ from charrnn.testing import CHECKS, Case, cases, random_state, same, text
 
 
 class Mine(nn.Module):
-    """A model of one's own."""
+    """The user's own model."""
 
     def __init__(self, input_size: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Copied passages are found exactly as by a search that tries every position."""
+"""``charrnn novelty`` finds the same copied passages as a search that tries every position."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def author(seed: int, characters: int) -> str:
 
 
 def naive(text: bytes, training: bytes) -> tuple[dict[int, float], int]:
-    """Return the shares and the length of the longest passage, by trying every place."""
+    """Return the shares and the length of the longest passage, found by trying every position."""
 
     def grams(n: int) -> list[bytes]:
         found = [text[i : i + n] for i in range(len(text) - n + 1)]
@@ -79,7 +79,7 @@ def texts(draw: st.DrawFn) -> tuple[bytes, bytes]:
 
 
 @given(both=texts(), chunk=st.integers(1, 150))
-def test_equals_a_search_that_tries_every_place(both: tuple[bytes, bytes], chunk: int) -> None:
+def test_figures_equal_those_of_a_search_that_tries_every_position(both: tuple[bytes, bytes], chunk: int) -> None:
     text, training = both
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ngrams, "CHUNK", chunk)
@@ -96,7 +96,7 @@ def test_equals_a_search_that_tries_every_place(both: tuple[bytes, bytes], chunk
     assert SEPARATOR not in passage
 
 
-def test_long_passages_and_many_repetitions_equal_that_search(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_figures_are_exact_for_long_passages_and_many_repetitions(monkeypatch: pytest.MonkeyPatch) -> None:
     draw = random.Random(4)
     for _ in range(150):
         few = draw.randint(1, 4)

@@ -1,8 +1,8 @@
-"""Each file operation of a command fails, and nothing is lost.
+"""Nothing is lost, whichever file operation of a command fails.
 
-SQLite tests itself like this: the first call fails, then in a new attempt the second, and so on until an attempt meets
-no fault. The calls are those of the C library: open, write, fsync, close, rename, unlink, truncate and mkdir. A call
-fails alone, or all calls from it on fail.
+As in SQLite's tests, the first call fails, then in a new attempt the second, and so on to the last. The calls are those
+to the C library: open, write, fsync, close, rename, unlink, truncate and mkdir. Either one call fails, or that call and
+all later ones.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from tests.helpers.runs import same_run
 T7 = Path(__file__).parents[1] / "checkpoints/t7/rnn_2x32.t7.xz"
 SMALL = ("-gpuid", -1, "-rnn_size", 4, "-num_layers", 1, "-batch_size", 4, "-seq_length", 16, "-threads", 1)
 SMALL += ("-kernels", "torch", "-optimizer", "sgd", "-print_every", 10**6, "-sample_length", 0)
-# after 10 iterations the run has a last.pt of iteration 6 and a validated checkpoint of iteration 10
+# the run ends after 10 iterations with a last.pt of iteration 6 and a validated checkpoint of iteration 10
 BEGIN = ("train", "-data_dir", "data", *SMALL, "-max_epochs", 0.5, "-eval_val_every", 13, "-save_every", 6, "-keep", 1)
 
-# by what writes: the commands that prepare its folder, and the command whose calls fail
+# for each kind of file: the commands that prepare a folder, and the command whose calls fail
 CASES: dict[str, tuple[list[tuple[object, ...]], tuple[object, ...]]] = {
     # saves at iteration 12, and after validations at 13 and 14
     "checkpoints and metrics": ([BEGIN], ("train", "-resume", "cv", "-max_epochs", 0.7)),
@@ -60,7 +60,7 @@ def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultyProcess]
 
 
 def prepared(process: FaultyProcess, folder: Path, case: str) -> Path:
-    """Return a folder with what a case's command finds."""
+    """Prepare a folder for the command of a case, and return it."""
     write_text(folder / "data", SONG * 20)
     (folder / "old.t7").write_bytes(lzma.decompress(T7.read_bytes()))
     (folder / "output").write_text("earlier output")
@@ -73,7 +73,7 @@ def prepared(process: FaultyProcess, folder: Path, case: str) -> Path:
 
 
 def is_whole(path: Path) -> bool:
-    """Return whether a file is complete, by its own kind."""
+    """Return whether a file is complete, judging by its content."""
     if path.suffix == ".jsonl":
         lines = path.read_bytes().splitlines(keepends=True)
         return all(line.endswith(b"\n") and json.loads(line) for line in lines)
@@ -85,7 +85,7 @@ def is_whole(path: Path) -> bool:
 
 
 def delete_what_nobody_can(folder: Path) -> None:
-    """Delete what cannot be deleted from a disk that no longer works: temporary files, half a line of metrics."""
+    """Delete what charrnn cannot delete from a broken disk: temporary files and half a line of metrics."""
     for part in folder.rglob(f".*{UNFINISHED}"):
         part.unlink()
     for file in folder.rglob("*.jsonl"):
@@ -97,10 +97,10 @@ def files(folder: Path) -> dict[Path, bytes]:
 
 
 def check_files(before: Path, after: Path, end: Path) -> None:
-    """Assert that after a failure nothing of what was there before is lost.
+    """Assert that a failure lost nothing.
 
-    Each file is as before, as in the end without a fault, or complete, and none is temporary. The best and the newest
-    checkpoint are at least as good and as new.
+    Each file is as it was before, as it is after a run without faults, or complete. None is temporary. The best and the
+    newest checkpoint are at least as good and as new as before.
     """
     old, final, found = files(before), files(end), files(after)
     for path, content in found.items():
@@ -123,7 +123,7 @@ def check_message(outcome: Outcome) -> None:
 
 
 def check_report(call: str, kind: str, train: bool, outcome: Outcome) -> None:
-    """Assert that what could not be written is reported, and that it ends the command only if it must."""
+    """Assert that a failed write is reported, and that it ends the command only if necessary."""
     name, _, path = call.partition(" ")
     if name in ("write", "rename") or (name == "fsync" and "." in path):  # not the folder's
         assert any("cannot" in line or "error" in line or "space" in line for line in outcome.done.errors)
@@ -132,9 +132,9 @@ def check_report(call: str, kind: str, train: bool, outcome: Outcome) -> None:
 
 
 def check_end(before: Path, after: Path, end: Path, outcome: Outcome, failed: bool) -> None:
-    """Assert that a command has done all it should, apart from what it reports.
+    """Assert that a command has done everything except what it reports as failed.
 
-    If it ``failed`` before, a checkpoint that -keep should have deleted then may still be there.
+    If it ``failed`` before, checkpoints that -keep should have deleted at that time may still be there.
     """
     assert outcome.done.code == 0
     reported = " ".join(outcome.done.errors)
@@ -154,7 +154,7 @@ def test_no_fault_loses_or_damages_a_file(tmp_path: Path, process: FaultyProcess
     end = Path(shutil.copytree(before, tmp_path / "work"))
     calls = process.run(end, *args, fault=FAULTS[kind]).calls
     assert {"open", "write", "fsync", "close", "rename"} <= {call.partition(" ")[0] for call in calls}
-    end = end.rename(tmp_path / "end")  # each attempt is in a folder of the same name, which decides the cache's name
+    end = end.rename(tmp_path / "end")  # attempts have one folder name, since a cache's name depends on it
     for number, call in enumerate(calls, 1):
         after = Path(shutil.copytree(before, tmp_path / "work"))
         outcome = process.run(after, *args, fault=replace(FAULTS[kind], number=number))

@@ -62,7 +62,9 @@ def test_a_run_killed_ten_times_ends_as_if_undisturbed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_saves_and_the_resumed_run_ends_equal(folder: Path, whole: Path, number: signal.Signals) -> None:
+def test_a_signal_saves_and_the_resumed_run_ends_as_if_undisturbed(
+    folder: Path, whole: Path, number: signal.Signals
+) -> None:
     process = start(folder, *RUN)
     assert wait_for_iteration(process, folder, 5)
     os.kill(process.pid or 0, number)

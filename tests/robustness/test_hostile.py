@@ -123,7 +123,7 @@ def other_id(path: Path) -> None:
 
 
 def truth(path: Path) -> None:
-    """Write a checkpoint with a truth value of 2, which torch treats in various ways."""
+    """Write a checkpoint with a boolean stored as 2, which torch treats inconsistently."""
     rebuild = torch._utils._rebuild_tensor_v2
     value = Reduced(rebuild, Stored("0", 1, torch.BoolStorage), 0, (1,), (1,), False, OrderedDict())
     forge(path, {"training": {"flag": value}}, {"0": b"\2"})

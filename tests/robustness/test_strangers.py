@@ -1,4 +1,4 @@
-"""A checkpoint from a stranger makes no command write to, or search, a folder that it names."""
+"""No command writes to a folder, or searches one, only because a stranger's checkpoint names it."""
 
 from __future__ import annotations
 
@@ -94,7 +94,9 @@ def test_resuming_with_another_text_writes_nothing(
     [RESUME, ("eval", "theirs.pt", "-gpuid", -1), ("novelty", "theirs.pt", "-gpuid", -1)],
     ids=lambda words: words[0],
 )
-def test_the_input_of_a_checkpoint_is_never_a_pattern(folder: Path, pattern: str, command: tuple[object, ...]) -> None:
+def test_the_input_of_a_checkpoint_is_never_expanded_as_a_pattern(
+    folder: Path, pattern: str, command: tuple[object, ...]
+) -> None:
     theirs(folder, input=(pattern,))
     message = one_line(run(folder, *command, code=1))
     assert f"-input {pattern[:1]}" in message and message.endswith(": no such file")

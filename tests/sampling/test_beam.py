@@ -28,7 +28,7 @@ def log_probabilities(model: nn.Module, prime: str, text: str) -> list[float]:
 
 
 def best_of_all(model: nn.Module, prime: str, length: int, stop: str) -> tuple[str, float]:
-    """Return the most probable text of that length, or that ends with ``stop``, by trying all texts."""
+    """Return the most probable of all texts that have this length or end with ``stop``, by trying them all."""
     found: dict[str, float] = {}
     for letters in product("abcd", repeat=length):
         text = "".join(letters)
@@ -118,7 +118,7 @@ class Undecided(nn.Module):
         return self.weight[x], ()
 
 
-def test_the_first_in_token_order_of_equally_probable_texts_wins() -> None:
+def test_among_equally_probable_texts_the_first_in_token_order_is_chosen() -> None:
     assert smallest(np.array([2.0, 1.0, 1.0, 0.0, 1.0]), 3).tolist() == [3, 1, 2]
     assert smallest(np.array([1.0] * 100), 4).tolist() == [0, 1, 2, 3]
     many = np.random.default_rng(1).integers(0, 3, 1000).astype(float)

@@ -61,12 +61,12 @@ def test_top_p_keeps_the_fewest_tokens_with_that_total_probability(top_p: float,
 
 
 @pytest.mark.parametrize(("top_k", "kept"), [(1, [0]), (2, [0, 1]), (3, [0, 1, 2, 3]), (4, [0, 1, 2, 3])])
-def test_top_k_keeps_tokens_as_probable_as_the_last_it_keeps(top_k: int, kept: list[int]) -> None:
+def test_top_k_keeps_all_tokens_that_tie_with_the_last_one(top_k: int, kept: list[int]) -> None:
     assert kept_by(Choice(top_k=top_k)) == kept
 
 
 def test_top_p_applies_to_the_distribution_after_top_k() -> None:
-    # of 1/2 and 1/4, the first is two thirds
+    # 1/2 and 1/4 remain, which become 2/3 and 1/3
     assert kept_by(Choice(top_k=2, top_p=0.66)) == [0]
     assert kept_by(Choice(top_k=2, top_p=0.67)) == [0, 1]
 

@@ -191,7 +191,7 @@ def test_without_a_prime_text_each_stream_has_its_own_first_character() -> None:
     assert len({text[0] for text in together}) > 3
 
 
-def test_log_probabilities_equal_the_models() -> None:
+def test_log_probabilities_equal_those_of_the_model() -> None:
     model = make("lstm")
     written = list(Sampler(model, VOCABULARY).write("abc", 50, Choice(0.7, False, 4, 0.9), [3, 4], scored=True))
     for k in range(2):

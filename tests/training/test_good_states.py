@@ -1,5 +1,5 @@
-"""A state is saved only if it is good, a rollback returns to a state that does not depend on when the run was stopped,
-and a save has the state of its own iteration."""
+"""Only good states are saved. A rollback returns to the same state whether or not the run was stopped, and each save
+contains the state of its own iteration."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def flags(tmp_path: Path, **more: Any) -> dict[str, Any]:
 
 @contextmanager
 def nan_gradient(run: Run, iteration: int) -> Iterator[None]:
-    """Give one weight a gradient of NaN in this iteration, until the run has rolled back."""
+    """Make the gradient of one parameter NaN in this iteration, unless the run has already rolled back."""
 
     def spoil(gradient: torch.Tensor) -> torch.Tensor:
         hit = run.training.iteration + 1 == iteration and not run.training.rollbacks
@@ -46,7 +46,7 @@ def nan_gradient(run: Run, iteration: int) -> Iterator[None]:
 
 
 def followed(run: Run, stop_at: int = 0) -> list[int]:
-    """Train as the command does, to the end or to a signal after an iteration. Return the iterations."""
+    """Train as the command does, to the end or until a signal after ``stop_at``. Return the iterations."""
     seen = []
     for record in run.follow(Unseen()):
         seen.append(record.iteration)
@@ -100,7 +100,7 @@ def test_a_rollback_recovers_wherever_the_gradient_becomes_nan(tmp_path: Path, a
 
 
 def test_an_optimizer_state_that_is_not_finite_at_a_validation_is_rolled_back(tmp_path: Path) -> None:
-    """The weights and the losses stay finite: rmsprop divides by the root of its state."""
+    """The weights and losses stay finite, since rmsprop divides by the root of its state."""
     given = flags(tmp_path, on_nan="rollback", eval_val_every=5, checkpoint_dir=str(tmp_path / "cv"))
     run = new_run(configure(given))
     seen = []
@@ -147,7 +147,7 @@ def test_stopping_and_resuming_a_run_that_rolls_back_changes_nothing(tmp_path: P
     assert files[0] == files[1]
 
 
-def test_a_damaged_state_to_roll_back_to_is_refused_when_the_run_is_resumed(tmp_path: Path) -> None:
+def test_a_run_with_a_damaged_rollback_state_does_not_resume(tmp_path: Path) -> None:
     given = flags(tmp_path, on_nan="rollback", save_every=4, checkpoint_dir=str(tmp_path / "cv"))
     run = new_run(configure(given))
     followed(run, stop_at=6)
@@ -194,7 +194,7 @@ def test_the_loss_that_proves_a_state_is_the_next_iterations_with_the_same_dropo
     assert computed[:-1] == pytest.approx(run.training.losses[1:], rel=1e-6) and len(computed) > 10
 
 
-def test_losses_that_are_read_late_do_not_move_the_saves(tmp_path: Path) -> None:
+def test_reading_losses_late_does_not_move_the_saves(tmp_path: Path) -> None:
     saved: dict[int, dict[int, dict[str, torch.Tensor]]] = {}
     for in_flight in (1, 16):
         given = flags(tmp_path, save_every=10, eval_val_every=1000, checkpoint_dir=str(tmp_path / str(in_flight)))
@@ -209,7 +209,7 @@ def test_losses_that_are_read_late_do_not_move_the_saves(tmp_path: Path) -> None
     same(saved[1], saved[16])
 
 
-def test_a_broken_loss_does_not_take_the_good_records_before_it_along(tmp_path: Path) -> None:
+def test_the_records_before_a_loss_that_is_not_finite_are_kept(tmp_path: Path) -> None:
     run = new_run(configure(flags(tmp_path, grad_clip=0, checkpoint_dir=str(tmp_path / "cv"))))
     run.training.in_flight = 16
     seen: list[Record] = []
@@ -220,7 +220,7 @@ def test_a_broken_loss_does_not_take_the_good_records_before_it_along(tmp_path: 
 
 @pytest.mark.parametrize("in_flight", [1, 16])
 @pytest.mark.parametrize("on_nan", ["stop", "rollback"])
-def test_token_ids_that_are_changed_meanwhile_make_the_run_save_its_last_state(
+def test_a_run_whose_token_ids_are_changed_saves_its_last_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_flight: int, on_nan: str
 ) -> None:
     monkeypatch.setattr("charrnn.data.minibatches.AHEAD", 3 * 4 * 16)  # three minibatches at a time
@@ -243,11 +243,11 @@ def test_token_ids_that_are_changed_meanwhile_make_the_run_save_its_last_state(
     same(whole.training.weights(), resumed.training.weights())
 
 
-def test_no_save_by_the_clock_between_late_losses(tmp_path: Path) -> None:
+def test_a_save_by_the_clock_waits_until_the_losses_are_read(tmp_path: Path) -> None:
     run = new_run(configure(flags(tmp_path, save_minutes=1e-9, checkpoint_dir=str(tmp_path / "cv"))))
     run.training.in_flight = 3
     due = [record.iteration for record in run.records() if run.save_is_due(record)]
-    assert due[:3] == [3, 6, 7], "7 is a validation, at which the losses are read"
+    assert due[:3] == [3, 6, 7], "a validation, such as at iteration 7, reads the losses"
 
 
 def test_a_checkpoint_that_keep_cannot_delete_is_reported_and_training_continues(tmp_path: Path) -> None:

@@ -207,7 +207,7 @@ def test_a_run_resumes_from_its_last_save_even_if_the_clock_was_set_back(
     assert list(losses) == [7, 14, 21] and set(found) == {21, min(losses, key=lambda k: losses[k])}
 
 
-def test_a_folder_resumes_what_was_trained_last_even_if_it_was_from_an_earlier_checkpoint(tmp_path: Path) -> None:
+def test_a_folder_resumes_the_latest_training_even_if_an_earlier_one_went_further(tmp_path: Path) -> None:
     flags = FLAGS | data(tmp_path / "data", "fractions")
     further = train(tmp_path / "cv", flags, stop_at=20)
     early = min(tmp_path.glob("cv/*_epoch*.pt"), key=lambda path: Checkpoint.load(path).iteration)
