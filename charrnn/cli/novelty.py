@@ -68,7 +68,9 @@ def novelty(source: str, as_json: bool, **values: Any) -> None:
     else:
         options = replace(TrainingOptions(), **given)
         words = read(source, options.encoding)
-    text = open_chosen(replace(options, input=()) if "data_dir" in given else options, note)
+    options = replace(options, input=()) if "data_dir" in given else options
+    # nothing is written to a folder that only the checkpoint names
+    text = open_chosen(options, note, keep="data_dir" in given or not is_checkpoint(source))
     found = examine(words, text, options)
     if as_json:
         put(json.dumps({"examined": source, **asdict(found)}))

@@ -124,7 +124,8 @@ class Scorer:
         saved, name = self.saved.options, self.options.split
         batch_size = self.options.batch_size or saved.batch_size
         chosen = replace(saved, data_dir=self.options.data_dir, input=()) if self.options.data_dir else saved
-        text = open_chosen(chosen, self.report, vocabulary=self.vocabulary)
+        # nothing is written to a folder that only the checkpoint names
+        text = open_chosen(chosen, self.report, self.vocabulary, keep=bool(self.options.data_dir))
         if saved.task == "text" and batch_size == 1 and name in text.files:
             return self.stream(torch.from_numpy(text.files[name][:].astype(np.int64)))
         split = require(minibatches(text, replace(saved, batch_size=batch_size)), name)

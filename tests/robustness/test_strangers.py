@@ -102,6 +102,18 @@ def test_the_input_of_a_checkpoint_is_never_expanded_as_a_pattern(
     assert f"-input {pattern[:1]}" in message and message.endswith(": no such file")
 
 
+@pytest.mark.parametrize("command", ["eval", "novelty"])
+def test_reading_the_text_of_a_checkpoint_writes_nothing(folder: Path, command: str) -> None:
+    write_text(folder / "other", SONG * 80)
+    for options in ({"input": (), "data_dir": "other"}, {"input": ("other/input.txt",)}):
+        theirs(folder, **options)
+        before = files(folder)
+        run(folder, command, "theirs.pt", "-gpuid", -1)
+        assert files(folder) == before
+    run(folder, command, "theirs.pt", "-gpuid", -1, "-data_dir", "other")
+    assert sorted(path.name for path in (folder / "other").iterdir()) == ["input.npy", "input.txt", "vocab.json"]
+
+
 def test_a_pattern_may_be_given_again_when_a_run_resumes(folder: Path) -> None:
     theirs(folder, input=("gone.txt",))
     assert run(folder, *RESUME, "-input", "texts/*.txt", "-checkpoint_dir", "again").code == 0
