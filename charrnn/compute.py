@@ -139,12 +139,21 @@ def one_thread() -> None:
 # Random numbers
 
 
-def seed(number: int) -> None:
-    """Seed the generators of torch, on all devices, of numpy and of Python, which models of a user's own may use."""
+def seed(number: int, device: torch.device | None = None) -> None:
+    """Seed the generators of torch, of numpy and of Python, which models of a user's own may use.
+
+    Those of torch are seeded on all devices, or only on the CPU and the given one.
+    """
     import numpy as np
     import torch
 
-    torch.manual_seed(number)
+    if device is None:
+        torch.manual_seed(number)
+    else:
+        torch.default_generator.manual_seed(number)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(number)
     np.random.seed(number % 2**32)
     random.seed(number)
 

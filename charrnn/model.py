@@ -47,8 +47,8 @@ class Model(Protocol):
         """Read token ids, int64 (T, B); return the logits, (T, B, V), and the state after the last time step.
 
         A state of None means zeros, and the shapes of the state are always the same. The model keeps nothing between
-        calls, leaves its arguments unchanged, computes each row independently, and uses the dtype of its weights. Reading a text in two parts and carrying the state
-        between them gives the same logits as reading it whole.
+        calls, leaves its arguments unchanged, computes each row independently, and uses the dtype of its weights.
+        Reading a text in two parts and carrying the state between them gives the same logits as reading it whole.
         """
 
 

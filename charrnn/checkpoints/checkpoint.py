@@ -19,7 +19,7 @@ import charrnn
 from charrnn import registry
 from charrnn.checkpoints import archive
 from charrnn.checkpoints.folder import find_best, validated_name
-from charrnn.compute import weights_dtype
+from charrnn.compute import same_random_numbers, weights_dtype
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import UserError
 from charrnn.files import replacing
@@ -185,10 +185,11 @@ class Checkpoint:
         """Return the model with its weights, on the CPU, in the precision it was trained in.
 
         ``options`` replace saved settings: ``dropout`` and the model's own. Raises UserError if the weights do
-        not fit the model, before taking memory for it.
+        not fit the model, before taking memory for it. Changes no global random generator.
         """
-        self.check(model_file, **options)
-        model = model_file.create(*self._sizes(options), **self._own(options))
+        with same_random_numbers(torch.device("cpu")):  # building draws initial weights, which the saved ones replace
+            self.check(model_file, **options)
+            model = model_file.create(*self._sizes(options), **self._own(options))
         model.to(weights_dtype(self.options.precision))
         self.restore(model)
         return model

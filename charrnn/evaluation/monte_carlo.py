@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from charrnn import compute
 from charrnn.errors import UserError
 from charrnn.evaluation.loss import BLOCK, losses
 from charrnn.model import DrawsMasks, device_of, evaluating
@@ -31,7 +32,7 @@ def monte_carlo_losses(
     or more. There are two differences. After REDRAWS such samples this raises UserError, while the program never stops.
     Only predicted tokens count here, while the program also counts the first token, with probability 1e-10.
 
-    The model's mode and torch's global random state do not change.
+    The model's mode and the global random generators do not change.
     """
     total = torch.zeros(x.shape, dtype=torch.float64, device=device_of(model))
     kept = discarded = 0
@@ -64,17 +65,13 @@ def sample_losses(model: nn.Module, x: Tensor, y: Tensor, generator: torch.Gener
 
 @contextmanager
 def _dropping(model: nn.Module, generator: torch.Generator) -> Iterator[None]:
-    """Apply dropout as in training, with a seed from the generator; torch's global generators are left unchanged."""
+    """Apply dropout as in training, with a seed from the generator; the global generators are left unchanged."""
     device, was_training = device_of(model), model.training
     seed = int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device))
-    gpus = [device] if device.type == "cuda" else []
     model.train()
     try:
-        with torch.random.fork_rng(gpus), torch.no_grad():
-            torch.default_generator.manual_seed(seed)
-            for gpu in gpus:
-                with torch.cuda.device(gpu):
-                    torch.cuda.manual_seed(seed)
+        with compute.same_random_numbers(device), torch.no_grad():
+            compute.seed(seed, device)
             yield
     finally:
         model.train(was_training)

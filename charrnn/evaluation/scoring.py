@@ -101,8 +101,7 @@ class Scorer:
         self.vocabulary = with_unk(self.saved.vocabulary, options.unk) if options.unk else self.saved.vocabulary
         files = {name: registry.find(name) for name in {member.options.model for member in members}}
         device = choose_device(options.gpuid, report, self.saved.options.precision)
-        with torch.random.fork_rng([]):  # building the model draws random weights, which the saved ones then replace
-            models = [member.build(files[member.options.model]) for member in members]
+        models = [member.build(files[member.options.model]) for member in members]
         self.models: list[nn.Module] = [model.to(device) for model in models]
         self.options = options
         self.report = report

@@ -37,8 +37,7 @@ def continuation(checkpoint: str | Path | Checkpoint, primetext: str, settings: 
 def make_sampler(checkpoint: Checkpoint, options: SamplingOptions, report: Report) -> Sampler:
     """Return a Sampler for the checkpoint's model, on the device that the settings choose. Raises UserError."""
     device = choose_device(options.gpuid, report, checkpoint.options.precision)
-    with torch.random.fork_rng([]):  # building the model draws random weights, which the saved ones then replace
-        model = checkpoint.build(checkpoint.model_file())
+    model = checkpoint.build(checkpoint.model_file())
     return Sampler(model.to(device), checkpoint.vocabulary, getattr(torch, options.precision))
 
 

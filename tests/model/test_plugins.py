@@ -8,13 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 
+import charrnn as api
 from charrnn.checkpoints.checkpoint import Checkpoint
+from charrnn.compute import random_state
 from tests.helpers.command import QUICK, charrnn, one_line, run, write_text
 from tests.helpers.runs import same
 
 # a model that is a table of token pairs; the cases below change lines of it
 PLUGIN = """\
 import torch
+
+import charrnn as api
+from charrnn.compute import random_state
 from torch import nn
 
 
@@ -413,3 +418,27 @@ def test_unusual_models_resume_exactly(case: str, tmp_path: Path) -> None:
 def newest(folder: Path) -> Path:
     (path,) = folder.glob("*epoch1.00*.pt")
     return path
+
+
+def test_loading_sampling_and_scoring_draw_from_no_global_generator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even for a model that draws its initial weights and its dropout from numpy and Python."""
+    plugin(
+        tmp_path,
+        "import torch\n",
+        "import random\nimport numpy as np\nimport torch\n",
+        TABLE,
+        INIT + "self.table.weight.data *= random.random() + float(np.random.rand())",
+        LOGITS,
+        "logits = self.table(x) * (1 + (random.random() + float(np.random.rand()) if self.training else 0))",
+    )
+    run(tmp_path, *TRAIN)
+    monkeypatch.chdir(tmp_path)
+    cpu = torch.device("cpu")
+    before = random_state(cpu)
+    api.load("cv")
+    "".join(api.sample("cv", length=5, gpuid=-1))
+    losses = [api.evaluate("cv", mc_samples=3, seed=seed, gpuid=-1).loss for seed in (1, 1, 2)]
+    same(random_state(cpu), before)
+    assert losses[0] == losses[1] != losses[2]
