@@ -86,7 +86,7 @@ def test_the_formula_counts_the_floating_point_operations_of_all_products(name: 
 
 
 def by_products(network: nn.Module, x: Tensor) -> None:
-    """Run the network, replacing torch's own layers by their matrix products, which hide them from the counter."""
+    """Compute the network's matrix products one by one, since torch's own layers hide theirs from the counter."""
     if isinstance(network, networks.Layers):
         below = F.one_hot(x, subjects.V).to(network.decoder.weight)
         for W, R, *_ in network.layers.all_weights:

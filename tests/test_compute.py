@@ -33,7 +33,7 @@ def in_a_process(code: str, *words: str, **env: str) -> str:
 
 @pytest.fixture
 def gpus(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """Pretend to torch that the machine has ``cuda`` CUDA GPUs, and an MPS GPU if ``mps`` is true."""
+    """Make torch believe that the machine has ``cuda`` CUDA GPUs, and an MPS GPU if ``mps`` is true."""
     found = SimpleNamespace(cuda=0, mps=False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: found.cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: found.mps)

@@ -42,7 +42,7 @@ def test_only_a_regular_file_is_opened(tmp_path: Path, monkeypatch: pytest.Monke
             open_regular(path)
 
 
-def test_a_file_that_is_replaced_before_it_is_opened_is_not_waited_for(
+def test_opening_a_file_that_was_just_replaced_by_a_fifo_does_not_hang(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "one").write_text("1")

@@ -31,7 +31,7 @@ SMALLEST = Path(__file__).parent / "t7/rnn_2x32.t7.xz"
 
 
 def unpack(path: Path, folder: Path) -> Path:
-    """Return a checkpoint as char-rnn wrote it, after unpacking it if necessary."""
+    """Return a checkpoint file as char-rnn wrote it, unpacked if necessary."""
     if path.suffix != ".xz":
         return path
     target = folder / path.stem

@@ -44,7 +44,7 @@ Sampled = Callable[..., str]
 
 @contextmanager
 def endless(trained: Path, *flags: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that writes a text that would take hours to finish."""
+    """A process writing a text that would take hours to finish."""
     words = [sys.executable, "-m", "charrnn", "sample", "cv", *map(str, CPU), "-length", "100000000", *flags]
     with subprocess.Popen(words, cwd=trained, env=environment(), stdout=subprocess.PIPE) as process:
         try:

@@ -1,4 +1,4 @@
-"""Output that cannot be written, and foreign words on a terminal."""
+"""Output that cannot be written, and escaping of words from files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LINE_ENDS = {"\r", "\n", "\t"}
 
 
 def in_a_shell(folder: Path, *args: object, code: int = 0, redirected: str) -> str:
-    """Run ``charrnn ARGS`` with redirections, check its exit code, and return what it wrote to this test."""
+    """Run ``charrnn ARGS`` with redirections, check its exit code, and return what was not redirected."""
     words = f"{shlex.join([sys.executable, '-m', 'charrnn', *map(str, args)])} {redirected}"
     done = subprocess.run(["bash", "-c", words], cwd=folder, capture_output=True, env=environment(), timeout=120)
     assert done.returncode == code, done.stderr.decode()
@@ -49,7 +49,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- output that cannot be written ------------------------------------------------------------------------------------
 
 
-def test_a_full_disk_behind_stdout_does_not_end_a_training(trained: Path, tmp_path: Path) -> None:
+def test_a_full_disk_behind_stdout_does_not_end_training(trained: Path, tmp_path: Path) -> None:
     write_text(tmp_path / "data")
     first, *rest = in_a_shell(tmp_path, *TRAIN, redirected=">/dev/full").splitlines()
     assert first.startswith("lstm with ")
@@ -65,13 +65,13 @@ def test_a_full_disk_behind_stderr_loses_only_notes(trained: Path, tmp_path: Pat
     assert len(in_a_shell(trained, "sample", "cv", "-gpuid", -1, "-length", 5, redirected="2>/dev/full")) == 6
 
 
-def test_what_cannot_be_written_is_an_error_where_it_is_the_result(trained: Path) -> None:
+def test_a_full_disk_is_an_error_if_the_output_is_the_result_of_the_command(trained: Path) -> None:
     for words in (("eval", "cv", "-gpuid", -1), ("inspect", "cv"), ("sample", "cv", "-gpuid", -1)):
         assert "cannot write the output" in in_a_shell(trained, *words, code=1, redirected=">/dev/full")
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
-def test_a_closed_stream_is_like_an_empty_or_discarded_one(tmp_path: Path, closed: str) -> None:
+def test_commands_work_with_closed_streams(tmp_path: Path, closed: str) -> None:
     write_text(tmp_path / "data")
     in_a_shell(tmp_path, *TRAIN, redirected=closed)
     before = {path: path.read_bytes() for path in (tmp_path / "cv").glob("*.pt")}
@@ -79,7 +79,7 @@ def test_a_closed_stream_is_like_an_empty_or_discarded_one(tmp_path: Path, close
     in_a_shell(tmp_path, "sample", "cv", "-gpuid", -1, "-length", 5, redirected=closed)
 
 
-def test_a_terminal_that_is_gone_is_not_a_full_disk(tmp_path: Path) -> None:
+def test_an_error_of_a_terminal_or_a_pipe_is_not_taken_for_a_full_disk(tmp_path: Path) -> None:
     leader, follower = os.openpty()
     with open(follower, "w") as terminal, (tmp_path / "log").open("w") as file:
         broken = OSError(errno.EIO, "Input/output error")
@@ -89,13 +89,13 @@ def test_a_terminal_that_is_gone_is_not_a_full_disk(tmp_path: Path) -> None:
     os.close(leader)
 
 
-# --- foreign words on a terminal --------------------------------------------------------------------------------------
+# --- words from files -------------------------------------------------------------------------------------------------
 
 
 def harmless(folder: Path, *args: object, code: int = 0, quoted: str = r"\x1b[2J", **env: str) -> str:
-    """Run a command on a terminal. Fail unless ``quoted`` is on it and no control character is. Return what it shows.
+    """Run a command on a terminal and return its output. Fail if ``quoted`` is missing or a control character occurs.
 
-    The terminal is one that takes no escape sequences, so that the command itself sends none.
+    With TERM=dumb the command sends no escape sequences of its own.
     """
     returned, shown = on_a_terminal(folder, *args, columns=400, **{"TERM": "dumb"} | env)
     assert returned == code, shown
@@ -105,18 +105,18 @@ def harmless(folder: Path, *args: object, code: int = 0, quoted: str = r"\x1b[2J
 
 
 def changed(trained: Path, to: Path, **options: Any) -> Path:
-    """Save the newest checkpoint with other settings, as a stranger might."""
+    """Save the newest checkpoint with changed settings, as a stranger might."""
     saved = Checkpoint.load(find_newest(trained / "cv"))
     return replace(saved, options=replace(saved.options, **options)).save(to)
 
 
 def number(key: bytes) -> bytes:
-    """Return how a .t7 file begins an entry of a table whose value is a number."""
+    """Return the beginning of a .t7 table entry whose value is a number."""
     return struct.pack("<ii", 2, len(key)) + key + struct.pack("<i", 1)
 
 
 def text(key: bytes, value: bytes) -> bytes:
-    """Return a .t7 entry whose value is four bytes of text, as long as one whose value is a number."""
+    """Return a .t7 table entry whose value is four bytes of text, which is as long as an entry with a number."""
     return struct.pack("<ii", 2, len(key)) + key + struct.pack("<ii", 2, 4) + value
 
 
@@ -135,7 +135,7 @@ def named(old: bytes, new: bytes) -> Callable[[bytes], bytes]:
 
 IMPORTED: dict[str, tuple[Callable[[bytes], bytes], int, str]] = {
     "a setting with a default": (with_text(b"seed"), 0, r"-seed \x1b[2J"),
-    "an indispensable setting": (with_text(b"rnn_size"), 1, "rnn_size"),
+    "a required setting": (with_text(b"rnn_size"), 1, "rnn_size"),
     "the model": (named(b"\3\0\0\0rnn\2", b"\3\0\0\0\x1b[m\2"), 1, r"model \x1b[m"),
     "a class": (named(b"torch.DoubleTensor", b"torch.D\xaa\xaa\xaa\xaa\xaaTensor"), 1, "old.t7"),
 }
@@ -206,15 +206,15 @@ def test_a_models_own_error_does_not_control_the_terminal(trained: Path, tmp_pat
     assert "ValueError" in shown
 
 
-def test_only_one_module_prints_and_only_one_function_makes_text_for_a_terminal() -> None:
-    """Every other way to a terminal would be one without escaping."""
+def test_only_one_module_prints_and_only_one_function_builds_text_for_the_display() -> None:
+    """Any other way to a terminal would skip the escaping."""
     for path in Path(package.__file__).parent.rglob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         calls = [ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)]
         if path.name != "streams.py":
             assert not {"print", "click.echo", "sys.stdout.write", "sys.stderr.write"} & set(calls), path
         if path.name == "display.py":
-            assert calls.count("Text") == 2, "in escaped(), and the empty one in surprise()"
+            assert calls.count("Text") == 2, "only in escaped() and, empty, in surprise()"
             assert not [call for call in calls if call.startswith("Text.")]
 
 
@@ -222,4 +222,4 @@ def test_a_log_is_escaped_even_in_a_file(trained: Path, tmp_path: Path) -> None:
     write_text(tmp_path / "data")
     one = changed(trained, tmp_path / "one.pt", savefile=EVIL, max_epochs=0.4)
     log = io.StringIO(charrnn("train", "-resume", one, cwd=tmp_path).stdout.decode()).read()
-    assert r"\x1b[2J" in log and "\x1b" not in log, "tail -f shows it on a terminal"
+    assert r"\x1b[2J" in log and "\x1b" not in log, "tail -f would show it on a terminal"

@@ -121,7 +121,7 @@ def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def replace_python(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> None:
-    """Replace the Python that runs pip by a shell script."""
+    """Replace the Python that runs pip with a shell script."""
     python = folder / "python"
     python.write_text(f"#!/bin/sh\n{script}\n")
     python.chmod(0o755)
@@ -193,7 +193,7 @@ class Page(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def page(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], list[str]]]:
-    """A function that replaces char-rnn's page by a path on a local server, and the real text by the stand-in."""
+    """A function that replaces char-rnn's page with a path on a local server, and the real text with the stand-in."""
     released, asked = threading.Event(), list[str]()
     handler = type("Handler", (Page,), {"released": released, "asked": asked})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)

@@ -131,13 +131,13 @@ ENDLESS = {
     "the status": (b"HTTP/1.1 200 O", b"K"),
     "a header": (OK + b"X: ", b"y"),
     "headers": (OK, b"X: y\r\n"),
-    "interim answers": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "interim responses": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
     "the content": (OK + b"Content-Length: 50000\r\n\r\n", b"x"),
     "content without a length": (OK + b"\r\n", b"x"),
     "the length of a chunk": (OK + b"Transfer-Encoding: chunked\r\n\r\n1;x=", b"y"),
     "chunks": (OK + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
     "the trailer": (OK + b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n", b"X: y\r\n"),
-    "a redirection": (b"HTTP/1.1 302 Found\r\nLocation: /next\r\nContent-Length: 50000\r\n\r\n", b"x"),
+    "a redirect": (b"HTTP/1.1 302 Found\r\nLocation: /next\r\nContent-Length: 50000\r\n\r\n", b"x"),
 }
 
 
@@ -148,11 +148,11 @@ def test_a_download_that_is_too_slow_is_abandoned(
     monkeypatch.setattr(module, "MINUTE", 0.2)
     site.endless, site.pause = ENDLESS[kind], 0.01
     message = refusal(site, path)
-    # a redirection is followed before its content arrives; here it leads to the same redirection again
+    # a redirect is followed before its content arrives; here it leads to the same redirect again
     assert re.fullmatch(r"only [\d,]+ bytes arrived in 0\.2 seconds|it answers 302 .*", message, re.DOTALL), message
 
 
-def test_a_quick_beginning_does_not_excuse_a_slow_end(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_download_that_starts_fast_and_then_stalls_is_abandoned(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MINUTE", 0.2)
     site.endless, site.pause = (OK + b"Content-Length: 500000\r\n\r\n" + b"x" * 3 * module.SLOWEST, b"x"), 0.01
     with pytest.raises(Unavailable, match=r"^only [\d,]+ bytes arrived in 0\.2 seconds$"):
@@ -160,7 +160,7 @@ def test_a_quick_beginning_does_not_excuse_a_slow_end(site: Site, monkeypatch: p
 
 
 @pytest.mark.parametrize("kind", sorted(ENDLESS.keys() - {"the content"}))  # that one ends at its announced length
-def test_an_endless_answer_is_abandoned_and_takes_little_memory(kind: str, site: Site, path: Path) -> None:
+def test_an_endless_response_is_abandoned_and_takes_little_memory(kind: str, site: Site, path: Path) -> None:
     first, piece = ENDLESS[kind]
     site.endless = first, piece * 10_000
     tracemalloc.start()
@@ -176,26 +176,26 @@ def test_an_endless_answer_is_abandoned_and_takes_little_memory(kind: str, site:
 @pytest.mark.parametrize(
     "to", ["https://127.0.0.1:{port}/", "ftp://127.0.0.1:{port}/", "file:///etc/passwd", "data:,x"]
 )
-def test_a_redirection_to_another_scheme_is_refused(to: str, site: Site, path: Path) -> None:
+def test_a_redirect_to_another_scheme_is_refused(to: str, site: Site, path: Path) -> None:
     site.status, site.location = 302, to
     message = refusal(site, path)
     assert message.startswith("it redirects to ") or "is not allowed" in message
     assert path.read_bytes() == b"" and len(site.asked) == 1
 
 
-def test_a_redirection_from_https_to_http_is_refused() -> None:
+def test_a_redirect_from_https_to_http_is_refused() -> None:
     here, there = Request("https://example.org/a.zip"), "http://example.org/a.zip"
     with pytest.raises(Unavailable, match=r"^it redirects to http$"):
         module.SameScheme().redirect_request(here, BytesIO(), 302, "Found", Message(), there)
 
 
-def test_a_redirection_within_the_scheme_is_followed(site: Site, path: Path) -> None:
+def test_a_redirect_within_the_scheme_is_followed(site: Site, path: Path) -> None:
     site.status, site.location = 302, "http://127.0.0.1:{port}/next"
     fetch(site, path)
     assert path.read_bytes() == BODY and len(site.asked) == 2
 
 
-def test_an_unreachable_server_and_an_invalid_answer_are_reported() -> None:
+def test_an_unreachable_server_and_an_invalid_response_are_reported() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}/"
 

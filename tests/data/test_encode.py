@@ -110,7 +110,7 @@ def test_numpy_can_read_the_file_of_token_ids(tmp_path: Path, encoding: str) -> 
     assert again[:].tolist() == ids
 
 
-def test_a_file_with_another_checksum_type_or_length_is_not_read(tmp_path: Path) -> None:
+def test_a_file_with_a_wrong_checksum_type_or_length_is_not_read(tmp_path: Path) -> None:
     npy = tmp_path / "input.npy"
     np.save(npy, np.arange(9, dtype=np.uint8))
     checksum, nine = sha256(npy.read_bytes()).hexdigest(), Vocabulary(tuple(range(9)))

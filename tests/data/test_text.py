@@ -218,7 +218,7 @@ def test_minibatches_have_the_shape_and_dtype_that_a_model_takes(tmp_path: Path)
 
 
 class Counted:
-    """Ids that count how many of them are read."""
+    """An array of ids that counts how many are read."""
 
     def __init__(self, ids: IdArray) -> None:
         self.ids, self.dtype, self.read = ids, ids.dtype, 0
@@ -232,7 +232,7 @@ class Counted:
 
 
 @given(st.integers(1, 5), st.integers(1, 7), st.integers(1, 200))
-def test_ids_are_read_ahead_and_each_about_once(batch_size: int, seq_length: int, ahead: int) -> None:
+def test_ids_are_read_ahead_and_about_once_per_pass(batch_size: int, seq_length: int, ahead: int) -> None:
     ids = np.arange(batch_size * seq_length * 40, dtype=np.uint16)
     counted = Counted(ids)
     with pytest.MonkeyPatch.context() as patch:

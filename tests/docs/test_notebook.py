@@ -71,7 +71,7 @@ def kernel(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
 
 
 def about(text: str) -> str:
-    """Replace all numbers by 1, since they may differ on another processor."""
+    """Replace all numbers with 1, since they may differ on another processor."""
     return NUMBER.sub("1", text)
 
 

@@ -63,7 +63,7 @@ def test_the_installed_model_can_be_found_trained_and_sampled(python: Path, tmp_
     assert len(run(python, tmp_path, *charrnn, "sample", "cv", "-length", "30", "-gpuid", "-1")) >= 30
 
 
-def test_its_own_tests_pass(python: Path, tmp_path: Path) -> None:
+def test_the_examples_own_tests_pass(python: Path, tmp_path: Path) -> None:
     test = tmp_path / "test_mgu.py"
     test.write_bytes((EXAMPLE / test.name).read_bytes())
     printed = run(python, tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider", test.name)

@@ -261,8 +261,8 @@ def test_a_model_that_cannot_be_copied_trains_without_a_trial_of_threads(part: s
 INIT = f"{TABLE}; "
 STATE = "1, x.shape[1], 3"
 
-# models whose checkpoint cannot be read back, or is another model when it is: lines and their replacements, and words
-# of the message
+# models whose checkpoint cannot be read back, or gives a different model: lines with their replacements, and last some
+# words of the message
 UNREADABLE = {
     "extra state": (
         TABLE,
@@ -332,7 +332,7 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize("case", UNREADABLE)
-def test_a_checkpoint_that_cannot_be_read_back_is_found_before_the_first_iteration(case: str, tmp_path: Path) -> None:
+def test_a_model_whose_checkpoint_cannot_be_read_back_is_refused_at_the_start(case: str, tmp_path: Path) -> None:
     *replacements, words = UNREADABLE[case]
     plugin(tmp_path, *replacements)
     message = one_line(run(tmp_path, *TRAIN, code=1))

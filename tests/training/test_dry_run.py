@@ -42,7 +42,7 @@ def test_the_figures_equal_those_of_the_formulas(flags: dict[str, Any], model: s
     assert found.weights == found.gradients == 4 * found.parameters
     assert found.tokens_per_epoch == len(run.training.train) * B * T
     assert found.iterations == 2 * found.iterations_per_epoch
-    # backward takes twice the forward's products; torch's own layers multiply the one-hot input as well
+    # the backward pass takes twice as many products; torch's own layers also multiply the one-hot input
     one_hot = 2 * {"lstm": 4, "gru": 3, "rnn": 1}[model] * H * V
     expected = 3 * products(model) * B * T
     assert expected <= found.flops <= expected + 3 * one_hot * B * T

@@ -177,7 +177,7 @@ def test_a_loss_above_three_times_the_first_has_exploded(
             list(records)
 
 
-def test_a_fraction_of_an_epoch_is_rounded_down_but_not_by_a_rounding_error(tmp_path: Path) -> None:
+def test_iterations_are_rounded_down_but_not_because_of_floating_point_errors(tmp_path: Path) -> None:
     text = open_text(write_text(tmp_path, "ab" * (49 * 32)), report=lambda line: None)
     train = text.split(4, 16, 1.0, 0.0)["train"]
     assert len(train) == 49 and 1 / 49 * 49 < 1

@@ -12,7 +12,7 @@ from charrnn.settings.training import TrainingOptions
 from charrnn.training.optimizer import RULES, make_optimizer, restore, saved, step
 
 
-def test_every_value_of_the_setting_has_a_rule() -> None:
+def test_every_value_of_the_setting_optimizer_has_a_rule() -> None:
     assert RULES.keys() == set(get_args(get_type_hints(TrainingOptions)["optimizer"]))
 
 

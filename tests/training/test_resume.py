@@ -22,7 +22,7 @@ from tests.helpers.runs import FLAGS, broken_at_8, data, metrics, new_run, same,
 
 @pytest.mark.parametrize("precision", ["float32", "float64", "bf16"])
 @pytest.mark.parametrize("name", registry.models())
-def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path, name: str, precision: str) -> None:
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, name: str, precision: str) -> None:
     flags = FLAGS | data(tmp_path / "data", "fractions") | {"model": name, "precision": precision}
     whole = train(tmp_path / "whole", flags)
     assert whole.training.epoch > 2
@@ -109,7 +109,7 @@ def test_only_settings_that_do_not_affect_the_run_may_change(tmp_path: Path) -> 
     assert settings.options.max_epochs == 3
 
 
-def test_another_text_is_refused(tmp_path: Path) -> None:
+def test_a_different_text_is_refused(tmp_path: Path) -> None:
     flags = FLAGS | data(tmp_path / "data", "fractions")
     train(tmp_path / "cv", flags, stop_at=5)
     write_text(tmp_path / "data", SONG * 19 + SONG.replace("quick", "qcuik"))

@@ -43,7 +43,7 @@ RUNS: dict[str, tuple[list[str], list[str]]] = {
     "lstm_words": (["train.txt", "val.txt"], ["-model", "lstm", "-level", "word", "-unk", "<unk>"]),
     "rnn_clock": (["input.txt"], ["-model", "rnn", *CLOCK]),
 }
-# runs of which the last checkpoint before the end of training is kept
+# runs whose last checkpoint before the end of training is kept
 BEFORE_THE_END = {"rnn_clock"}
 
 
