@@ -282,7 +282,7 @@ UNREADABLE = {
     ),
     "a state that grows with each call": (
         RETURN,
-        "return logits, (h if state is None else torch.cat([h, h]),)",
+        "return logits, (h if state is None else torch.cat([h, h[:1]]),)",
         "its shapes are",
     ),
     "a state of more and more tensors": (RETURN, "return logits, (state or ()) + (h,)", "its shapes are"),
