@@ -223,7 +223,7 @@ def forget_random_numbers() -> None:
 
 
 def lose_the_best() -> None:
-    """Make -keep keep the latest checkpoint instead of the best one."""
+    """Let -keep spare the latest checkpoint instead of the best one."""
     checkpoint_folder.best_of = lambda kept: list(kept)[-1]
 
 

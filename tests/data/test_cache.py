@@ -134,7 +134,7 @@ def test_other_settings_or_formats_rebuild_the_cache(folder: Path, monkeypatch: 
 
 
 def test_adding_or_removing_a_split_rebuilds_the_cache(folder: Path) -> None:
-    """All splits share a vocabulary, which the change can affect."""
+    """All splits share one vocabulary, which can change with them."""
     (folder / "train.txt").write_text("aab")
     (folder / "val.txt").write_text("b")
     (folder / "test.txt").write_text("bc")

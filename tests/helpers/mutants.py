@@ -253,7 +253,7 @@ def record(arguments: list[str]) -> None:
 
 
 def run(seed: int, count: int, only: list[int], seconds: float, processes: int) -> None:
-    """Try mutants, and print and save each outcome. At the end, run the tests that failed on the original program."""
+    """Try mutants, and print and save each outcome. At the end, run the failed tests on the original program."""
     chosen = dict(enumerate(drawn(ROOT, seed, count)))
     known = Calls.load(KEPT / "calls.jsonl")
     results = KEPT / f"seed-{seed}.jsonl"

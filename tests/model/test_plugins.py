@@ -420,10 +420,10 @@ def newest(folder: Path) -> Path:
     return path
 
 
-def test_loading_sampling_and_scoring_draw_from_no_global_generator(
+def test_loading_sampling_and_scoring_leave_the_global_generators_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not even for a model that draws its initial weights and its dropout from numpy and Python."""
+    """Tested with a model that draws its initial weights and its dropout with numpy and Python."""
     plugin(
         tmp_path,
         "import torch\n",

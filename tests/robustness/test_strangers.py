@@ -103,7 +103,7 @@ def test_the_input_of_a_checkpoint_is_never_expanded_as_a_pattern(
 
 
 @pytest.mark.parametrize("command", ["eval", "novelty"])
-def test_reading_the_text_of_a_checkpoint_writes_nothing(folder: Path, command: str) -> None:
+def test_eval_and_novelty_cache_nothing_next_to_a_text_named_only_by_the_checkpoint(folder: Path, command: str) -> None:
     write_text(folder / "other", SONG * 80)
     for options in ({"input": (), "data_dir": "other"}, {"input": ("other/input.txt",)}):
         theirs(folder, **options)

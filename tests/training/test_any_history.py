@@ -1,8 +1,8 @@
-"""Whatever happens to a run, in any order: its files, its newest and best checkpoint and its learning rate are right.
+"""Whatever happens to a run, its files, its newest and best checkpoints and its learning rate are right.
 
-Hypothesis draws what happens: training, a save by the clock, Ctrl-C, a kill, resuming with other settings or from an
-older checkpoint, a gradient of NaN, a touched or edited text, a copied folder. Every result is compared with a model of
-the run that has no weights. It knows iterations, losses that it was told, and the rules in docs/reliability.md.
+Hypothesis draws sequences of events: training, a save by the clock, Ctrl-C, a kill, resuming with other settings or
+from an older checkpoint, a gradient of NaN, a touched or edited text, a copied folder. After each event the run is
+compared with a model without weights, which takes the losses from the run and follows the rules in docs/reliability.md.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ FLAGS: dict[str, Any] = {
     "sample_length": 0,
 }
 LAST = "lm_lstm_last.pt"
-# losses of all examples, by the iterations that rollbacks returned to and the iteration: they depend on nothing else
+# the losses in all examples, which depend only on the iteration and on the iterations that rollbacks returned to
 SEEN: dict[tuple[Any, ...], float] = {}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a resumed run may change."""
+    """Settings that a resumed run may change."""
 
     keep: int = 0
     save_every: int = 0
@@ -67,7 +67,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class State:
-    """What a checkpoint holds, and what a run continues from."""
+    """The content of a checkpoint, from which a run continues."""
 
     run: int
     settings: Settings = Settings()
@@ -77,9 +77,9 @@ class State:
     val_losses: tuple[tuple[int, float], ...] = ()
     # the names and losses of the validated checkpoints that -keep has not deleted, oldest first
     kept: tuple[tuple[str, float], ...] = ()
-    # the state that a rollback returns to, if it is not this one
+    # the state that a rollback returns to, if different
     good: State | None = None
-    # saves are numbered
+    # the number of the save
     order: int = 0
 
 
@@ -89,7 +89,7 @@ class Ended(Exception):
 
 @dataclass
 class Model:
-    """What a folder contains, and the state of the training that writes to it."""
+    """The content of a folder, and the state of the run that writes to it."""
 
     files: dict[str, State] = field(default_factory=dict)
     state: State = State(0)
@@ -99,7 +99,7 @@ class Model:
     rollback: bool = False
     # the iteration whose gradient will be NaN; 0 for none
     spoilt: int = 0
-    # whether the weights are NaN, which shows only later
+    # whether the weights are NaN, which is noticed only later
     broken: bool = False
     # whether a save by the clock is due
     clock: bool = False
@@ -121,7 +121,7 @@ class Model:
         return max(own, key=lambda name: (len(own[name].returns), own[name].iteration, own[name].order))
 
     def best(self) -> set[str]:
-        """Return the validated file with the lowest loss; the newest if there is none."""
+        """Return the validated files with the lowest loss, or the newest file if none is validated."""
         losses = {name: dict(state.val_losses)[state.iteration] for name, state in self.files.items() if name != LAST}
         return {name for name, loss in losses.items() if loss == min(losses.values())} or {self.newest()}
 
@@ -137,12 +137,12 @@ class Model:
         self.save(LAST, self.good if carried else None)
 
     def save_validated(self, loss: float) -> None:
-        """Save as after a validation, and delete what -keep says: all but the newest and the best."""
+        """Save as after a validation, and delete checkpoints as -keep does: all but the newest ones and the best."""
         at = self.state.iteration
         new = (f"lm_lstm_epoch{at / EPOCH:.2f}_{loss:.4f}.pt", loss)
         kept = [each for each in self.state.kept if each[0] != new[0]] + [new]
         best = [each for each in kept if each[1] == min(loss for _, loss in kept)][-1]
-        latest = kept[-self.state.settings.keep :]  # all for 0
+        latest = kept[-self.state.settings.keep :]  # -keep 0 keeps all
         left = [each for each in kept if each == best or each in latest]
         self.state = replace(self.state, val_losses=(*self.state.val_losses, (at, loss)), kept=tuple(left))
         self.good = self.state
@@ -160,7 +160,7 @@ class Model:
         self.broken = False
 
     def step(self, val_loss: float | None) -> int:
-        """Train until the next record, and return its iteration; 0 at the end. Raises Ended."""
+        """Train until the next record. Return its iteration, or 0 at the end. Raises Ended if the run must stop."""
         chosen = self.state.settings
         while self.state.iteration < EPOCH * chosen.max_epochs:
             at = self.state.iteration + 1
@@ -186,7 +186,7 @@ class Model:
         return 0
 
     def stop(self) -> None:
-        """Save as after Ctrl-C. Raises Ended."""
+        """Save as after Ctrl-C. Raises Ended if the run cannot roll back."""
         if self.broken:
             self.roll_back()
         self.save_last()
@@ -203,7 +203,7 @@ CHANGES = st.fixed_dictionaries(
 
 
 class AnyHistory(RuleBasedStateMachine):
-    """Does to a run what Hypothesis draws, and compares it with the model after each step."""
+    """Applies the events that Hypothesis draws to a run, and compares it with the model after each one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -217,17 +217,17 @@ class AnyHistory(RuleBasedStateMachine):
         self.lock = ExitStack()
         self.spoilt = 0
         self.ids: dict[int, str] = {}
-        # whether the file of metrics begins with the first iteration and leaves out none
+        # whether the metrics file must contain every iteration from the first on
         self.complete = True
 
     def teardown(self) -> None:
         self.lock.close()
         self.stack.close()
 
-    # --- what the rules do --------------------------------------------------------------------------------------------
+    # --- steps that the rules share -----------------------------------------------------------------------------------
 
     def launch(self, changes: dict[str, Any], resume: Path | None) -> list[str]:
-        """Begin or resume a run, which then waits for ``train``. Return what is said."""
+        """Begin or resume a run, which then waits for ``train``. Return the reported lines."""
         said: list[str] = []
         given = changes | {"data_dir": str(self.data), "checkpoint_dir": str(self.cv)}
         setup = prepare(configure(given, resume=str(resume) if resume else None), said.append)
@@ -266,7 +266,7 @@ class AnyHistory(RuleBasedStateMachine):
         self.run = None
 
     def diverges(self, act: Callable[[], object], model: Callable[[], object]) -> bool:
-        """Do something to the run and to the model. Return whether both end, because they must not roll back."""
+        """Apply an event to the run and the model. Return whether both ended since they may not roll back."""
         try:
             act()
         except Diverged:
@@ -289,7 +289,7 @@ class AnyHistory(RuleBasedStateMachine):
     @precondition(lambda self: self.run)
     @rule(count=st.integers(1, 12), spoil=st.one_of(st.none(), st.integers(1, 3), st.integers(1, 6)))
     def train(self, count: int, spoil: int | None) -> None:
-        """Train ``count`` iterations. The gradient of iteration ``spoil`` from here is NaN."""
+        """Train ``count`` iterations. If ``spoil`` is set, the gradient is NaN that many iterations from now."""
         if spoil:
             self.spoilt = self.model.spoilt = self.model.state.iteration + spoil
         for _ in range(count):
@@ -324,7 +324,7 @@ class AnyHistory(RuleBasedStateMachine):
         self.ended()
 
     def ended(self) -> None:
-        """Leave a run that has saved its last state: the metrics are complete, and nothing temporary is left."""
+        """Leave a run that has saved its last state. Check the metrics, and that no temporary file is left."""
         self.end()
         assert not list(self.cv.glob(f".*{UNFINISHED}"))
         lines = metrics(self.cv / "lm_lstm_metrics.jsonl")
@@ -367,7 +367,7 @@ class AnyHistory(RuleBasedStateMachine):
         name = data.draw(st.sampled_from(sorted(self.model.files)))
         state = self.model.files[name]
         another = name != self.model.newest(state.run)
-        self.complete &= name == self.model.newest()  # otherwise the lines that it needs may have been cut off
+        self.complete &= name == self.model.newest()  # otherwise some lines may have been removed
         self.launch({}, self.cv / name)
         self.model.begin(replace(state, run=self.model.new_run()) if another else state)
 
@@ -395,7 +395,7 @@ class AnyHistory(RuleBasedStateMachine):
             os.utime(copy / file.name, (chance.randrange(2), chance.randrange(2)))
         self.cv = copy
 
-    # --- what must hold at any time -----------------------------------------------------------------------------------
+    # --- what must always hold ----------------------------------------------------------------------------------------
 
     @invariant()
     def the_files_are_those_of_the_model(self) -> None:

@@ -176,8 +176,8 @@ def test_saving_at_every_iteration_changes_no_weight_and_no_random_number(tmp_pa
     same(ends[0].training.state_dict(), ends[1].training.state_dict())
 
 
-def test_the_loss_that_proves_a_state_is_the_next_iterations_with_the_same_dropout(tmp_path: Path) -> None:
-    """So a save by the clock or by Ctrl-C fails only where the uninterrupted run would diverge one iteration later."""
+def test_the_loss_that_checks_a_state_is_that_of_the_next_iteration_with_its_dropout(tmp_path: Path) -> None:
+    """A save by the clock or Ctrl-C thus fails only if the uninterrupted run would diverge one iteration later."""
     run = new_run(configure(flags(tmp_path, dropout=0.5, checkpoint_dir=str(tmp_path / "cv"))))
     counter = torch.zeros(())
     run.model.register_buffer("counter", counter)
@@ -190,7 +190,7 @@ def test_the_loss_that_proves_a_state_is_the_next_iterations_with_the_same_dropo
     for _ in run.records():
         before = counter.item()
         computed.append(run.training._next_loss())
-        assert counter.item() == before, "a buffer, such as a running mean, must not change"
+        assert counter.item() == before, "buffers, such as running means, must not change"
     assert computed[:-1] == pytest.approx(run.training.losses[1:], rel=1e-6) and len(computed) > 10
 
 

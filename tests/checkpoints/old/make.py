@@ -30,7 +30,7 @@ PLATEAU += ["-plateau_patience", "1", "-eval_val_every", "30"]
 ROLLBACK = ["-optimizer", "sgd", "-learning_rate", "3", "-grad_clip", "0.5", "-on_nan", "rollback", "-save_every", "5"]
 ROLLBACK += ["-learning_rate_decay", "0.5", "-learning_rate_decay_after", "1"]
 ROLLBACK += ["-rnn_size", "6"]
-# saves after every iteration by the time limit; these also contain the state of the last regular save
+# -save_minutes saves after every iteration; these saves also contain the state of the last regular save
 CLOCK = ["-on_nan", "rollback", "-save_every", "50", "-save_minutes", "0.000001"]
 
 # name -> the files of the text and the flags of the run
