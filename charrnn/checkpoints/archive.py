@@ -2,19 +2,17 @@
 
 torch.load(weights_only=True) does not run code either, but trusts the sizes in the file: a few bytes can make it
 allocate gigabytes, or read past the end of a storage. Here every size is checked against the bytes in the file before
-memory is allocated, and checksums detect damage from a disk or a transfer.
+memory is allocated, reading takes time in proportion to the file's size, too, and checksums detect damage from a disk
+or a transfer.
 """
 
 from __future__ import annotations
 
 import os
-import pickle
 import pickletools
 import sys
 import zipfile
-from collections import OrderedDict
 from contextlib import nullcontext
-from io import BytesIO
 from math import prod
 from pathlib import Path
 from typing import IO, Any
@@ -25,13 +23,8 @@ from torch import Tensor
 PICKLE_BYTES = 16_000_000  # enough for a vocabulary of all of Unicode
 OPCODES = 4_000_000
 DEPTH = 16  # of nested dicts and lists
-
-# everything that torch.save writes for plain values and tensors; none of these looks up or sets attributes
-ALLOWED = {
-    "PROTO", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT",
-    "BINUNICODE", "EMPTY_DICT", "SETITEM", "SETITEMS", "EMPTY_LIST", "APPEND", "APPENDS", "EMPTY_TUPLE", "TUPLE",
-    "TUPLE1", "TUPLE2", "TUPLE3", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET", "GLOBAL", "BINPERSID", "REDUCE",
-}  # fmt: skip
+DIMENSIONS = 64  # the most that torch's own operations support
+JUMPS = 1_000  # between integer keys; see _Reader._count_jumps
 
 STORAGES = {
     "FloatStorage": torch.float32,
@@ -56,7 +49,7 @@ def read(source: Path | IO[bytes], values: bool = True) -> Any:
 
     Without ``values`` the tensors are on torch's meta device: only their types and shapes are read.
 
-    Takes memory at most in proportion to the file's size. Raises Malformed for any other file, and OSError.
+    Takes memory and time at most in proportion to the file's size. Raises Malformed for any other file, and OSError.
     """
     try:
         opened = source.open("rb") if isinstance(source, Path) else nullcontext(source)
@@ -82,50 +75,115 @@ def _read(archive: zipfile.ZipFile, size: int, values: bool) -> Any:
         raise Malformed("data.pkl is missing or too large")
     if archive.read(members[f"{folder}/byteorder"]) != sys.byteorder.encode():
         raise Malformed(f"the file was not written on a {sys.byteorder}-endian machine")
-    data = archive.read(described)
-    opcodes = _check_opcodes(data)
     storages = {name.removeprefix(f"{folder}/data/"): member for name, member in members.items()}
-    content = _Reader(data, archive, storages, values).load()
-    _check_tree(content, opcodes)
+    reader = _Reader(archive, storages, values)
+    content = reader.read(archive.read(described))
+    _check_tree(content, reader.opcodes)
     return content
 
 
-def _check_opcodes(data: bytes) -> int:
-    """Return the number of opcodes in the pickle. Raises Malformed for any that plain values do not need."""
-    count = 0
-    for opcode, argument, _ in pickletools.genops(data):
-        count += 1
-        if opcode.name not in ALLOWED or count > OPCODES:
-            raise Malformed(f"the pickle has {opcode.name}, or too many opcodes")
-        # the unpickler allocates room for all numbers up to this one
-        if opcode.name == "LONG_BINPUT" and argument is not None and argument > count:
-            raise Malformed("the pickle numbers its values out of order")
-    return count
+class _Reader:
+    """Carries out the few opcodes of a pickle that torch.save writes for plain values and tensors.
 
+    Each takes time in proportion to its bytes, and none looks up or calls anything but ``_named``. Python's unpickler
+    would not do, even without its dangerous opcodes: the hash of a nested tuple as a key can take it forever.
+    """
 
-class _Reader(pickle.Unpickler):
-    """Knows the few names that torch.save uses, and maps each to something harmless."""
-
-    def __init__(
-        self, data: bytes, archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo], values: bool
-    ) -> None:
-        super().__init__(BytesIO(data))
+    def __init__(self, archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo], values: bool) -> None:
         self.archive = archive
         self.members = members
         self.values = values
         self.storages: dict[str, Tensor] = {}
+        self.opcodes = 0
+        self.stack: list[Any] = []
+        # stacks that continue where the items of a list, dict or tuple end
+        self.outer: list[list[Any]] = []
+        self.memo: dict[int, Any] = {}
+        self.key = self.step = self.jumps = 0
 
-    def find_class(self, module: str, name: str) -> Any:
-        match module, name:
-            case "collections", "OrderedDict":
-                return OrderedDict
-            case "torch._utils", "_rebuild_tensor_v2":
-                return _tensor
-            case "torch", _ if name in STORAGES:
-                return STORAGES[name]
-        raise Malformed(f"the file asks for {module}.{name}")
+    def read(self, data: bytes) -> Any:
+        """Return the value of a pickle. Raises Malformed, or almost anything else, if that is not possible."""
+        argument: Any
+        for opcode, argument, _ in pickletools.genops(data):
+            self.opcodes += 1
+            if self.opcodes > OPCODES:
+                raise Malformed("the pickle has too many opcodes")
+            match opcode.name:
+                case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "BINUNICODE":
+                    self.stack.append(argument)
+                case "BINPUT" | "LONG_BINPUT":
+                    self.memo[argument] = self.stack[-1]
+                case "BINGET" | "LONG_BINGET":
+                    self.stack.append(self.memo[argument])
+                case "NONE" | "NEWTRUE" | "NEWFALSE":
+                    self.stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[opcode.name])
+                case "GLOBAL":
+                    self.stack.append(_named(argument))
+                case "MARK":
+                    self.outer.append(self.stack)
+                    self.stack = []
+                case "PROTO" | "STOP":
+                    pass
+                case name:
+                    self._build(name)
+        return self.stack.pop()
 
-    def persistent_load(self, pid: Any) -> Tensor:
+    def _build(self, opcode: str) -> None:
+        """Carry out an opcode that makes a value from others, or adds to one."""
+        match opcode:
+            case "EMPTY_DICT" | "EMPTY_LIST" | "EMPTY_TUPLE":
+                self.stack.append({"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}[opcode]())
+            case "TUPLE":
+                items = self._marked()
+                self.stack.append(tuple(items))
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                items = self._last(int(opcode[-1]))
+                self.stack.append(tuple(items))
+            case "APPEND" | "APPENDS":
+                items = self._last(1) if opcode == "APPEND" else self._marked()
+                _of_type(self.stack[-1], list).extend(items)
+            case "SETITEM" | "SETITEMS":
+                self._set(self._last(2) if opcode == "SETITEM" else self._marked())
+            case "BINPERSID":
+                self.stack.append(self._storage_of(self.stack.pop()))
+            case "REDUCE":
+                function, arguments = self._last(2)
+                if function is not _tensor and function is not _no_hooks:
+                    raise Malformed("the pickle calls something that is not a function")
+                self.stack.append(function(*_of_type(arguments, tuple)))
+            case _:
+                raise Malformed(f"the pickle has {opcode}")
+
+    def _marked(self) -> list[Any]:
+        """Remove and return the values since the last mark."""
+        items, self.stack = self.stack, self.outer.pop()
+        return items
+
+    def _last(self, count: int) -> list[Any]:
+        """Remove and return the last values."""
+        return [self.stack.pop() for _ in range(count)][::-1]
+
+    def _set(self, items: list[Any]) -> None:
+        """Add keys and their values to a dict. Text as a key cannot be made to collide, unlike integers."""
+        target = _of_type(self.stack[-1], dict)
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            if type(key) is int:
+                self._count_jumps(key)
+            if type(key) not in (str, int) or key in target:
+                raise Malformed("a key is neither text nor an integer, or occurs twice")
+            target[key] = value
+
+    def _count_jumps(self, key: int) -> None:
+        """Raise Malformed if there are too many integer keys that do not follow the last one at the same distance.
+
+        Keys that a program counts do; keys that are chosen to collide, which makes a dict slow, do not.
+        """
+        self.jumps += key != self.key + self.step
+        self.key, self.step = key, key - self.key
+        if self.jumps > JUMPS or not 0 <= key < 2**53:
+            raise Malformed("its integer keys are too irregular")
+
+    def _storage_of(self, pid: Any) -> Tensor:
         """Return a storage as a one-dimensional tensor. Its bytes are in a member of their own."""
         match pid:
             case ("storage", torch.dtype() as dtype, str(key), str(), int(length)):
@@ -153,11 +211,37 @@ class _Reader(pickle.Unpickler):
         return storage
 
 
-def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
+def _of_type(value: Any, kind: type[Any]) -> Any:
+    if type(value) is not kind:
+        raise Malformed(f"the pickle takes a {type(value).__name__} for a {kind.__name__}")
+    return value
+
+
+def _named(name: str) -> Any:
+    """Return what a name of torch.save's stands for, which is always something harmless."""
+    match name.split(" "):
+        case "collections", "OrderedDict":
+            return _no_hooks
+        case "torch._utils", "_rebuild_tensor_v2":
+            return _tensor
+        case "torch", kind if kind in STORAGES:
+            return STORAGES[kind]
+    raise Malformed(f"the file asks for {name.replace(' ', '.')}")
+
+
+def _no_hooks() -> dict[Any, Any]:
+    """Return the dict, always empty, in which torch.save keeps a tensor's hooks."""
+    return {}
+
+
+def _tensor(
+    storage: Any, offset: Any, size: Any, stride: Any, requires_grad: Any, hooks: Any, metadata: Any = None
+) -> Tensor:
     """Return a view of a storage. Raises Malformed if it has more elements or reaches past the end."""
-    numbers = (offset, *size, *stride)
-    if not isinstance(storage, Tensor) or len(size) != len(stride) or any(type(n) is not int or n < 0 for n in numbers):
-        raise Malformed("a tensor's size and strides are not natural numbers")
+    if not isinstance(storage, Tensor) or not len(_of_type(size, tuple)) == len(_of_type(stride, tuple)) <= DIMENSIONS:
+        raise Malformed(f"a tensor's size and strides are not natural numbers, one for each of {DIMENSIONS} dimensions")
+    if any(type(n) is not int or not 0 <= n < 2**63 for n in (offset, *size, *stride)):
+        raise Malformed("a tensor's size and strides are not natural numbers of 63 bits")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     elements = prod(size)
     if elements > len(storage) or (elements and last >= len(storage)):
@@ -180,7 +264,7 @@ def _check_tree(content: Any, most: int) -> None:
         for value in level:
             if type(value) in (list, tuple):
                 below.extend(value)
-            elif type(value) is dict and all(type(key) in (str, int) for key in value):
+            elif type(value) is dict:
                 below.extend(value.values())
             elif value is not None and type(value) not in (bool, int, float, str, Tensor):
                 raise Malformed(f"it contains a {type(value).__name__}")

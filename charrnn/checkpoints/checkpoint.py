@@ -149,6 +149,8 @@ class Checkpoint:
             raise UserError("its weights are not tensors")
         if not all(value is None or type(value) in PLAIN for value in content["model_options"].values()):
             raise UserError("its model's options are not plain values")
+        if taken := content["model_options"].keys() & known.keys() - {"dropout"}:
+            raise UserError(f"its model's options have the names of settings: {', '.join(sorted(taken))}")
         decay = content["options"].get("learning_rate_decay")
         if type(decay) is float and decay > 1:  # earlier versions accepted it and computed with 1
             content["options"]["learning_rate_decay"] = 1.0

@@ -35,6 +35,9 @@ COMMANDS = {
 }
 
 
+# what the system says when a limit on memory leaves no room for a library
+UNLOADABLE = ("failed to map segment", "cannot allocate memory", "Cannot allocate memory")
+
 UNWRITABLE = (*FULL, errno.EIO)  # EIO: a broken disk
 
 HELP = {"help_option_names": ["-h", "-help", "--help"]}
@@ -136,6 +139,8 @@ def mistake(error: Exception) -> str:
             character = error.object[error.start]
             remedy = "set PYTHONIOENCODING=utf-8:surrogateescape in the environment"
             return f"{character!a} cannot be printed in {sys.stdout.encoding}, the output's encoding: {remedy}"
+        case ImportError() if any(words in str(error) for words in UNLOADABLE):
+            return "the limit on this process's memory is too small to load PyTorch: raise it (ulimit -v) or remove it"
         case MemoryError() | RuntimeError():
             from charrnn.compute import ran_out
 

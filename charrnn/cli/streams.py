@@ -20,6 +20,8 @@ from charrnn.errors import UserError, printable, unreadable
 # errors for a full disk, an exceeded quota, and the limit on file sizes
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
+LONGEST = 10_000  # characters of a note: a name in a stranger's checkpoint may have millions
+
 
 def open_closed() -> None:
     """Open /dev/null in place of standard streams that are closed. Otherwise other files would get their numbers."""
@@ -30,6 +32,8 @@ def open_closed() -> None:
 
 def note(line: str) -> None:
     """Write a line to stderr, for the person at the terminal. It is lost if stderr is a file on a full disk."""
+    if len(line) > LONGEST:
+        line = f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
     try:
         print(printable(line, keep=""), file=sys.stderr, flush=True)
     except OSError as error:

@@ -218,6 +218,12 @@ def test_only_one_module_prints_and_only_one_function_builds_text_for_the_displa
             assert not [call for call in calls if call.startswith("Text.")]
 
 
+def test_a_very_long_name_in_a_file_is_shortened(trained: Path, tmp_path: Path) -> None:
+    one = changed(trained, tmp_path / "one.pt", model="a" * 10**6)
+    said = charrnn("sample", one, cwd=tmp_path, code=1).stderr.decode()
+    assert "charrnn: unknown model aaa" in said and "aaa ... " in said and len(said) < 11_000
+
+
 def test_a_log_is_escaped_even_in_a_file(trained: Path, tmp_path: Path) -> None:
     write_text(tmp_path / "data")
     one = changed(trained, tmp_path / "one.pt", savefile=EVIL, max_epochs=0.4)

@@ -409,6 +409,14 @@ def test_the_message_for_running_out_of_memory_says_how_much_is_needed(folder: P
     assert 3 * 4 * weights <= needed * 1.01 and needed < 2 * 3 * 4 * weights
 
 
+def test_too_little_memory_to_load_torch_is_said_in_one_sentence(folder: Path) -> None:
+    words = f"ulimit -v 250000; {shlex.join([sys.executable, '-m', 'charrnn', *map(str, STEADY)])}"
+    done = subprocess.run(["bash", "-c", words], cwd=folder, capture_output=True, env=environment(), timeout=60)
+    assert done.returncode == 1
+    assert b"charrnn: the limit on this process's memory is too small to load PyTorch: raise it" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
 def test_a_model_larger_than_memory_is_refused_before_anything_is_written(folder: Path) -> None:
     assert finish(start(folder, *STEADY, "-rnn_size", 1_000_000)) == 1
     assert re.search(r"needs about [\d,.]+ GB .*, but the device has only [\d.]+ GB: lower -rnn_size", said(folder))

@@ -237,6 +237,9 @@ def endless() -> Any:
 
 
 LONG_BINPUT = b"\x80\x02}r" + struct.pack("<I", 0xFFFFFFF0) + b"."
+# the tuple (t, t) of the tuple t, and so on: its hash, as the key of a dict, visits 2^27 tuples
+TUPLES_AS_KEY = b"\x80\x02})" + b"q\0h\0\x86" * 27 + b"Ns."
+TWO_KEYS = b"\x80\x02}(X\1\0\0\0aNX\1\0\0\0aNu."
 BYTEARRAY8 = b"\x80\x05\x96" + struct.pack("<Q", HUGE) + b"."
 
 HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
@@ -254,13 +257,13 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "two members with the same name": (twice, "two members"),
     "a member larger than the file": (wrong_size, "the members overlap"),
     "another program's": (another_programs, "not a checkpoint of charrnn"),
-    "a whole module": (a_whole_module, "NEWOBJ"),
+    "a whole module": (a_whole_module, "asks for torch.nn.modules.linear.Linear"),
     "torch's old format": (legacy_format, "not a zip"),
     "a list": (forged([1, 2]), "not a checkpoint of charrnn"),
     "future format": (saved(format=2), "format 2"),
     "format of the wrong type": (saved(format=[1]), "format"),
     "no format": (saved(format=None), "format"),
-    "pickle with a huge memo index": (forged(LONG_BINPUT), "out of order"),
+    "pickle with a huge memo index": (forged(LONG_BINPUT), "not a checkpoint of charrnn"),
     "bytearray of 10^12": (forged(BYTEARRAY8), "bytearray8"),
     "call of bytearray": (forged(Reduced(bytearray, HUGE)), "bytearray"),
     "call of torch.Tensor": (forged(Reduced(torch.Tensor, HUGE)), "the file asks for torch.Tensor"),
@@ -286,6 +289,26 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "negative stride": (tensor((1,), (-1,)), "not natural numbers"),
     "sizes that are text": (tensor(("a",), (1,)), "not natural numbers"),
     "one stride missing": (tensor((1, 1), (1,)), "not natural numbers"),
+    "2,000 sizes of 2,000 bits": (tensor((2**2000,) * 2000, (1,) * 2000), "64 dimensions"),
+    "a size of 2,000 bits": (tensor((0, 2**2000), (1, 1)), "63 bits"),
+    "a size of a thousand zeros": (tensor((0,) * 1000, (1,) * 1000), "64 dimensions"),
+    "a tensor with a thousand more arguments": (
+        forged(Reduced(torch._utils._rebuild_tensor_v2, *range(1000))),
+        "positional arguments",
+    ),
+    "integer keys with the same hash": (
+        saved(training={"val_losses": {key * (2**61 - 1): 1.0 for key in range(1, 2000)}}),
+        "too irregular",
+    ),
+    "integer keys at random": (
+        saved(training={"val_losses": {key * key % 100_003: 1.0 for key in range(5000)}}),
+        "too irregular",
+    ),
+    "negative integer keys": (saved(training={"val_losses": {-1: 1.0}}), "too irregular"),
+    "tuples of tuples as a key": (forged(TUPLES_AS_KEY), "neither text nor an integer"),
+    "a number as a key": (saved(training={"val_losses": {1.5: 1.0}}), "neither text nor an integer"),
+    "one key twice": (forged(TWO_KEYS), "occurs twice"),
+    "a storage that is called": (forged(Reduced(torch.FloatStorage)), "not a function"),
     "rnn_size 10^9": (saved(options={"rnn_size": 10**9}), "rnn_size"),
     "rnn_size 10^6": (saved(options={"rnn_size": 10**6}), "do not fit"),
     "num_layers 10^9": (saved(options={"num_layers": 10**9}), "num_layers"),
@@ -295,6 +318,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "a list as the model name": (saved(options={"model": ["lstm"]}), "model"),
     "unknown option": (saved(options={"unheard_of": 1}), "does not know its settings unheard_of"),
     "unknown model option": (saved(model_options={"depth": 3}), "depth"),
+    "a million layers as the model's own option": (saved(model_options={"num_layers": 10**6}), "names of settings"),
     "model option of the wrong type": (saved(model_options={"depth": [3]}), "model's options are not plain values"),
     "no options": (saved(options=None), "its options are not a table"),
     "model that does not exist": (saved(options={"model": "nosuch"}), "unknown model nosuch"),
