@@ -307,6 +307,8 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "negative integer keys": (saved(training={"val_losses": {-1: 1.0}}), "too irregular"),
     "tuples of tuples as a key": (forged(TUPLES_AS_KEY), "neither text nor an integer"),
     "a number as a key": (saved(training={"val_losses": {1.5: 1.0}}), "neither text nor an integer"),
+    "a set": (forged(b"\x80\x04\x8f."), "the pickle has EMPTY_SET"),
+    "a list with keys": (forged(b"\x80\x02]NNs."), "the pickle takes a list for a dict"),
     "one key twice": (forged(TWO_KEYS), "occurs twice"),
     "a storage that is called": (forged(Reduced(torch.FloatStorage)), "not a function"),
     "rnn_size 10^9": (saved(options={"rnn_size": 10**9}), "rnn_size"),
