@@ -10,36 +10,46 @@ import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import IO
 
 if sys.platform != "win32":
     import fcntl
+    from socket import AF_UNIX, SOCK_DGRAM, socket
 
 # suffix of temporary files
 UNFINISHED = ".charrnn-part"
+
+# characters of a file's name in that of its temporary file: at most 200 bytes of the usual 255
+SHOWN = 50
 
 # errors of file systems without locks, such as some network file systems
 UNLOCKABLE = (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK)
 
 
-def open_regular(path: Path, buffering: int = -1) -> IO[bytes]:
-    """Open a file for reading. Raises OSError for whatever is not a regular file, such as a FIFO, without waiting."""
-    _check_regular(path, path.stat())  # merely opening a device can have effects
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+def open_regular(path: Path, mode: str = "rb", buffering: int = -1) -> IO[bytes]:
+    """Open a file. Raises OSError for whatever is not a regular file, such as a FIFO, without waiting."""
+    return open(path, mode, buffering, opener=_regular)
+
+
+def _regular(path: str, flags: int) -> int:
+    with suppress(FileNotFoundError):
+        _check_regular(path, os.stat(path))  # merely opening a device can have effects
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o666)
     try:
         _check_regular(path, os.fstat(descriptor))
-        return os.fdopen(descriptor, "rb", buffering)
     except OSError:
         os.close(descriptor)
         raise
+    return descriptor
 
 
-def _check_regular(path: Path, status: os.stat_result) -> None:
+def _check_regular(path: str, status: os.stat_result) -> None:
     if stat.S_ISDIR(status.st_mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
     if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
+        raise OSError(errno.EINVAL, "not a regular file", path)
 
 
 @contextmanager
@@ -49,36 +59,62 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     The bytes go to a temporary file in the same folder, which is flushed to disk and then renamed. A reader always sees
     either the old file or the new one, even after a crash or on a full disk. After an error the temporary file is
     removed and ``path`` is unchanged. Temporary files of killed processes are removed the next time a file is written
-    to the folder. Those that are still being written are locked and stay. (On Windows they all stay.) Raises OSError.
+    to the folder. Those that are still being written are locked and stay. (On Windows they all stay.)
+
+    Where ``path`` is a link, this happens to the file that it leads to. A device, a FIFO or anything else that cannot
+    be replaced is written into. Raises OSError.
     """
-    _sweep(path.parent)
-    with _temporary(path) as file:
-        try:
+    target = Path(os.path.realpath(path))
+    if (
+        _exists(path) and not target.is_file()
+    ):  # for /dev/stdout, the target may be the name of a pipe or a deleted file
+        with open(path, "wb", opener=_existing) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-            if sys.platform == "win32":  # Windows cannot rename an open file
-                file.close()
-            os.replace(file.name, path)
-        except BaseException:
-            if sys.platform == "win32":
-                file.close()
-            os.unlink(file.name)
-            raise
-    _sync_folder(path.parent)
+        return
+    _sweep(target.parent)
+    with temporary(target) as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+        if sys.platform == "win32":  # Windows cannot rename an open file
+            file.close()
+        os.replace(file.name, target)
+    _sync_folder(target.parent)
 
 
-def _temporary(path: Path) -> IO[bytes]:
-    """Create a file next to ``path``. It is locked while it is open, to show that its writer is alive."""
+def _exists(path: Path) -> bool:
+    """Whether a path leads to something. Raises OSError if it cannot be followed, as for links in a circle."""
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _existing(path: str, flags: int) -> int:
+    return os.open(path, flags & ~os.O_CREAT)
+
+
+@contextmanager
+def temporary(path: Path) -> Iterator[IO[bytes]]:
+    """Create a file next to ``path``, and remove it at the end of the block unless it was renamed.
+
+    It is locked while it is open, to show that its writer is alive. Its name begins like that of ``path``, but is short
+    enough for any file system.
+    """
     while True:
-        file = path.with_name(f".{path.name}.{secrets.token_hex(4)}{UNFINISHED}").open("x+b")
-        if sys.platform == "win32":
-            return file
-        with suppress(OSError):  # a file system without locks: there nothing is swept away
-            fcntl.flock(file, fcntl.LOCK_EX)
-        if os.path.exists(file.name):
-            return file
-        file.close()  # swept away just before it was locked
+        name = path.with_name(f".{path.name[:SHOWN]}.{secrets.token_hex(8)}{UNFINISHED}")
+        try:
+            with name.open("x+b") as file:
+                if sys.platform != "win32":
+                    with suppress(OSError):  # a file system without locks: there nothing is swept away
+                        fcntl.flock(file, fcntl.LOCK_EX)
+                if name.exists():  # otherwise swept away just before it was locked
+                    yield file
+                    return
+        finally:
+            with suppress(OSError):
+                name.unlink()
 
 
 def _sweep(folder: Path) -> None:
@@ -86,7 +122,7 @@ def _sweep(folder: Path) -> None:
     if sys.platform == "win32":
         return
     for left in folder.glob(f".*{UNFINISHED}"):
-        with suppress(OSError), left.open("rb") as file:  # BlockingIOError: its writer is alive
+        with suppress(OSError), open_regular(left) as file:  # BlockingIOError: its writer is alive
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             left.unlink()
 
@@ -105,8 +141,8 @@ def _sync_folder(folder: Path) -> None:
 def locked(path: Path) -> Iterator[bool]:
     """Hold a lock file while the block lasts. Yields False if another process holds it.
 
-    The system releases the lock when the process ends, however it ends. Yields True on a file system without locks.
-    Raises OSError if the lock file cannot be created.
+    The system releases the lock when the process ends, however it ends. Yields True on a file system without locks. On
+    Linux the lock holds even if its file is removed or replaced. Raises OSError if the lock file cannot be created.
     """
     if sys.platform == "win32":
         from filelock import FileLock, Timeout
@@ -123,16 +159,34 @@ def locked(path: Path) -> Iterator[bool]:
             lock.release()
         return
     # not filelock: without flock it treats the mere existence of the file as a lock
-    with path.open("a") as file:
+    with open_regular(path, "ab") as file, _name_of(path) as free:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            yield False
-            return
+            free = False
         except OSError as error:
             if error.errno not in UNLOCKABLE:
                 raise
+        yield free
+
+
+@contextmanager
+def _name_of(path: Path) -> Iterator[bool]:
+    """Hold a name that stands for a path while the block lasts. Yields False if another process holds it.
+
+    It is the name of a socket outside the file system, which only Linux has. It cannot be removed like a lock file, and
+    the system releases it when the process ends.
+    """
+    if sys.platform != "linux":
         yield True
+        return
+    with socket(AF_UNIX, SOCK_DGRAM) as holder:
+        try:
+            holder.bind(b"\0charrnn-" + sha256(os.fsencode(os.path.realpath(path))).digest())
+            free = True
+        except OSError as error:
+            free = error.errno != errno.EADDRINUSE
+        yield free
 
 
 @contextmanager

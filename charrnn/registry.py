@@ -210,7 +210,7 @@ def _candidates() -> Iterator[ModelFile]:
     folders += [(Path(p), "$CHARRNN_MODELS") for p in os.environ.get("CHARRNN_MODELS", "").split(os.pathsep) if p]
     for folder, origin in folders:
         for path in sorted(folder.glob("*.py")):
-            if path.stem.isidentifier() and not path.stem.startswith("_"):
+            if path.stem.isidentifier() and not path.stem.startswith("_") and os.path.isfile(path):
                 yield ModelFile(path.stem, path, origin)
     for point in _entry_points(tuple(sys.path)):
         if located := _located(point):

@@ -20,6 +20,8 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
+from charrnn.files import open_regular
+
 PICKLE_BYTES = 16_000_000  # enough for a vocabulary of all of Unicode
 OPCODES = 4_000_000
 DEPTH = 16  # of nested dicts and lists
@@ -52,7 +54,7 @@ def read(source: Path | IO[bytes], values: bool = True) -> Any:
     Takes memory and time at most in proportion to the file's size. Raises Malformed for any other file, and OSError.
     """
     try:
-        opened = source.open("rb") if isinstance(source, Path) else nullcontext(source)
+        opened = open_regular(source) if isinstance(source, Path) else nullcontext(source)
         with opened as file, zipfile.ZipFile(file) as archive:
             return _read(archive, file.seek(0, os.SEEK_END), values)
     except OSError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import platform
 import secrets
 import time
@@ -22,11 +23,14 @@ from charrnn.checkpoints.folder import find_best, validated_name
 from charrnn.compute import same_random_numbers, weights_dtype
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import UserError
-from charrnn.files import replacing
+from charrnn.files import replacing, temporary
 from charrnn.registry import ModelFile
 from charrnn.settings.training import TrainingOptions, training_options
 
 FORMAT = 1
+
+# errors of a save after which the next one may succeed: a full disk, an exceeded quota or limit, a failing disk
+MAY_PASS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 # types of a model's own options
 PLAIN = (bool, int, float, str)
@@ -230,6 +234,19 @@ class Checkpoint:
 
     def _own(self, options: dict[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in (self.model_options | options).items() if name != "dropout"}
+
+
+def try_saving(path: Path) -> None:
+    """Create a file next to ``path``, as each save does, and remove it.
+
+    Raises UserError if that fails for a reason that will not pass, unlike a full disk.
+    """
+    try:
+        with temporary(path):
+            _write({}, BytesIO())  # torch's writer loads modules, which are files too
+    except OSError as error:
+        if error.errno not in MAY_PASS:
+            raise UserError(f"cannot save to {path.parent}: {_reason(error)}; name another -checkpoint_dir") from None
 
 
 def misfit(model: str, detail: str) -> UserError:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from math import inf, isfinite, isnan
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +17,7 @@ from charrnn.settings.training import TrainingOptions
 
 METRICS = "lm_{}_metrics.jsonl"
 LAST = "lm_{}_last.pt"
+LOCK = ".lm_{}.lock"
 # char-rnn's name of a validated checkpoint: the run's name, the epoch, the validation loss
 VALIDATED = re.compile(r"lm_(.+?)_epoch\d+\.\d+_(\d+\.\d+|nan|inf)\.pt")
 ROLLING = re.compile(r"lm_(.+?)_last\.pt")
@@ -55,6 +58,11 @@ class RunFolder:
     def metrics(self) -> Path:
         return self.path / METRICS.format(self.run)
 
+    @property
+    def lock(self) -> str:
+        """The name of the lock file."""
+        return LOCK.format(self.run)
+
     def add(self, name: str, loss: float, keep: int) -> list[str]:
         """Add a validated checkpoint, and drop all but the newest ``keep`` and the best; with 0, drop none.
 
@@ -83,15 +91,27 @@ class RunFolder:
         with ExitStack() as stack:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
-                free = stack.enter_context(locked(self.path / f".lm_{self.run}.lock"))
+                self._check_names()
+                free = stack.enter_context(locked(self.path / self.lock))
             except OSError as error:
-                raise UserError(f"cannot save to {self.path}: {error.strerror}; name another -checkpoint_dir") from None
+                long = error.errno == errno.ENAMETOOLONG
+                advice = "choose a shorter -savefile" if long else "name another -checkpoint_dir"
+                raise UserError(f"cannot save to {self.path}: {error.strerror}; {advice}") from None
             if not free:
                 raise UserError(
                     f"another training is saving lm_{self.run}_... to {self.path}: "
                     "give this one its own -checkpoint_dir or -savefile"
                 )
             yield
+
+    def _check_names(self) -> None:
+        """Raise OSError if a checkpoint's name is too long, or UserError if something else than a file has it."""
+        with suppress(FileNotFoundError):
+            (self.path / validated_name(self.run, 1e6, 1e3)).lstat()
+        for path in [self.path / self.lock, *self.path.glob("lm_*.pt")]:
+            match = VALIDATED.fullmatch(path.name) or ROLLING.fullmatch(path.name)
+            if (not match or match[1] == self.run) and path.exists() and not path.is_file():
+                raise UserError(f"{path} is not a regular file: remove it, or name another -checkpoint_dir")
 
 
 def best_of(kept: Iterable[Kept]) -> Kept | None:
@@ -115,6 +135,11 @@ def kept_in(training: dict[str, Any]) -> list[Kept]:
     return [Kept(name, loss) for name, loss in zip(names, losses, strict=True)]
 
 
+def checkpoints(folder: Path, pattern: str = "lm_*.pt") -> list[Path]:
+    """Return the files in a folder with such names. Skips folders, FIFOs and devices."""
+    return [file for file in folder.glob(pattern) if os.path.isfile(file)]
+
+
 def find_best(path: Path) -> Path:
     """Return the file itself, or the checkpoint with the lowest validation loss in a folder.
 
@@ -123,7 +148,7 @@ def find_best(path: Path) -> Path:
     """
     if not _is(Path.is_dir, path):
         return _existing(path)
-    named = [(match[2], file) for file in path.glob("*.pt") if (match := VALIDATED.fullmatch(file.name))]
+    named = [(match[2], file) for file in checkpoints(path, "*.pt") if (match := VALIDATED.fullmatch(file.name))]
     losses = [float(loss) for loss, _ in named if isfinite(float(loss))]
     equal = [file for loss, file in named if losses and float(loss) == min(losses)]
     if len(equal) > 1:
@@ -136,7 +161,7 @@ def find_newest(path: Path) -> Path:
     """Return the file itself, or the newest checkpoint in a folder. Raises UserError if there is none."""
     if not _is(Path.is_dir, path):
         return _existing(path)
-    files = list(path.glob("lm_*.pt"))
+    files = checkpoints(path)
     if not files:
         raise UserError(f"the folder {path} has no checkpoints (lm_....pt): charrnn train creates them")
     return newest(files)
@@ -145,7 +170,7 @@ def find_newest(path: Path) -> Path:
 def newest_by_run(path: Path) -> dict[str, Path]:
     """Return the newest checkpoint of every run in a folder, by the run's name."""
     runs: dict[str, list[Path]] = {}
-    for file in path.glob("lm_*.pt"):
+    for file in checkpoints(path):
         if match := VALIDATED.fullmatch(file.name) or ROLLING.fullmatch(file.name):
             runs.setdefault(match[1], []).append(file)
     return {run: newest(files) for run, files in runs.items()}
@@ -171,7 +196,7 @@ def newest(files: Iterable[Path]) -> Path:
 def is_newest(file: Path) -> bool:
     """Return whether a checkpoint is the newest of its run in its folder."""
     own = _age(file)
-    return all(age <= own for age in map(_age, file.parent.glob("lm_*.pt")) if age.run == own.run)
+    return all(age <= own for age in map(_age, checkpoints(file.parent)) if age.run == own.run)
 
 
 class _Age(NamedTuple):
@@ -226,6 +251,8 @@ def _outline(file: Path) -> dict[str, Any]:
 
 def _existing(path: Path) -> Path:
     if not _is(Path.is_file, path):
+        if _is(Path.exists, path):
+            raise UserError(f"{path} is not a regular file: name a checkpoint (lm_....pt) or the folder of a run")
         raise UserError(f"no checkpoint found at {path}: charrnn train creates them")
     return path
 

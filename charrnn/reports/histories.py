@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from charrnn.checkpoints.folder import METRICS, find_newest, newest_by_run
 from charrnn.data.vocabulary import VOCABULARIES
 from charrnn.errors import UserError, printable, unreadable
+from charrnn.files import open_regular
 from charrnn.reports.inspection import inspect
 from charrnn.settings.training import training_options
 
@@ -144,7 +145,7 @@ def lines(path: Path) -> dict[int, dict[str, Any]]:
     """Return the valid lines of a metrics file by iteration; none if the file does not exist."""
     found = {}
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             for text in file:
                 try:
                     line = json.loads(text)

@@ -62,7 +62,7 @@ def destination(path: str, shown: Callable[[str], str]) -> Iterator[Stream]:
             return
         try:
             with replacing(Path(path)) as file:
-                yield Stream(file)
+                yield Stream(file, shown if file.isatty() else None)
         except OSError as error:
             if foreign(error):
                 raise

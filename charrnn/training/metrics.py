@@ -15,6 +15,7 @@ from typing import IO, Any, Protocol
 from charrnn.checkpoints.folder import RunFolder
 from charrnn.compute import Report
 from charrnn.errors import UserError
+from charrnn.files import open_regular
 from charrnn.settings.training import TrainingOptions
 from charrnn.training.loop import Record
 
@@ -72,7 +73,7 @@ class MetricsFile:
         self.close()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = self.path.open("ab", buffering=0)
+            self.file = open_regular(self.path, "ab", buffering=0)
             self.file.truncate(end_of(self.path, losses))
         except OSError as error:
             self._complain(error)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
-from charrnn.checkpoints.checkpoint import Checkpoint
+from charrnn.checkpoints.checkpoint import Checkpoint, try_saving
 from charrnn.checkpoints.folder import RunFolder
 from charrnn.compute import Report
 from charrnn.data.addition import Problems
@@ -62,6 +62,7 @@ class Run:
         """Train, yielding one record per iteration. A rollback repeats the iterations since the last regular save."""
         try:
             self._begin_sinks()
+            try_saving(self.folder.last)  # before hours of training
             while True:
                 try:
                     for record in self.training.run():

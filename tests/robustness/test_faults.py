@@ -371,6 +371,27 @@ def test_two_runs_with_the_same_name_cannot_share_a_folder(folder: Path) -> None
     assert finish(going) == 130
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the lock is only as safe as its file")
+@pytest.mark.parametrize("change", ["removed", "replaced", "folder gone"])
+def test_a_removed_lock_file_does_not_let_a_second_run_in(folder: Path, change: str) -> None:
+    first = start(folder, *LONG)
+    assert wait_for_iteration(first, folder, 10)
+    if change == "folder gone":
+        shutil.rmtree(folder / "cv", ignore_errors=True)
+    else:
+        (folder / "cv/.lm_lstm.lock").unlink()
+    if change == "replaced":
+        (folder / "cv/.lm_lstm.lock").touch()
+    second = folder / "second"
+    second.mkdir()
+    elsewhere = ("-data_dir", "../data", "-checkpoint_dir", "../cv")
+    assert finish(start(second, *RUN, *elsewhere)) == 1
+    assert "another training is saving lm_lstm_... to ../cv" in said(second)
+    os.kill(first.pid or 0, signal.SIGKILL)
+    finish(first)
+    assert finish(start(second, *RUN, *elsewhere, "-max_epochs", 0.1)) == 0, "a killed run holds no lock"
+
+
 WILD = ("-learning_rate", 1e6, "-optimizer", "sgd", "-grad_clip", 0)
 
 
