@@ -53,7 +53,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
     # a second thread does not speed up small tests, and it slows down parallel workers
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    # nohup and background jobs of scripts ignore these signals; processes started by tests would inherit that
+    # nohup and background jobs of scripts ignore these signals, and processes that tests start would inherit this
     for number in (signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)

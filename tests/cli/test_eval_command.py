@@ -213,7 +213,7 @@ def test_a_rate_at_which_the_weights_diverge_is_an_error() -> None:
         dynamic_losses(model, tokens[:-1], tokens[1:], 1e38, 5)
 
 
-def test_an_ensemble_is_the_average_of_probabilities(trained: Path, scores: Scores) -> None:
+def test_an_ensemble_averages_the_probabilities(trained: Path, scores: Scores) -> None:
     one, other = of_text(trained), of_text(trained, "other")
     expected = [-math.log((math.exp(-a) + math.exp(-b)) / 2) for a, b in zip(one, other, strict=True)]
     result = scores("-text", "text.txt", "-ensemble", "other", "-per_char", "-json")

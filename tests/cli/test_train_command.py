@@ -197,7 +197,7 @@ def test_the_summary_names_the_best_checkpoint_and_a_command_that_works(tmp_path
     assert re.fullmatch(r"done, 2\.00 epochs: \d+ iterations in 0:00:\d\d", lines[-3])
     program, *words = shlex.split(lines[-1].removeprefix("to sample from it: "))
     assert program == "charrnn"
-    # a real process: the command is for the user's own shell
+    # in a real process, since the command is for the user's shell
     sampled = charrnn(*words, "-length", 20, "-gpuid", -1, cwd=tmp_path).stdout
     assert len(sampled) == 21
 
@@ -355,7 +355,7 @@ def test_the_live_display_fits_the_terminal(tmp_path: Path, columns: int) -> Non
     last = ESCAPE.sub("", output[: output.index("to sample from it")]).replace("\r", "\n").split("\n")[-16:]
     for figure in FIGURES:  # fails if a line break separates a name from its value
         assert any(re.search(rf"{figure} \S", line) for line in last), (figure, last)
-    assert "\x1b[3" not in output, "NO_COLOR was set"
+    assert "\x1b[3" not in output, "coloured despite NO_COLOR"
     assert "to sample from it: charrnn sample cv/lm_lstm_epoch" in ESCAPE.sub("", output)
 
 

@@ -152,7 +152,7 @@ def test_digits_are_distributed_evenly() -> None:
             assert ((counts - 9000 / choices) ** 2 / (9000 / choices)).sum() < 40
 
 
-def test_a_seed_always_gives_the_same_bytes_and_another_seed_gives_other_bytes(tmp_path: Path) -> None:
+def test_a_seed_always_gives_the_same_bytes_and_different_seeds_give_different_bytes(tmp_path: Path) -> None:
     texts = [prepared(tmp_path / str(seed), 3, 50, 10, seed) / "train.txt" for seed in (1, 1, 2)]
     assert texts[0].read_bytes() != texts[2].read_bytes()
     known = "5dc2f742a2bf7eb3ee89ff465f3a6f95649780110faa22811a1f5656ca8807e1"

@@ -191,7 +191,7 @@ def test_an_invalid_vocabulary_of_words_is_refused(saved: dict[str, object]) -> 
         Vocabulary.from_dict(good | saved)
 
 
-def test_a_checkpoint_with_the_most_words_allowed_can_be_loaded(tmp_path: Path) -> None:
+def test_a_checkpoint_with_the_largest_vocabulary_allowed_can_be_loaded(tmp_path: Path) -> None:
     words = tuple(f"{n:07d}" for n in range(LARGEST // 8))
     saved = Checkpoint(TrainingOptions(level="word"), {}, Words(words), {"w": torch.zeros(1)})
     saved.training = {"counts": torch.arange(len(words))}
@@ -213,7 +213,7 @@ def zipf(lines: int, size: int, seed: int) -> str:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with texts in the format of the Penn Treebank, with about 3,000 words, and a trained model in cv."""
+    """A folder with texts of about 3,000 different words in the Penn Treebank's format, and a model of them in cv."""
     folder = tmp_path_factory.mktemp("words")
     write(folder / "ptb", train=zipf(1500, 3000, 1), val=zipf(60, 3000, 2), test=zipf(60, 3000, 3))
     flags = ("-unk", "<unk>", "-max_epochs", 0.5, "-print_every", 50, "-sample_length", 9, "-learning_rate", 0.01)

@@ -158,7 +158,7 @@ def test_an_interrupt_during_startup_prints_nothing(folder: Path) -> None:
 
 
 def limit_files(size: int) -> None:
-    """Limit the size of every file, which looks like a full disk. Python ignores the signal that the system sends."""
+    """Limit the size of files, to imitate a full disk. Python ignores the signal that the system sends."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 

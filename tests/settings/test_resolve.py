@@ -53,7 +53,7 @@ def test_an_initial_checkpoint_fixes_the_architecture_and_the_models_options() -
     assert resolve({"init_from": "one.pt", "depth": 2}, sources(start=start)).model_options == {"depth": 2}
 
 
-# every setting, with a value other than the default: what a resumed run may change, and what it may not
+# every setting, with a value other than the default: a resumed run may change the FREE ones but not the FIXED ones
 FREE: dict[str, Any] = {
     "data_dir": "other", "input": ("other.txt",), "max_epochs": 9.0, "early_stop": 9, "print_every": 9,
     "eval_val_every": 9, "save_every": 9, "save_minutes": 9.0, "keep": 9, "sample_length": 9, "checkpoint_dir": "other",
@@ -67,7 +67,7 @@ FIXED: dict[str, Any] = {
     "seq_length": 9, "batch_size": 9, "grad_clip": 9.0, "max_grad_norm": 9.0, "weight_decay": 0.1, "seed": 9,
     "on_nan": "rollback", "precision": "bf16", "threads": 2, "opencl": True,
 }  # fmt: skip
-# what it may not change with these learning-rate schedules, which depend on it
+# settings that these learning-rate schedules depend on, so that a resumed run may not change them either
 FIXED_BY = {"max_epochs": {"cosine", "onecycle"}, "eval_val_every": {"plateau"}}
 
 

@@ -266,7 +266,7 @@ def test_a_checkpoint_that_keep_cannot_delete_is_reported_and_training_continues
     assert [line for line in said if str(blocked[0]) in line and "delete it yourself" in line]
 
 
-def test_python_and_numpy_random_numbers_are_seeded_and_resumed() -> None:
+def test_random_states_of_python_and_numpy_are_restored_unless_damaged() -> None:
     cpu = torch.device("cpu")
     state = random_state(cpu)
     drawn = [(random.random(), random.gauss(0, 1), np.random.randn(), torch.rand(()).item()) for _ in range(3)]

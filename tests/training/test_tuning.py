@@ -264,7 +264,7 @@ def test_auto_chooses_by_timing(tmp_path: Path, given: object, count: int) -> No
     assert configure({}, str(file)).options.threads == count
 
 
-def test_help_and_errors_name_auto(tmp_path: Path) -> None:
+def test_help_and_error_messages_mention_auto(tmp_path: Path) -> None:
     shown = " ".join(charrnn("train", "-h", cwd=tmp_path).stdout.decode().split())
     assert "-threads auto|INT" in shown
     assert "found by timing [auto]" in shown
