@@ -74,7 +74,7 @@ def test_an_interrupted_write_leaves_only_the_old_file(tmp_path: Path) -> None:
 
 
 def interrupted_at(step: int, path: Path) -> bool:
-    """Write b"new" to a file and press Ctrl-C at one step of the interpreter. Return whether there was such a step."""
+    """Write b"new" to a file, with a Ctrl-C at one of the interpreter's steps. Return whether that step was reached."""
     traced = {module.__file__ for module in (files, contextlib, pathlib)}
     steps = 0
 
@@ -100,13 +100,13 @@ def interrupted_at(step: int, path: Path) -> bool:
     return False
 
 
-# Python itself closes a file that nobody holds yet
+# after some steps no variable holds the open file yet; Python closes it and warns
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_ctrl_c_at_any_step_leaves_the_old_or_the_new_file_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ctrl-C itself must arrive, too: an error in its place would change the exit code."""
-    monkeypatch.setattr(os, "fsync", lambda file: None)  # a thousand times, it would take long
+    """KeyboardInterrupt must be raised each time, since another error would change the exit code."""
+    monkeypatch.setattr(os, "fsync", lambda file: None)  # would be slow if called thousands of times
     for step in range(1, 100_000):
         (tmp_path / "one").write_bytes(b"old")
         interrupted = interrupted_at(step, tmp_path / "one")
@@ -114,7 +114,7 @@ def test_ctrl_c_at_any_step_leaves_the_old_or_the_new_file_and_nothing_else(
         assert (tmp_path / "one").read_bytes() in ((b"old", b"new") if interrupted else (b"new",)), f"step {step}"
         if not interrupted:
             break
-    assert step > 100, "every step must have been interrupted once"
+    assert step > 100, "each step must be interrupted in one attempt"
 
 
 @pytest.mark.parametrize("name", ["x" * 255, "é" * 127, "\U0001f338" * 63])
@@ -145,7 +145,7 @@ def test_a_link_is_followed_and_its_target_replaced(tmp_path: Path, exists: bool
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "first", "second", "there"]
 
 
-def test_a_link_in_a_circle_is_an_error_and_stays(tmp_path: Path) -> None:
+def test_links_in_a_circle_are_an_error_and_are_kept(tmp_path: Path) -> None:
     (tmp_path / "one").symlink_to("two")
     (tmp_path / "two").symlink_to("one")
     with pytest.raises(OSError, match="symbolic links"), replacing(tmp_path / "one"):
@@ -153,7 +153,7 @@ def test_a_link_in_a_circle_is_an_error_and_stays(tmp_path: Path) -> None:
     assert all(path.is_symlink() for path in tmp_path.iterdir())
 
 
-def test_a_fifo_is_written_into(tmp_path: Path) -> None:
+def test_a_fifo_is_written_to(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "one")
     got: list[bytes] = []
     reader = threading.Thread(target=lambda: got.append((tmp_path / "one").read_bytes()), daemon=True)
@@ -164,7 +164,7 @@ def test_a_fifo_is_written_into(tmp_path: Path) -> None:
     assert got == [b"new"] and (tmp_path / "one").is_fifo()
 
 
-def test_a_device_is_written_into(tmp_path: Path) -> None:
+def test_a_device_is_written_to(tmp_path: Path) -> None:
     null_device(tmp_path / "one")
     before = (tmp_path / "one").lstat()
     with replacing(tmp_path / "one") as file:
@@ -174,8 +174,8 @@ def test_a_device_is_written_into(tmp_path: Path) -> None:
     assert (tmp_path / "one").read_bytes() == b""
 
 
-def test_a_deleted_file_that_is_still_open_is_written_into(tmp_path: Path) -> None:
-    """/dev/stdout may be one."""
+def test_a_deleted_file_that_is_still_open_is_written_to(tmp_path: Path) -> None:
+    """/dev/stdout may be such a file."""
     with (tmp_path / "one").open("w+b") as file:
         (tmp_path / "one").unlink()
         with replacing(Path(f"/proc/self/fd/{file.fileno()}")) as again:
@@ -226,9 +226,9 @@ def test_only_one_process_at_a_time_holds_a_lock_and_it_is_free_afterwards(tmp_p
     assert subprocess.run(other).returncode == 1
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the lock is only as safe as its file")
+@pytest.mark.skipif(sys.platform != "linux", reason="only on Linux does a lock survive the removal of its file")
 @pytest.mark.parametrize("change", ["removed", "replaced", "folder removed", "folder replaced"])
-def test_a_lock_holds_although_its_file_is_gone(tmp_path: Path, change: str) -> None:
+def test_a_lock_holds_even_if_its_file_is_removed(tmp_path: Path, change: str) -> None:
     lock = tmp_path / "cv" / "lock"
     lock.parent.mkdir()
     with locked(lock) as alone:

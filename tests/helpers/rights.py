@@ -1,4 +1,4 @@
-"""What root may do and others may not: ignore permissions, which tests give up, and make devices."""
+"""The rights of root: tests drop the right to ignore file permissions, and use the right to make devices."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def give_up_rights() -> None:
 
 
 def null_device(path: Path) -> None:
-    """Make a device like /dev/null: a private one, since root could replace the system's by mistake.
+    """Make a device like /dev/null in the test's own folder, since root could replace the system's by mistake.
 
     Skips the test if the system does not allow it.
     """

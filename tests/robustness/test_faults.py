@@ -371,9 +371,9 @@ def test_two_runs_with_the_same_name_cannot_share_a_folder(folder: Path) -> None
     assert finish(going) == 130
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the lock is only as safe as its file")
+@pytest.mark.skipif(sys.platform != "linux", reason="only on Linux does a lock survive the removal of its file")
 @pytest.mark.parametrize("change", ["removed", "replaced", "folder gone"])
-def test_a_removed_lock_file_does_not_let_a_second_run_in(folder: Path, change: str) -> None:
+def test_two_runs_cannot_share_a_folder_even_if_the_lock_file_is_removed(folder: Path, change: str) -> None:
     first = start(folder, *LONG)
     assert wait_for_iteration(first, folder, 10)
     if change == "folder gone":
@@ -430,7 +430,7 @@ def test_the_message_for_running_out_of_memory_says_how_much_is_needed(folder: P
     assert 3 * 4 * weights <= needed * 1.01 and needed < 2 * 3 * 4 * weights
 
 
-def test_too_little_memory_to_load_torch_is_said_in_one_sentence(folder: Path) -> None:
+def test_too_little_memory_to_load_torch_is_reported_in_one_sentence(folder: Path) -> None:
     words = f"ulimit -v 250000; {shlex.join([sys.executable, '-m', 'charrnn', *map(str, STEADY)])}"
     done = subprocess.run(["bash", "-c", words], cwd=folder, capture_output=True, env=environment(), timeout=60)
     assert done.returncode == 1

@@ -237,7 +237,7 @@ def endless() -> Any:
 
 
 LONG_BINPUT = b"\x80\x02}r" + struct.pack("<I", 0xFFFFFFF0) + b"."
-# the tuple (t, t) of the tuple t, and so on: its hash, as the key of a dict, visits 2^27 tuples
+# tuples (t, t) of tuples t, nested 27 deep: hashing the outermost as a dict key visits 2^27 tuples
 TUPLES_AS_KEY = b"\x80\x02})" + b"q\0h\0\x86" * 27 + b"Ns."
 TWO_KEYS = b"\x80\x02}(X\1\0\0\0aNX\1\0\0\0aNu."
 BYTEARRAY8 = b"\x80\x05\x96" + struct.pack("<Q", HUGE) + b"."
@@ -309,7 +309,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "a number as a key": (saved(training={"val_losses": {1.5: 1.0}}), "neither text nor an integer"),
     "a set": (forged(b"\x80\x04\x8f."), "the pickle has EMPTY_SET"),
     "a list with keys": (forged(b"\x80\x02]NNs."), "the pickle takes a list for a dict"),
-    "one key twice": (forged(TWO_KEYS), "occurs twice"),
+    "a key that occurs twice": (forged(TWO_KEYS), "occurs twice"),
     "a storage that is called": (forged(Reduced(torch.FloatStorage)), "not a function"),
     "rnn_size 10^9": (saved(options={"rnn_size": 10**9}), "rnn_size"),
     "rnn_size 10^6": (saved(options={"rnn_size": 10**6}), "do not fit"),

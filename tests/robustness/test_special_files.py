@@ -1,4 +1,4 @@
-"""FIFOs, devices and links where a file is expected: written into, skipped or refused, never replaced or waited for."""
+"""FIFOs, devices and links in place of a file are written to, skipped or refused, but never replaced or waited for."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def folder(trained: Path, tmp_path: Path) -> Path:
         (("import", "old.t7", "-force", 1), "out.pt"),
     ],
 )
-def test_output_goes_through_a_link_and_into_a_fifo_or_device(
+def test_output_is_written_to_the_target_of_a_link_and_to_a_fifo_or_device(
     folder: Path, words: tuple[object, ...], name: str
 ) -> None:
     words = (*words[:2], name, *words[2:]) if words[0] == "import" else (*words, name)
@@ -74,12 +74,12 @@ def test_output_goes_through_a_link_and_into_a_fifo_or_device(
     assert (folder / name).lstat().st_ino == before and not (folder / name).is_file()
 
 
-@pytest.mark.parametrize("redirection", ["| cat", "> there.txt; cat there.txt"])
-def test_output_to_dev_stdout_arrives(folder: Path, redirection: str) -> None:
-    """The link is a private one, since root could replace the system's by mistake."""
+@pytest.mark.parametrize("redirect", ["| cat", "> there.txt; cat there.txt"])
+def test_output_can_be_written_to_dev_stdout(folder: Path, redirect: str) -> None:
+    """Uses a link in the test's own folder, since root could replace the system's /dev/stdout by mistake."""
     wanted = run(folder, *SAMPLE).out
     (folder / "stdout").symlink_to("/proc/self/fd/1")
-    command = f'"$@" -output stdout {redirection}'
+    command = f'"$@" -output stdout {redirect}'
     words = ["bash", "-c", command, "bash", sys.executable, "-m", "charrnn", *map(str, SAMPLE)]
     assert subprocess.run(words, cwd=folder, env=environment(), capture_output=True, check=True).stdout == wanted
 
@@ -147,7 +147,7 @@ def test_a_run_whose_files_cannot_be_written_is_refused_at_once(folder: Path, na
     assert f"{name} is not a regular file" in output(folder) and "train_loss" not in output(folder)
 
 
-def test_a_metrics_file_that_is_none_is_not_written_and_said_once(folder: Path) -> None:
+def test_a_metrics_file_that_is_not_a_regular_file_is_reported_once_and_left_alone(folder: Path) -> None:
     (folder / "cv/lm_lstm_metrics.jsonl").unlink()
     os.mkfifo(folder / "cv/lm_lstm_metrics.jsonl")
     assert finish(start(folder, *TRAIN)) == 0
@@ -158,7 +158,7 @@ def test_a_metrics_file_that_is_none_is_not_written_and_said_once(folder: Path) 
 
 @pytest.mark.parametrize("length", range(225, 256, 3))
 def test_a_name_too_long_for_a_file_is_refused_before_the_first_iteration(folder: Path, length: int) -> None:
-    """Names that are only too long for the temporary file are none too long."""
+    """A name that is too long only for its temporary file is accepted."""
     name = "x" * length
     code = finish(start(folder, *TRAIN, "-print_every", 1, "-savefile", name))
     if code:
@@ -171,14 +171,14 @@ def test_a_name_too_long_for_a_file_is_refused_before_the_first_iteration(folder
 
 
 def limit_descriptors(free: int) -> None:
-    """Let this process open only so many more files."""
+    """Let this process open only ``free`` more files."""
     highest = max(map(int, os.listdir("/proc/self/fd")))
     while os.open(os.devnull, os.O_RDONLY) < highest:
         pass
     resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1 + free, highest + 1 + free))
 
 
-def test_too_few_open_files_for_a_save_are_noticed_before_the_first_iteration(folder: Path) -> None:
+def test_a_limit_on_open_files_too_low_for_saving_is_reported_before_the_first_iteration(folder: Path) -> None:
     outcomes = []
     for free in range(1, 10):
         shutil.rmtree(folder / "cv", ignore_errors=True)
