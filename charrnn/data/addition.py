@@ -1,4 +1,4 @@
-"""Problems of addition as minibatches: only the characters of the answers count, and the answers can be checked."""
+"""Addition problems as minibatches. The loss counts only the answers, and the answers can be checked."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import UserError
 from charrnn.model import device_of, evaluating
 
-DELIMITER, NEWLINE, OTHER = 10, 11, 12  # symbols besides the digits, which are 0 to 9
+DELIMITER, NEWLINE, OTHER = 10, 11, 12  # symbols besides the digits 0 to 9
 BLOCK = 512  # problems answered at once
 
 
 @dataclass(frozen=True, eq=False)
 class Problems:
-    """Problems in the layout of ``charrnn.data.datasets.addition``, ``batch_size`` to a minibatch, in their order.
+    """Problems in the layout of ``charrnn.data.datasets.addition``, in their order, ``batch_size`` to a minibatch.
 
     Each problem starts from a zero state. The loss counts only the answer: in y, the targets within the question are
     IGNORED. The last M % batch_size problems are in no minibatch, but ``measure`` includes them.
@@ -31,7 +31,7 @@ class Problems:
 
     # (M, W) token ids of the lines, without the newlines
     lines: NDArray[np.unsignedinteger[Any]]
-    # of the numbers to add
+    # digits of each number to add
     digits: int
     batch_size: int
     vocabulary: Vocabulary
@@ -42,7 +42,7 @@ class Problems:
 
     @property
     def seq_length(self) -> int:
-        """Number of time steps of a problem: the model reads all its characters but the last."""
+        """Number of time steps in a problem: the model reads every character except the last."""
         return addition.width(self.digits) - 1
 
     @property
@@ -51,7 +51,7 @@ class Problems:
         return addition.answer(self.digits)
 
     def in_equal_parts(self) -> Problems:
-        """Return the same problems in the largest minibatches, of up to BLOCK problems, that leave none out."""
+        """Return the same problems in the largest minibatches, up to BLOCK, that leave no problem out."""
         divisors = (size for size in range(1, BLOCK + 1) if len(self.lines) % size == 0)
         return replace(self, batch_size=max(divisors))
 
@@ -69,11 +69,12 @@ class Problems:
         return x, y
 
     def measure(self, model: nn.Module) -> dict[str, float]:
-        """Return the shares of right answers by greedy decoding: the model reads the question, then its own answer.
+        """Return the shares of right answers with greedy decoding: the model reads the question, then its own answer.
 
-        ``digit_accuracy`` is the share of the digits of the true sums that are right; ``sum_accuracy`` is the share of
-        problems answered without an error, including the closing -. One wrong character makes a sum wrong, so the
-        latter is also the share of problems in which each character is the most probable one after correct ones.
+        ``digit_accuracy`` is the share of the true sums' digits that the model gets right. ``sum_accuracy`` is the
+        share of problems answered without an error, including the closing -. One wrong character makes a sum wrong, so
+        this is also the share of problems in which each correct character is the most probable one for the model,
+        given the correct characters before it.
         """
         places = right_digits = right_sums = 0
         for first in range(0, len(self.lines), BLOCK):
@@ -87,7 +88,7 @@ class Problems:
         return {"digit_accuracy": right_digits / places, "sum_accuracy": right_sums / len(self.lines)}
 
     def answers(self, model: nn.Module, lines: Tensor) -> Tensor:
-        """Return the model's greedy answers: int64 (T, B), on the CPU, from the first character of the sum on.
+        """Return the model's greedy answers from the first character of the sum on: int64 (T, B), on the CPU.
 
         ``lines`` are int64 (W, B); the model reads only their questions.
         """
@@ -101,7 +102,7 @@ class Problems:
         return torch.cat(written).cpu()
 
     def show(self, model: nn.Module, count: int) -> str:
-        """Return the first problems with the model's answers, wrong ones marked as in ``-12-34-47-- wrong``."""
+        """Return the first ``count`` problems with the model's answers. Wrong ones look like ``-12-34-47-- wrong``."""
         lines = self._columns(0, count)
         answers = self.answers(model, lines)
         expected = lines[addition.question(self.digits) :]
@@ -117,17 +118,17 @@ class Problems:
 
 
 def read(name: str, ids: TokenIds, vocabulary: Vocabulary) -> Problems:
-    """Return the problems of a text, token ids (N,), one to a minibatch; ``name`` is what messages call the text.
+    """Return the problems in a text, one to a minibatch. ``ids`` are (N,); ``name`` is what messages call the text.
 
-    The last line may end without a newline. Raises UserError if there is no line, and for the first line that is not a
-    problem with the right sum.
+    The last line may end without a newline. Raises UserError if the text has no line, and for the first line that is
+    not a problem with the right sum.
     """
     values = symbols(vocabulary)[np.asarray(ids)]
     if len(values) and values[-1] != NEWLINE:
         values = np.append(values, np.uint8(NEWLINE))
     ends = np.flatnonzero(values == NEWLINE)
     if not len(ends):
-        raise UserError(f"{name} has no problem of addition: charrnn prepare addition makes some")
+        raise UserError(f"{name} has no addition problem: make some with charrnn prepare addition")
 
     def line(n: int) -> str:
         return vocabulary.decode(np.asarray(ids[ends[n - 1] + 1 if n else 0 : ends[n]]).tolist())
@@ -135,8 +136,8 @@ def read(name: str, ids: TokenIds, vocabulary: Vocabulary) -> Problems:
     digits = addition.digits_of(line(0)[: 2**20])
     if not digits:
         raise UserError(
-            f"{name}, line 1: {line(0)[:60]!r} is not a problem of addition as charrnn prepare addition makes "
-            "them; correct or remove it"
+            f"{name}, line 1: {line(0)[:60]!r} is not an addition problem like those of "
+            "charrnn prepare addition; correct or remove it"
         )
     wrong = first_wrong(values, ends, digits)
     if wrong is not None:
@@ -146,10 +147,10 @@ def read(name: str, ids: TokenIds, vocabulary: Vocabulary) -> Problems:
 
 
 def first_wrong(values: NDArray[np.uint8], ends: NDArray[np.intp], digits: int) -> int | None:
-    """Return the index of the first line that is not a problem with the right sum, if there is one.
+    """Return the index of the first line that is not a problem with the right sum; None if all lines are.
 
     ``values`` are the symbols of a text whose first line has the length of a problem with ``digits`` digits, and
-    ``ends`` the places of its newlines.
+    ``ends`` the positions of its newlines.
     """
     width = addition.width(digits)
     other_lengths = np.flatnonzero(np.diff(ends, prepend=-1) != width + 1)
@@ -169,7 +170,7 @@ def symbols(vocabulary: Vocabulary) -> NDArray[np.uint8]:
 
 
 def are_problems(lines: NDArray[np.uint8], digits: int) -> NDArray[np.bool_]:
-    """Return for each line of symbols, (M, W), whether it is a problem with the right sum: bool (M,)."""
+    """Return whether each line of symbols, (M, W), is a problem with the right sum: bool (M,)."""
     a, b = lines[:, 1 : digits + 1], lines[:, digits + 2 : 2 * digits + 2]
     total = np.empty((len(lines), digits + 1), np.uint8)
     carry = np.zeros(len(lines), np.uint8)

@@ -1,9 +1,9 @@
-"""The token ids of texts, computed once and kept.
+"""The token ids of texts, computed once and kept on disk.
 
-``vocab.json`` holds the vocabulary of characters, ``vocab.words.json`` that of words, and for each text checksums of
-the text and of the file of its ids. This JSON record also contains its own checksum. A cache that is
-truncated, damaged, out of date, or mixed by two processes is therefore detected and rebuilt. Only files that show that
-charrnn wrote them are replaced: such a record, and ids with a mark in their header.
+``vocab.json`` (``vocab.words.json`` for words) holds the vocabulary and, for each text, the checksums of the text and
+of the file with its ids. This JSON record also contains its own checksum. A cache that is truncated, damaged, out of
+date, or mixed by two processes is therefore detected and rebuilt. Only files that charrnn evidently wrote are replaced:
+such a record, and ids with a mark in their header.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ from charrnn.errors import UserError
 from charrnn.files import open_regular, replacing
 
 FORMAT = 3
-SETTLED = 2_000_000_000  # ns: a text unchanged for this long cannot change again without new time stamps
+SETTLED = 2_000_000_000  # ns: a text unchanged for this long cannot change again without getting new timestamps
 LARGEST = 1 << 27  # bytes of a record, several times what the largest vocabulary takes
 READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @dataclass(frozen=True)
 class EncodedTexts:
-    """The token ids of texts in one vocabulary, by the texts' names."""
+    """Texts as token ids in one vocabulary, by name."""
 
     vocabulary: Vocabulary
     # how often each token occurs, int64 (V,): characters in all texts, words in the text to train on
@@ -75,10 +75,10 @@ def load_or_build(
 ) -> EncodedTexts:
     """Return the texts as token ids, from their cache if it is up to date.
 
-    ``folder`` is the folder of the texts, None for files that -input names. If their cache cannot be there, because the
-    folder is read-only or a file of someone else has the name of one of ours, it is in the user's cache folder, and
-    ``report`` gets a line that says so. ``accept`` sees the texts before anything is written, and may raise an error.
-    Without ``keep`` no cache is written. Raises UserError if a text cannot be read or a cache cannot be written.
+    ``folder`` is the folder of the texts, None for files that -input names. If the cache cannot be there, because the
+    folder is read-only or a foreign file has the name of a cache file, it goes to the user's cache folder, and
+    ``report`` gets a line that says so. ``accept`` sees the surveys before anything is written, and may raise an error.
+    Without ``keep``, no cache is written. Raises UserError if a text cannot be read or a cache cannot be written.
     """
     homes = [folder, user_cache(folder)] if folder else [user_cache(*texts.values())]
     for home in homes:
@@ -96,7 +96,7 @@ def load_or_build(
 
 
 class NoPlace(UserError):
-    """A folder cannot hold a cache, but another one may. ``cause`` says why, in a clause that begins with its name."""
+    """A folder cannot hold a cache, but another one may. ``cause`` is a clause that begins with its name."""
 
     def __init__(self, cause: str, message: str) -> None:
         super().__init__(message)
@@ -111,7 +111,7 @@ def build_in(home: Path, texts: Mapping[str, Path], reading: Reading, accept: Ac
             f"{path} is not charrnn's, so it was left unchanged: move it away",
         )
     try:
-        if home.exists() and not os.access(home, os.W_OK):  # found out before the texts are read
+        if home.exists() and not os.access(home, os.W_OK):  # checked before the texts are read
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         return build(home, texts, reading, accept)
     except OSError as error:
@@ -125,7 +125,7 @@ def build_in(home: Path, texts: Mapping[str, Path], reading: Reading, accept: Ac
 
 
 def find_foreign(home: Path, names: Iterable[str], suffix: str) -> Path | None:
-    """Return a file that has the name of one in a cache, but does not show that charrnn wrote it."""
+    """Return a file with a cache file's name that does not show that charrnn wrote it; None if no such file exists."""
     path = home / f"vocab{suffix}.json"
     record = read_record(path)
     if record is None and os.path.lexists(path):
@@ -136,7 +136,7 @@ def find_foreign(home: Path, names: Iterable[str], suffix: str) -> Path | None:
 
 
 def checksums_in(record: Any) -> list[Any]:
-    """Return the checksums of token ids in a record of any version, or what is in their places."""
+    """Return the checksums of token ids in a record of any version. Their types are not checked."""
     match record:
         case {"texts": dict(texts)}:
             return [known.get("tokens_sha256") for known in texts.values() if isinstance(known, dict)]
@@ -150,7 +150,7 @@ def build_in_passing(texts: Mapping[str, Path], reading: Reading, accept: Accept
 
 
 def load(home: Path, texts: Mapping[str, Path], reading: Reading) -> EncodedTexts | None:
-    """Return what ``build`` has written to ``home``; None if it is missing, damaged or belongs to other texts.
+    """Return what ``build`` wrote to ``home``; None if it is missing, damaged or belongs to other texts.
 
     Raises UserError if a text cannot be read.
     """
@@ -175,7 +175,7 @@ def load(home: Path, texts: Mapping[str, Path], reading: Reading) -> EncodedText
 
 
 def vocabulary_in(record: Any, reading: Reading) -> Vocabulary | None:
-    """Return the vocabulary in a record; None unless the record is complete and was made by the same reading.
+    """Return the vocabulary in a record; None unless the record is complete and was made with this ``reading``.
 
     The seal detects damage. The structure is checked too, because an untrusted text may come with a cache.
     """
@@ -194,7 +194,7 @@ def vocabulary_in(record: Any, reading: Reading) -> Vocabulary | None:
 
 
 def is_complete(known: Any) -> bool:
-    """Return whether a record has everything about a text."""
+    """Return whether a text's entry in a record is complete."""
     match known:
         case {
             "survey": {"sha256": str(), "length": int(length), "crlf_lines": int(), **more},
@@ -207,7 +207,7 @@ def is_complete(known: Any) -> bool:
 
 
 def is_unchanged(path: Path, known: dict[str, Any]) -> bool:
-    """Return whether a text is the recorded one: not touched since then, or of the same size and SHA-256."""
+    """Return whether a text is the recorded one: untouched since then, or with the same size and SHA-256."""
     stamp = Stamp.of(path.stat())
     if known["settled"] and asdict(stamp) == known["stamp"]:
         return True
@@ -215,10 +215,10 @@ def is_unchanged(path: Path, known: dict[str, Any]) -> bool:
 
 
 def build(home: Path, texts: Mapping[str, Path], reading: Reading, accept: Accept) -> EncodedTexts:
-    """Encode the texts and write everything to ``home``, if ``accept`` raises nothing.
+    """Encode the texts and write everything to ``home``, unless ``accept`` raises an error.
 
-    The ids are read from the same files that were written, before another process can replace them. Raises OSError if
-    ``home`` cannot be written, and UserError for the texts.
+    The returned ids are read from the files written here, even if another process replaces them. Raises OSError if
+    ``home`` cannot be written, and UserError if a text cannot be read or encoded.
     """
     encoder = ENCODERS[reading.level](reading.encoding)
     with ExitStack() as stack:
@@ -255,7 +255,7 @@ def seal(record: dict[str, Any]) -> bytes:
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """Return the record in a file; None if there is none that ``seal`` made."""
+    """Return the record in a file; None if the file is missing or ``seal`` did not make it."""
     try:
         with open_regular(path) as file:
             return unseal(file.read(LARGEST))
@@ -279,10 +279,7 @@ def checksum(record: dict[str, Any]) -> str:
 
 
 def user_cache(*paths: Path) -> Path:
-    """Return the folder for the cache of a read-only folder or of files that -input names.
-
-    It is in $XDG_CACHE_HOME, or ~/.cache.
-    """
+    """Return the folder, in $XDG_CACHE_HOME or ~/.cache, that caches a read-only folder or files that -input names."""
     chosen = os.environ.get("XDG_CACHE_HOME", "")
     root = Path(chosen) if os.path.isabs(chosen) else Path(os.path.expanduser("~/.cache"))
     return root / "charrnn" / sha256(b"\0".join(os.fsencode(path.resolve()) for path in paths)).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""Encode text files as token ids, in little memory.
+"""Encode text files as token ids, using little memory.
 
 A text is read in chunks, twice: first to survey its tokens, then to write their ids. ``CharacterEncoder`` does both for
 characters, ``WordEncoder`` for words. Only one chunk is in memory, however large the text is.
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 CHUNK = 1 << 19  # bytes: small enough that everything made from a chunk fits into the processor's cache
 CODES = 0x110000  # number of Unicode code points; byte values are the first 256
-MOST = 1 << 30  # bytes that are read at once
+MOST = 1 << 30  # bytes read at once
 LONGEST = 1 << 20  # characters of the longest word allowed
 MARK = b"# token ids of charrnn"  # a comment at the end of numpy's header: shows who wrote the file
 
@@ -44,7 +44,7 @@ Counts = NDArray[np.int64]
 
 
 class TokenIds(Protocol):
-    """Token ids, (N,): an array, or a file of which slices are read when they are needed."""
+    """Token ids, (N,): an array, or a file whose slices are read when they are needed."""
 
     @property
     def dtype(self) -> np.dtype[Any]: ...
@@ -110,9 +110,9 @@ class Source:
             raise unreadable(self.path, error) from None
 
     def check_unchanged(self, before: str, after: str) -> None:
-        """Raises UserError if the file changed between two readings, whose SHA-256 sums are given."""
+        """Raise UserError if the file changed between two readings with these SHA-256 sums."""
         if before != after or self.stamp != self._stamp():
-            raise UserError(f"{self.path} changed while it was read: try again when it is finished")
+            raise UserError(f"{self.path} changed while it was being read: try again when it is complete")
 
 
 @contextmanager
@@ -155,7 +155,7 @@ class Decoder:
         return np.frombuffer(codecs.utf_32_le_encode(self.text(chunk))[0], "<u4")
 
     def text(self, chunk: bytes) -> str:
-        """Return the characters, in UTF-8, that this chunk completes. Raises UserError as ``decode`` does."""
+        """Return the characters, read as UTF-8, that this chunk completes. Raises UserError as ``decode`` does."""
         data = self.pending + chunk
         try:
             text, used = codecs.utf_8_decode(data, "strict", False)
@@ -166,7 +166,7 @@ class Decoder:
         return text
 
     def finish(self) -> None:
-        """Raises UserError if the text ends within a character."""
+        """Raise UserError if the text ends within a character."""
         if self.pending:
             raise self._not_utf8(self.decoded)
 
@@ -181,7 +181,7 @@ class Encoder(ABC):
     the counts, and ``ids`` makes the second pass.
     """
 
-    # in the names of the cache's files
+    # part of the names of the cache files
     suffix = ""
 
     def __init__(self, encoding: Encoding) -> None:
@@ -189,7 +189,7 @@ class Encoder(ABC):
 
     @abstractmethod
     def survey(self, source: Source, train: bool) -> Survey:
-        """Read a text and count its tokens. ``train``: whether it belongs to the text to train on.
+        """Read a text and count its tokens. ``train`` says whether it belongs to the text to train on.
 
         Raises UserError if the text is empty, unreadable or not in the encoding.
         """
@@ -279,7 +279,7 @@ class WordEncoder(Encoder):
     def words(self, path: Path, chunks: Iterator[bytes]) -> Iterator[list[str]]:
         """Yield the words that each chunk completes, then the last one.
 
-        Raises UserError if the text is not in the encoding, or has a word of over LONGEST characters.
+        Raises UserError if the text is not in the encoding, or has a word of more than LONGEST characters.
         """
         decoder = Decoder(path, self.encoding)
         begun = ""  # an incomplete word at the end of the last chunk
@@ -290,7 +290,7 @@ class WordEncoder(Encoder):
             found = split_words(text, self.encoding)
             begun = found.pop() if found and not ends_in_space(text, self.encoding) else ""
             if len(begun) > LONGEST:
-                raise UserError(f"{path} has a word of over {LONGEST:,} characters: use -level char for such a text")
+                raise UserError(f"{path} has a word of more than {LONGEST:,} characters: use -level char for this text")
             yield found
         decoder.finish()
         yield [begun] if begun else []
@@ -315,17 +315,17 @@ class TextChanged(UserError):
 
 
 class StoredIds:
-    """Token ids in an open file, (N,). A slice is read from the file when it is asked for.
+    """Token ids in an open file, (N,). Slices are read from the file when they are needed.
 
-    The file is not mapped into memory, because a mapping of a file that someone truncates ends the process.
+    The file is not mapped into memory: if someone truncated it, the process would be killed.
     """
 
     def __init__(
         self, file: IO[bytes], dtype: np.dtype[Any], offset: int, length: int, path: Path, checksum: str
     ) -> None:
-        """``offset``: where they begin in the file. ``path``: its name in messages.
+        """The ids begin at byte ``offset`` of the file, which messages call ``path``.
 
-        ``checksum``: its SHA-256; '' for an unnamed file, which no other program can change.
+        ``checksum`` is its SHA-256, or '' for an unnamed file, which no other program can change.
         """
         self.file = os.fdopen(os.dup(file.fileno()), "rb", buffering=0)
         finalize(self, self.file.close)
@@ -340,7 +340,7 @@ class StoredIds:
         return self.length
 
     def __getitem__(self, place: slice, /) -> IdArray:
-        """Return ids as an array of their own. Raises TextChanged, and UserError if the file cannot be read."""
+        """Return a copy of the ids. Raises TextChanged if the file has changed, and UserError if it cannot be read."""
         start, stop, step = place.indices(self.length)
         assert step == 1
         begin, size = self.offset + start * self.dtype.itemsize, max(0, stop - start) * self.dtype.itemsize
@@ -351,7 +351,7 @@ class StoredIds:
             raise unreadable(self.path, error) from None
         if not unchanged:
             raise TextChanged(
-                f"another program has changed {self.path} while it was read; the next command rebuilds it"
+                f"another program changed {self.path} while it was being read; the next command rebuilds it"
             )
         return np.frombuffer(data, self.dtype)
 
@@ -359,7 +359,7 @@ class StoredIds:
         return self[:].astype(dtype or self.dtype)
 
     def __reduce__(self) -> Any:
-        """Be sent to another process as an array."""
+        """Pickle as an array, for another process."""
         return np.asarray, (self[:],)
 
     def _read(self, begin: int, size: int) -> bytearray:
@@ -377,12 +377,12 @@ class StoredIds:
         return data
 
     def _stamp(self) -> tuple[int, int]:
-        # not the time of the last change of the inode, which a new name changes, too
+        # without the inode's change time, which a renaming also changes
         status = os.fstat(self.file.fileno())
         return status.st_size, status.st_mtime_ns
 
     def _is_unchanged(self) -> bool:
-        """Return whether the file is as it was. Read all of it again if it only has a new time."""
+        """Return whether the file's contents are unchanged. Reads all of it again if only its time has changed."""
         before, now = self.stamp, self._stamp()
         if now == before or not self.checksum:
             return True
@@ -397,8 +397,8 @@ def write_ids(
 ) -> tuple[StoredIds, str]:
     """Write the token ids of a text to ``file`` in numpy's format, with MARK in its header. ``path`` will be its name.
 
-    Returns them, to be read from that file, and the file's SHA-256. Raises UserError if the text has changed since it
-    was surveyed, and OSError if the file cannot be written.
+    Returns the ids, which are read from that file when needed, and the file's SHA-256. Raises UserError if the text has
+    changed since it was surveyed, and OSError if the file cannot be written.
     """
     dtype = id_type(vocabulary)
     header = npy_header(dtype, surveyed.length, MARK)
@@ -415,9 +415,9 @@ def write_ids(
 def read_ids(path: Path, checksum: str, vocabulary: Vocabulary, length: int) -> StoredIds | None:
     """Open the token ids in a file that ``write_ids`` wrote. Raises OSError.
 
-    Returns None if the file does not have this SHA-256, or its header is not the one for that many ids of the
-    vocabulary, with MARK or as older versions wrote it. The file is opened once, so the checksum applies to these ids
-    even if it is replaced meanwhile.
+    Returns None if the file does not have this SHA-256, or if its header is not the one for ``length`` ids of the
+    vocabulary, with MARK or, from older versions, without it. The file is opened once, so the checksum applies to these
+    ids even if the file is replaced meanwhile.
     """
     dtype = id_type(vocabulary)
     headers = npy_header(dtype, length, MARK), npy_header(dtype, length)
@@ -431,7 +431,7 @@ def read_ids(path: Path, checksum: str, vocabulary: Vocabulary, length: int) -> 
 
 
 def is_of_charrnn(path: Path, checksums: Sequence[str]) -> bool:
-    """Return whether ``write_ids`` wrote a file of ids: it has MARK or, from older versions, one of these SHA-256."""
+    """Return whether ``write_ids`` wrote a file: it has MARK or, from an older version, one of these SHA-256 sums."""
     try:
         with open_regular(path) as file:
             marked = MARK in file.read(len(npy_header(np.dtype("u4"), 1)))
@@ -467,7 +467,7 @@ def in_chunks(ids: TokenIds) -> Iterator[IdArray]:
 
 
 def in_temporary_file(parts: Iterable[IdArray], dtype: np.dtype[Any]) -> StoredIds:
-    """Write token ids to an unnamed temporary file, and return them as they are read from it."""
+    """Write token ids to an unnamed temporary file, and return them in it."""
     with room_for_temporary_files(), TemporaryFile() as file:
         for part in parts:
             file.write(part.data)
@@ -480,7 +480,7 @@ def room_for_temporary_files() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"no room for temporary files: {error.strerror}; free some, or set TMPDIR") from None
+        raise UserError(f"cannot write temporary files: {error.strerror}; free some space, or set TMPDIR") from None
 
 
 def id_type(vocabulary: Vocabulary) -> np.dtype[Any]:
@@ -489,7 +489,7 @@ def id_type(vocabulary: Vocabulary) -> np.dtype[Any]:
 
 
 def npy_header(dtype: np.dtype[Any], length: int, mark: bytes = b"") -> bytes:
-    """Return numpy's header for that many ids, whose padding ends in the mark."""
+    """Return numpy's header for ``length`` ids, with the mark at the end of its padding."""
     header = BytesIO()
     described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (length,)}
     np.lib.format.write_array_header_1_0(header, described)

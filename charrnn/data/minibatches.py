@@ -1,4 +1,4 @@
-"""Minibatches: the protocol of everything that a model is trained or scored on, and the two layouts of a text."""
+"""Minibatches, on which models are trained and scored: the protocol, and the two ways to lay out a text."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from charrnn.data.encode import IdArray, TokenIds
 
-AHEAD = 1 << 20  # tokens that are read at once
-IGNORED = -100  # in y, the target of a token that is not predicted; torch's own value
+AHEAD = 1 << 20  # tokens read at once
+IGNORED = -100  # target in y of a token that is not predicted; torch's own value
 
 
 class Minibatches(Protocol):
@@ -47,7 +47,7 @@ class Minibatches(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Minibatches of a split of a text, which is laid out as ``batch_size`` rows of ``row_length`` tokens."""
+    """Minibatches of one split of a text that is laid out as ``batch_size`` rows of ``row_length`` tokens."""
 
     # (N,)
     ids: TokenIds
@@ -59,7 +59,7 @@ class Split:
     seq_length: int
     # whether an epoch starts from the state in which the previous one ended
     carries: bool
-    # the minibatches read last, by their number: (B, n * T + 1) ids
+    # the n minibatches read last, by the index of the first: (B, n * T + 1) ids
     _read: dict[int, IdArray] = field(default_factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:
@@ -96,7 +96,7 @@ class Split:
         return ids[:-1], ids[1:]
 
     def _rows(self, first: int, count: int) -> IdArray:
-        """Return the ids of ``count`` minibatches side by side, and of one more time step: (B, count * T + 1)."""
+        """Return the ids of ``count`` consecutive minibatches and one more time step: (B, count * T + 1)."""
         length, end = count * self.seq_length + 1, self.batch_size * self.row_length
         rows = np.empty((self.batch_size, length), self.ids.dtype)
         for row in range(self.batch_size):
@@ -111,7 +111,7 @@ class Split:
 def split_by_fractions(
     ids: TokenIds, batch_size: int, seq_length: int, train_frac: float, val_frac: float
 ) -> dict[str, Split]:
-    """Return train, val and test of a text in char-rnn's layout, without those that have no minibatch.
+    """Return the train, val and test splits of a text in char-rnn's layout, except those without a minibatch.
 
     The text is cut to whole minibatches, and the state is carried from epoch to epoch.
     """
@@ -130,7 +130,7 @@ def split_by_fractions(
 
 
 def split_of_file(ids: TokenIds, batch_size: int, seq_length: int) -> Split:
-    """Return a split that has its own file in the layout of the RHN program and the PTB reader.
+    """Return a split that has its own file, in the layout of the RHN program and the PTB reader.
 
     No target wraps around, and each epoch starts from a zero state.
     """

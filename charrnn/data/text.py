@@ -37,11 +37,11 @@ class Text:
     vocabulary: Vocabulary
     # how often each code of the texts occurs: characters in all of them, words in the text to train on
     counts: dict[Any, int]
-    # ``input``, or ``train``, ``val`` and perhaps ``test``: the ids of each, (N,), in a file
+    # the ids of ``input``, or of ``train``, ``val`` and perhaps ``test``: (N,) each, in a file
     files: Mapping[str, TokenIds]
-    # the name of each in messages
+    # what messages call each of them
     called: dict[str, str]
-    # the SHA-256 of every file, by its name or index, which a resumed run compares
+    # the SHA-256 of every file, by its name or index; a resumed run compares them
     fingerprint: dict[str, str]
     report: Report
 
@@ -74,15 +74,15 @@ class Text:
 
     def _too_short(self, name: str, batch_size: int, seq_length: int, row_length: int) -> UserError:
         return UserError(
-            f"{self.called[name]} has {len(self.files[name]):,} {self.vocabulary.units}, and one minibatch of "
-            f"-batch_size {batch_size} and -seq_length {seq_length} takes {batch_size * row_length:,}: "
-            "lower either, or add text"
+            f"{self.called[name]} has {len(self.files[name]):,} {self.vocabulary.units}, but one minibatch of "
+            f"-batch_size {batch_size} and -seq_length {seq_length} needs {batch_size * row_length:,}: "
+            "lower either of them, or add text"
         )
 
 
 def open_text(
     source: str | Path | Sequence[Path],
-    reading: Reading = Reading(),  # noqa: B008, which is frozen
+    reading: Reading = Reading(),  # noqa: B008 (Reading is frozen)
     report: Report = print,
     vocabulary: Vocabulary | None = None,
     keep: bool = True,
@@ -90,11 +90,11 @@ def open_text(
 ) -> Text:
     """Open the texts of a folder, or other text files joined in this order into one ``input``.
 
-    A folder has ``input.txt``, or else ``train.txt`` with ``val.txt`` and perhaps ``test.txt``. The vocabulary is that
-    of all texts for characters, and of the text to train on for words. If one is given, its ids, encoding and level are
-    used. ``report`` gets lines that the user should see. Without ``keep``, no cache is written. Raises what ``accept``
-    raises, and UserError if there is no text, if a text is empty, unreadable or not in the encoding, and if it has
-    unknown tokens.
+    A folder has ``input.txt``, or else ``train.txt`` with ``val.txt`` and perhaps ``test.txt``. The vocabulary has the
+    characters of all texts, or the words of the text to train on. If ``vocabulary`` is given, its ids, encoding and
+    level are used instead. ``report`` gets lines that the user should see. Without ``keep``, no cache is written.
+    Raises what ``accept`` raises, and UserError if there is no text, if a text is empty, unreadable or not in the
+    encoding, and if it has unknown tokens.
     """
     if vocabulary:
         reading = replace(reading, encoding=vocabulary.encoding, level=vocabulary.level)
@@ -131,9 +131,9 @@ def open_chosen(
     keep: bool = True,
     accept: Accept = accept_any,
 ) -> Text:
-    """Open the text that the settings of a run name: the files of ``input``, or else the folder ``data_dir``.
+    """Open the text that a run's settings name: the files of ``input``, or else the folder ``data_dir``.
 
-    Otherwise as ``open_text``. ``input`` has names only, never patterns, because a stranger may have written it.
+    Otherwise like ``open_text``. ``input`` holds names, never patterns, because a checkpoint may come from a stranger.
     """
     for name in options.input:
         if not os.path.isfile(name):
@@ -143,7 +143,7 @@ def open_chosen(
 
 
 def find_files(patterns: Sequence[str]) -> list[Path]:
-    """Return the files that names and patterns stand for, each once, sorted by name. Raises UserError."""
+    """Return the files that match names and patterns, each once, sorted. Raises UserError if one has no match."""
     found = set()
     for pattern in patterns:
         # the name of an existing file is not a pattern, even if it contains [ or *
@@ -182,13 +182,13 @@ def find_texts(folder: Path) -> dict[str, Path]:
             f"{folder} has {train} but no {val}: add it, or name the text input.txt to split it by fractions"
         )
     raise UserError(
-        f"{f'no text found in {folder}' if folder_exists else f'no folder {folder}'}: put your text at "
-        f"{folder / 'input.txt'} (or train.txt and val.txt there), or make a named one with charrnn prepare"
+        f"{f'no text found in {folder}' if folder_exists else f'no folder {folder}'}: save your text as "
+        f"{folder / 'input.txt'} (or as train.txt and val.txt there), or get a standard text with charrnn prepare"
     )
 
 
 def has_text(folder: Path) -> bool:
-    """Return whether a folder already has a text, complete or not; no data set is made in such a folder."""
+    """Return whether a folder already has a text, even an incomplete one. No data set is made in such a folder."""
     return any((folder / f"{name}.txt").exists() for name in ("input", "train")) or bool(penn_treebank.find(folder))
 
 
@@ -201,7 +201,7 @@ def report_crlf(paths: Mapping[str, Path], surveys: Mapping[str, Survey], report
 def words_to_train_on(encoded: EncodedTexts, name: str, unk: str) -> Words:
     """Return the words of the text to train on, with ``unk`` for all others.
 
-    Raises UserError if other texts have words that it does not have, and no ``unk`` is given.
+    Raises UserError if other texts have words that it lacks, and no ``unk`` is given.
     """
     own = encoded.vocabulary
     count = int((encoded.counts > 0).sum())
@@ -231,20 +231,20 @@ def with_seq_length(options: TrainingOptions, train: Minibatches) -> TrainingOpt
     """Return the settings with the sequence length of the minibatches. Raises UserError if a different one was set."""
     if options.seq_length not in (TrainingOptions.seq_length, train.seq_length):
         raise UserError(
-            f"-seq_length {options.seq_length}: a problem of this text has {train.seq_length} time steps; leave it out"
+            f"-seq_length {options.seq_length}: a problem in this text has {train.seq_length} time steps; leave it out"
         )
     return replace(options, seq_length=train.seq_length)
 
 
 def minibatches(text: Text, options: TrainingOptions) -> Mapping[str, Minibatches]:
-    """Return the minibatches of each split for the task of the settings. Raises UserError if the text does not fit."""
+    """Return the minibatches of each split for the chosen task. Raises UserError if the text does not fit the task."""
     if options.task == "addition":
         return problems(text, options.batch_size)
     return text.split(options.batch_size, options.seq_length, options.train_frac, options.val_frac)
 
 
 def problems(text: Text, batch_size: int) -> dict[str, addition.Problems]:
-    """Return the splits of a text of addition. The val and test splits contain every problem."""
+    """Return the splits of a text of addition problems. The val and test splits contain every problem."""
     if "train" not in text.files:
         raise UserError(
             "-task addition needs train.txt and val.txt, so that no problem is in both: charrnn prepare addition "

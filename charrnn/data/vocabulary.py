@@ -1,4 +1,4 @@
-"""Vocabularies of characters and of words: their token ids, and the figure in which their losses are compared."""
+"""Vocabularies of characters and of words: their token ids, and the units in which their losses are compared."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LARGEST = 12_000_000  # bytes of all words together: small enough for a checkpoi
 class Figure:
     """A loss in the unit in which people compare models."""
 
-    # heading of a column
+    # column heading
     name: str
     # key in JSON
     key: str
@@ -33,7 +33,7 @@ class Figure:
 class Vocabulary:
     """The characters of a text in ascending order; the id of a character is its index.
 
-    Text is always a ``str``. Under the encoding ``bytes`` it stands for its UTF-8 bytes, and bytes that are not UTF-8
+    Text is always a ``str``. With the encoding ``bytes``, it stands for its UTF-8 bytes, and bytes that are not UTF-8
     appear as Python's surrogate escapes, so that any byte string survives a round trip. ``Words`` is the vocabulary of
     words. Raises UserError unless the codes are distinct, in ascending order and valid in the encoding.
     """
@@ -57,7 +57,7 @@ class Vocabulary:
         limit = 0x110000 if self.encoding == "utf-8" else 256
         ascending = all(a < b for a, b in zip(self.codes, self.codes[1:], strict=False))
         if not self.codes or not ascending or self.codes[0] < 0 or self.codes[-1] >= limit:
-            raise UserError("a vocabulary needs at least one character, and distinct ones in ascending order")
+            raise UserError("a vocabulary needs at least one character, all distinct and in ascending order")
 
     def _check_encoding(self) -> None:
         if self.encoding not in ENCODINGS:
@@ -103,13 +103,13 @@ class Vocabulary:
         return [self.name(code) for code in self.unknown_codes(self.split(text))]
 
     def unknown_error(self, text: str, tokens: Iterable[str], remedy: str = "", place: str = "") -> UserError:
-        """Return the error for unknown tokens, given by their names, in a text; ``text`` is what messages call it."""
+        """Return the error for unknown tokens, given by name, in a text. ``text`` is what messages call the text."""
         return UserError(
             f"{text} has {listed(tokens)}{place}, not in the vocabulary of the model: {remedy or self.remedy}"
         )
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of tokens."""
+        """Return the text that these tokens make up."""
         codes = [self.codes[token] for token in ids]
         if self.encoding == "bytes":
             return bytes(codes).decode("utf-8", "surrogateescape")
@@ -120,17 +120,17 @@ class Vocabulary:
         return [self.decode([token]) for token in range(len(self))]
 
     def token_text(self, token: int, before: int | None) -> str:
-        """Return the text of one token after the token ``before``; None at the beginning of a text."""
+        """Return the text of one token that follows the token ``before``, which is None at the beginning of a text."""
         return self._texts[token]
 
     def name(self, code: Any) -> str:
-        """Return a code's name in messages: the quoted character, with escapes if it is not printable."""
+        """Return what messages call a code: the quoted character, escaped if it is not printable, or ``byte 0xff``."""
         return f"byte 0x{code:02x}" if self.encoding == "bytes" and code > 126 else repr(chr(code))
 
     def difference(self, other: Vocabulary, mine: str, others: str) -> str:
         """Return how the tokens or ids of two vocabularies differ, or '' if they do not.
 
-        ``mine`` and ``others`` are what messages call the owner of each. The unknown word is not compared.
+        ``mine`` and ``others`` are what messages call their owners. The words for unknown words are not compared.
         """
         if self.level != other.level:
             return f"{mine} is read as {self.units}, {others} as {other.units}"
@@ -144,7 +144,7 @@ class Vocabulary:
 
     @staticmethod
     def figure(loss: float) -> Figure:
-        """Return the figure that people quote, for a loss in nats per token: bits per character."""
+        """Convert a loss in nats per token to the figure that people quote: bits per character."""
         return Figure("bpc", "bpc", bits(loss), f"{bits(loss):.3f} bits per character")
 
     @staticmethod
@@ -154,11 +154,11 @@ class Vocabulary:
 
     @staticmethod
     def describe(loss: float) -> str:
-        """Return a loss in nats per token and in every unit in use."""
+        """Return a description of a loss in nats per token, in every common unit."""
         return f"loss {loss:.4f} nats, {bits(loss):.4f} bits per character, perplexity {perplexity(loss):.4f}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain strings and numbers, for vocab.json and checkpoints."""
+        """Return the vocabulary as plain strings and numbers, for vocab.json and checkpoints."""
         tokens = list(self.codes) if self.encoding == "bytes" else [chr(code) for code in self.codes]
         return {"encoding": self.encoding, "tokens": tokens}
 
@@ -181,9 +181,9 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Words(Vocabulary):
-    """The words of a text, which white space separates; ``<eos>`` stands for a newline.
+    """The words of a text, separated by white space; ``<eos>`` stands for a newline.
 
-    White space is Unicode's under the encoding ``utf-8``, and ASCII's under ``bytes``. The id of a word is its index.
+    White space is Unicode's with the encoding ``utf-8``, and ASCII's with ``bytes``. The id of a word is its index.
     """
 
     # the word of the vocabulary that stands for all unknown ones; '' for none
@@ -204,11 +204,11 @@ class Words(Vocabulary):
             raise UserError(f"a vocabulary has words that are not {self.encoding}") from None
         if size > LARGEST:
             raise UserError(
-                f"{len(self.codes):,} different words, {size / 1e6:.0f} MB of them, are too many for a model: "
-                "put one word in place of the rare ones, or use -level char"
+                f"{len(self.codes):,} different words ({size / 1e6:.0f} MB) are too many for a model: "
+                "replace the rare ones with a single word, or use -level char"
             )
         if not self.codes or self.split(text) != list(self.codes) or len(self.ids) < len(self.codes):
-            raise UserError("a vocabulary needs at least one word, and distinct ones without white space")
+            raise UserError("a vocabulary needs at least one word, all distinct and without white space")
         if self.unk and (self.unk == EOS or self.unk not in self.ids):
             raise UserError(f"{self.unk} cannot stand for unknown words: it is not a word of the model")
 
@@ -217,7 +217,7 @@ class Words(Vocabulary):
         return self.ids.get(EOS)
 
     def with_unk(self, unk: str) -> Words:
-        """Return the same words with ``unk`` for unknown ones. Raises UserError if it is not one of them."""
+        """Return the same words with ``unk`` for unknown ones. Raises UserError if ``unk`` is not one of the words."""
         return Words(self.codes, self.encoding, unk)
 
     def id_of(self, code: Any) -> int:
@@ -246,7 +246,7 @@ class Words(Vocabulary):
 
     @staticmethod
     def figure(loss: float) -> Figure:
-        """Return the figure that people quote, for a loss in nats per token: perplexity per word."""
+        """Convert a loss in nats per token to the figure that people quote: perplexity per word."""
         return Figure("perplexity", "ppl", perplexity(loss), f"perplexity {perplexity(loss):.2f} per word")
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""The summary of a run: its best checkpoint, and advice from its losses by the rules in char-rnn's README."""
+"""The summary of a run: its best checkpoint, and advice drawn from its losses by the rules in char-rnn's README."""
 
 from __future__ import annotations
 

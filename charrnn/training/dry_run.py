@@ -66,7 +66,7 @@ class DryRun:
         return self.seconds_per_iteration * self.iterations_per_epoch
 
     def rows(self) -> list[tuple[str, str]]:
-        """Return pairs of a name and a value, which says how it was obtained."""
+        """Return pairs of a name and a value; the value says how it was obtained."""
         epoch = timedelta(seconds=round(self.seconds_per_epoch))
         whole = timedelta(seconds=round(self.seconds_per_iteration * self.iterations))
         return [

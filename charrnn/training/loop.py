@@ -25,7 +25,7 @@ EXPLODED = 3  # times the first loss, as in char-rnn
 
 
 class Diverged(UserError):
-    """The loss is not a number, or has exploded. Nothing learned since the last checkpoint is worth keeping."""
+    """The loss has become NaN or has exploded. Nothing learned since the last checkpoint is worth keeping."""
 
 
 def check_contract(model: str, problem: str) -> None:
@@ -116,7 +116,7 @@ class Training:
 
     @property
     def at_regular_save(self) -> bool:
-        """Return whether -save_every asks for a checkpoint of the present state."""
+        """Whether -save_every asks for a checkpoint at this iteration."""
         return bool(self.options.save_every) and self.iteration % self.options.save_every == 0
 
     def stop(self) -> None:
@@ -210,7 +210,10 @@ class Training:
         return records, None
 
     def _validate(self, record: Record) -> Diverged | None:
-        """Add the result of a validation to the record. Return an error if the loss or the state is not finite."""
+        """Add the result of a validation to the record.
+
+        Return an error if the loss, the weights or the optimizer's state is not finite.
+        """
         assert self.val is not None
         score = evaluate(self.model, self.val)
         finite = math.isfinite(score.loss)
@@ -256,9 +259,9 @@ class Training:
         return f"the weights or the optimizer's state are not finite after iteration {self.iteration}"
 
     def _next_loss(self) -> float:
-        """Return the loss that the next iteration will have, up to rounding. Change no random generator and no buffer.
+        """Return the loss that the next iteration will have, up to rounding. Changes no random generator and no buffer.
 
-        If the next minibatch cannot be read, use the last one.
+        If the next minibatch cannot be read, uses the previous one.
         """
         k = self.iteration % len(self.train)
         try:

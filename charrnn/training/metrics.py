@@ -148,7 +148,7 @@ class Events:
 
 
 def as_dict(record: Record) -> dict[str, float | None]:
-    """Return the record as values that JSON has: NaN and infinity become None."""
+    """Return the record as values that JSON can hold: NaN and infinity become None."""
     numbers = {name: getattr(record, name) for name in FIELDS}
     if record.val_loss is not None:
         numbers |= {"val_loss": record.val_loss, **record.measures}
@@ -158,8 +158,7 @@ def as_dict(record: Record) -> dict[str, float | None]:
 def end_of(path: Path, losses: Sequence[float]) -> int:
     """Return the byte offset at which the lines of these iterations end in a metrics file.
 
-    They end before a line with a different loss, which comes from another run of that name, and before a truncated
-    line.
+    They end before the first line that is truncated or has a different loss: it comes from another run of that name.
     """
     end = 0
     with path.open("rb") as lines:

@@ -1,4 +1,4 @@
-"""The update of the weights: weight decay, clipping, and the rule, which is one of torch's optimizers."""
+"""The weight update: weight decay, clipping, and the update rule, which is one of torch's optimizers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Rule:
 
 
 def _rmsprop(parameters: list[nn.Parameter], options: TrainingOptions) -> torch.optim.Optimizer:
-    """Return torch's RMSprop, which equals Torch7's: epsilon 1e-8 outside the root, a mean square that starts at 0."""
+    """Return torch's RMSprop, which equals Torch7's: epsilon 1e-8 outside the root, and a mean square from 0 on."""
     return torch.optim.RMSprop(parameters, lr=options.learning_rate, alpha=options.decay_rate, eps=1e-8)
 
 
@@ -49,7 +49,7 @@ def norm(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def add_weight_decay(parameters: Sequence[nn.Parameter], decay: float) -> Tensor:
-    """Add the gradient of the L2 penalty, to be clipped with the rest. Return the penalty."""
+    """Add the L2 penalty's gradient to the gradients, before they are clipped. Return the penalty."""
     if not decay:
         return parameters[0].new_zeros(())
     for p in parameters:
@@ -59,7 +59,7 @@ def add_weight_decay(parameters: Sequence[nn.Parameter], decay: float) -> Tensor
 
 
 def clip(parameters: Sequence[nn.Parameter], options: TrainingOptions) -> tuple[Tensor, Tensor]:
-    """Clip the gradient by element, then by norm. Return its norm before and after the clipping by norm."""
+    """Clip each element of the gradient, then clip its norm. Return the norm before and after the second step."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     if bound := options.grad_clip:
         for gradient in gradients:
@@ -99,7 +99,8 @@ def saved(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 def restore(optimizer: torch.optim.Optimizer, options: TrainingOptions, saved: dict[str, Any]) -> None:
     """Restore the optimizer's state for each parameter and the last learning rate. The options determine the rest.
 
-    Raises ValueError if the state does not fit the parameters. One that ``saved`` cannot return may raise any error.
+    Raises ValueError if the state does not fit the parameters. A state that ``saved`` cannot have returned may raise
+    any error.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     # a step with one weight shows what the rule keeps

@@ -1,4 +1,4 @@
-"""Finds out before the first iteration whether a model computes what it should, also after saving and loading it."""
+"""Check before the first iteration that a model keeps its contract and survives being saved and loaded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from charrnn.training.loop import Training, check_contract
 
 REMEDY = "keep all numbers that change or are random in parameters and persistent buffers of fixed shapes"
 
-# how far the logits may be off, as a share of the largest
+# largest error allowed in the logits, as a share of the largest logit
 TOLERANCE = 1e-3
 
 
@@ -30,10 +30,10 @@ def rehearse(
     splits: Mapping[str, Minibatches],
     options: TrainingOptions,
 ) -> None:
-    """Compute with the model, write its checkpoint in memory, and compute the same with the model that is read back.
+    """Check that the model, after a round trip through a checkpoint in memory, still computes the same logits.
 
-    Changes neither the model nor a random generator. Raises UserError if ``forward`` breaks the contract, if the
-    checkpoint cannot be read back, or if the model in it computes something else.
+    Changes neither the model nor any random generator. Raises UserError if ``forward`` breaks the contract, if the
+    checkpoint cannot be read back, or if the model in it computes different logits.
     """
     device, train = device_of(model), splits["train"]
     x = train.batch(0)[0].to(device)
@@ -54,7 +54,7 @@ def rehearse(
     tolerance = TOLERANCE * expected.abs().max().item()
     if not torch.allclose(found, expected, TOLERANCE, tolerance, equal_nan=True):
         raise UserError(
-            f"the model {options.model}: read back from a checkpoint, it computes other logits: {REMEDY}, "
+            f"the model {options.model}: read back from a checkpoint, it computes different logits: {REMEDY}, "
             "and nothing from one call to the next"
         )
 
@@ -67,7 +67,7 @@ def read_back(
     options: TrainingOptions,
     state: State,
 ) -> tuple[nn.Module, State | None]:
-    """Return another model and its hidden state, read from a checkpoint of this one. Raises UserError."""
+    """Return a second model and its hidden state, read from a checkpoint of this one. Raises UserError."""
     training = Training(model, splits["train"], splits.get("val"), options)
     training.state = state
     file, own = configuration.model, configuration.model_options
@@ -81,7 +81,5 @@ def read_back(
         saved.restore(twin)
         resumed.load_state_dict(saved.training)
     except (UserError, ValueError) as error:
-        raise UserError(
-            f"the model {options.model}: a checkpoint of it could not be read back ({error}): {REMEDY}"
-        ) from None
+        raise UserError(f"the model {options.model}: its checkpoint cannot be read back ({error}): {REMEDY}") from None
     return twin, resumed.state

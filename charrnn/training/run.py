@@ -37,7 +37,7 @@ class Viewer(Protocol):
 
 
 class Run:
-    """Trains what a Setup holds: ``for record in run.follow(viewer)``, and then ``run.finish()``."""
+    """Trains from a Setup: ``for record in run.follow(viewer)``, and then ``run.finish()``."""
 
     def __init__(self, setup: Setup, report: Report) -> None:
         self.setup = setup
@@ -79,7 +79,7 @@ class Run:
                 sink.close()
 
     def follow(self, viewer: Viewer) -> Iterator[Record]:
-        """Train to the end or until ``stop``. Save and display as the settings say, and then yield each record.
+        """Train to the end or until ``stop``. Before each record is yielded, save and display as the settings say.
 
         Saves after each validation, and between validations as -save_every and -save_minutes say. If another program
         changes the file of token ids, saves and raises UserError.
@@ -163,8 +163,8 @@ class Run:
     def save_last(self, regular: bool = False) -> Path:
         """Save the state as lm_NAME_last.pt, replacing the previous one.
 
-        A ``regular`` save is one that the uninterrupted run also makes, at the same iteration: rollbacks return to it.
-        Any other save contains the state of the last regular one, too. Raises Diverged, and saves nothing, if the next
+        A ``regular`` save is one that an uninterrupted run also makes at this iteration: rollbacks return to it. Any
+        other save also contains the state of the last regular one. Raises Diverged, and saves nothing, if the next
         loss is NaN or has exploded.
         """
         self.training.prove()
@@ -237,9 +237,9 @@ class Run:
 
 @contextmanager
 def stopping(run: Run, signals: Iterable[signal.Signals], viewer: Viewer) -> Iterator[list[int]]:
-    """Let the first of these signals stop the run after the current iteration, and a second one act at once.
+    """Let the first of these signals stop the run after the current iteration, and let the second act at once.
 
-    Yield a list to which the signal will be appended. The previous handlers are restored at the end.
+    Yields a list to which the first signal will be appended. The previous handlers are restored at the end.
     """
     received: list[int] = []
 

@@ -25,10 +25,10 @@ def learning_rate(
 
     The run has ``iterations`` in all, ``per_epoch`` per epoch; plateau has lowered the rate ``reductions`` times.
 
-    epoch_decay is char-rnn's: constant for ``learning_rate_decay_after`` epochs, then lower with each epoch. The RHN
-    program divides by its decay to the same effect. cosine falls from the full rate to 0 along half a cosine wave.
-    onecycle rises to the full rate and falls far below where it began, each along half a wave, as torch's OneCycleLR
-    does, but does not change the optimizer's momentum.
+    epoch_decay is char-rnn's: constant for ``learning_rate_decay_after`` epochs, then lower with each epoch. (The RHN
+    program divides by its decay, which has the same effect.) cosine falls from the full rate to 0 along half a cosine
+    wave. onecycle rises to the full rate along half a wave, then falls along another to far below where it began; it is
+    torch's OneCycleLR without the changes of momentum.
     """
     peak = options.learning_rate
     match options.lr_schedule:

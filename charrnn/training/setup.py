@@ -31,7 +31,7 @@ from charrnn.training.loop import Training, check_contract
 from charrnn.training.rehearsal import rehearse
 from charrnn.training.tuning import tune
 
-# the settings that decide which model's flags there are
+# the settings that decide which model's flags apply
 DECISIVE = {"init_from", "model"}
 
 
@@ -44,7 +44,7 @@ def configure(flags: Mapping[str, Any], config: str | None = None, resume: str |
 def load(flags: Mapping[str, Any], config: str | None, resume: str | None) -> Sources:
     """Read the TOML file and the checkpoint that the flags name, and find the model. Raises UserError.
 
-    The values may be unparsed words: a command line cannot be parsed before the model's own flags are known.
+    The values may be unparsed strings: a command line cannot be parsed before the model's own flags are known.
     """
     file = recipes.read_toml(recipes.find(config)) if config else {}
     check_exclusive(flags, file, resume)
@@ -59,9 +59,9 @@ def load(flags: Mapping[str, Any], config: str | None, resume: str | None) -> So
 
 
 def load_to_resume(path: Path) -> Checkpoint:
-    """Load a checkpoint. If its run went on from it, or has no identity, it gets a new one: another run begins here.
+    """Load a checkpoint. Give it a new run identity if it has none, or if its run has newer checkpoints.
 
-    Otherwise the newest checkpoint would still be the one that has been passed over.
+    In that case a second run begins here. With the same identity, the newest checkpoint would remain the first run's.
     """
     checkpoint = Checkpoint.load(path)
     if not checkpoint.run_id or not is_newest(path):
@@ -170,7 +170,7 @@ def input_files(configuration: Configuration) -> tuple[str, ...]:
     """Return the files that -input stands for. Raises UserError."""
     given, resumed = configuration.options.input, configuration.resume
     if resumed and given == resumed.options.input:
-        return given  # a checkpoint has names, and what looks like a pattern must not search the file system
+        return given  # a checkpoint has names; one that looks like a pattern must not search the file system
     return tuple(map(str, find_files(given)))
 
 
@@ -233,8 +233,7 @@ def start_from(checkpoint: Checkpoint, model: nn.Module, text: Text, options: Tr
 def resume(training: Training, text: Text, checkpoint: Checkpoint) -> tuple[list[Kept], dict[str, Any] | None]:
     """Continue exactly where the checkpoint was saved.
 
-    Return the run's validated checkpoints, and the state of its last regular save if that is not the checkpoint itself.
-
+    Returns the run's validated checkpoints, and the state of its last regular save unless the checkpoint is that save.
     Raises UserError if the vocabulary of the text is not the same, or if the checkpoint cannot be resumed.
     """
     saved = checkpoint.training
@@ -249,6 +248,6 @@ def resume(training: Training, text: Text, checkpoint: Checkpoint) -> tuple[list
         training.load_state_dict(saved)
         return kept_in(saved), good
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        if foreign(error):  # the model fails, and not only with this checkpoint
+        if foreign(error):  # the model itself fails, whatever the checkpoint
             raise
         raise UserError(f"the checkpoint is damaged: it cannot be resumed ({error})") from None

@@ -65,7 +65,7 @@ def train(
     given = {name: plain(value) for name, value in settings.items() if value is not None}
     if texts is not None:
         if both := given.keys() & {"data_dir", "input"}:
-            raise UserError(f"the text is given twice, as the first argument and as {both.pop()}: give only one")
+            raise UserError(f"the text is given twice, as the first argument and as {both.pop()}: give it only once")
         given |= named(texts)
     resumed = None if resume is None else find_newest(Path(resume))
     configuration = configure(given, str(config) if config else None, str(resumed) if resumed else None)
@@ -110,7 +110,7 @@ def plain(value: Any) -> Any:
 def named(texts: Texts) -> dict[str, Any]:
     """Return the setting, input or data_dir, that names a text file, a pattern, several files or a folder.
 
-    Raises UserError if the name is a text itself, or if the list is empty.
+    Raises UserError if ``texts`` is a text itself, or if the list is empty.
     """
     if isinstance(texts, (str, os.PathLike)):
         name = os.fspath(texts)

@@ -99,7 +99,7 @@ def problem_of_compiled(model: nn.Module, train: Minibatches, options: TrainingO
 
 
 def completes(model: nn.Module, train: Minibatches, options: TrainingOptions, kernels: backend.Kernels) -> bool:
-    """Whether one iteration on a copy of the model, on one thread, completes without diverging.
+    """Return whether one iteration on a copy of the model, on one thread, completes without diverging.
 
     True for a model that cannot be copied.
     """

@@ -181,7 +181,7 @@ def test_prepare_writes_the_problems_and_does_not_replace_existing_files(tmp_pat
     again = charrnn("prepare", "addition", *flags, cwd=tmp_path)
     assert "nothing to do" in again.stderr.decode() + again.stdout.decode()
     other = charrnn("prepare", "addition", *flags[:6], cwd=tmp_path, code=1)
-    assert "train.txt is not addition's, so it was left unchanged" in one_line(other)
+    assert "train.txt exists and is not part of addition, so it was left unchanged" in one_line(other)
     for name, then in before.items():
         now = (folder / name).stat()
         assert (now.st_ino, now.st_mtime_ns) == (then.st_ino, then.st_mtime_ns)
@@ -377,7 +377,7 @@ def test_seq_length_must_be_the_length_of_a_problem(tmp_path: Path) -> None:
     flags |= {"checkpoint_dir": str(tmp_path / "cv"), "rnn_size": 4, "gpuid": -1, "threads": 1}
     for given_steps in ({}, {"seq_length": 13}):
         assert new_run(configure(flags | given_steps)).options.seq_length == 13
-    with pytest.raises(UserError, match=r"-seq_length 14: a problem of this text has 13"):
+    with pytest.raises(UserError, match=r"-seq_length 14: a problem in this text has 13"):
         new_run(configure(flags | {"seq_length": 14}))
     with pytest.raises(UserError, match=r"20 problems, but a minibatch takes 21: lower -batch_size"):
         new_run(configure(flags | {"batch_size": 21}))
@@ -432,9 +432,9 @@ def test_the_first_line_sets_the_width_of_all_lines() -> None:
     lines, _ = addition.problems(2, 5, 1, seed=1)
     with pytest.raises(UserError, match=r"line 2: '-.*-' is not a problem of 3 digits like -123-999-1122-"):
         read(["-123-234-357--", *lines])
-    with pytest.raises(UserError, match=r"line 1: .* is not a problem of addition.*; correct or remove it"):
+    with pytest.raises(UserError, match=r"line 1: .* is not an addition problem.*; correct or remove it"):
         read(["12-34", *lines])
-    with pytest.raises(UserError, match="no problem of addition"):
+    with pytest.raises(UserError, match="no addition problem"):
         problems.read("empty.txt", np.zeros(0, np.uint8), VOCABULARY)
 
 

@@ -156,7 +156,7 @@ def test_ids_that_another_program_changes_are_an_error(tmp_path: Path, change: s
     CHANGES[change](npy)
     for place in (slice(0, 1), slice(None)):
         with pytest.raises(
-            TextChanged, match=f"^another program has changed {npy} while it was read; the next command rebuilds it$"
+            TextChanged, match=f"^another program changed {npy} while it was being read; the next command rebuilds it$"
         ):
             ids[place]
 
@@ -223,7 +223,7 @@ def test_a_text_that_changes_while_it_is_read_is_an_error(
             yield chunk
 
     monkeypatch.setattr(encode.Source, "chunks", meddle)
-    with pytest.raises(UserError, match=r"input\.txt changed while it was read: try again"):
+    with pytest.raises(UserError, match=r"input\.txt changed while it was being read: try again"):
         read(path, "utf-8", 100)
     assert len(readings) == 2
 
@@ -239,7 +239,7 @@ def test_a_change_that_leaves_size_and_times_the_same_is_detected(
         encoder = CharacterEncoder("utf-8")
         found = encoder.survey(source, train=True)
         path.write_bytes(b"abca")
-        with pytest.raises(UserError, match="changed while it was read"):
+        with pytest.raises(UserError, match="changed while it was being read"):
             write_ids(source, found, encoder, encoder.vocabulary()[0], file, path)
 
 

@@ -310,8 +310,8 @@ def test_the_message_for_a_missing_text_says_where_to_put_it(tmp_path: Path) -> 
         with pytest.raises(UserError) as caught:
             open_text(folder, Reading(), pytest.fail)
         assert str(caught.value) == (
-            f"{cause} {folder}: put your text at {folder / 'input.txt'} (or train.txt and val.txt there), "
-            "or make a named one with charrnn prepare"
+            f"{cause} {folder}: save your text as {folder / 'input.txt'} (or as train.txt and val.txt there), "
+            "or get a standard text with charrnn prepare"
         )
 
 
@@ -354,8 +354,8 @@ def test_too_little_text_for_one_minibatch_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         text.split(10, 10, 0.95, 0.05)
     assert str(caught.value) == (
-        f"{tmp_path / 'input.txt'} has 99 characters, and one minibatch of -batch_size 10 and -seq_length 10 "
-        "takes 100: lower either, or add text"
+        f"{tmp_path / 'input.txt'} has 99 characters, but one minibatch of -batch_size 10 and -seq_length 10 "
+        "needs 100: lower either of them, or add text"
     )
     assert len(opened(tmp_path, input="a" * 100).split(10, 10, 1.0, 0.0)["train"]) == 1
 
@@ -364,7 +364,9 @@ def test_too_little_text_for_one_minibatch_is_an_error(tmp_path: Path) -> None:
 def test_too_little_text_in_a_split_file_is_an_error(tmp_path: Path, name: str) -> None:
     texts = {"train": "a" * 110, "val": "a" * 110, "test": "a" * 110}
     assert [len(split) for split in opened(tmp_path, **texts).split(10, 10, 0, 0).values()] == [1, 1, 1]
-    with pytest.raises(UserError, match=rf"/{name}\.txt has 109 characters, .* takes 110: lower either, or add text"):
+    with pytest.raises(
+        UserError, match=rf"/{name}\.txt has 109 characters, .* needs 110: lower either of them, or add text"
+    ):
         opened(tmp_path, **texts | {name: "a" * 109}).split(10, 10, 0, 0)
 
 

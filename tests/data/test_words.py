@@ -158,7 +158,7 @@ def test_ids_take_the_smallest_type_that_fits(tmp_path: Path) -> None:
 def test_the_message_names_a_text_without_words_or_white_space(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"input.txt has no words"):
         open_text(write(tmp_path, input="  \t "), report=pytest.fail, reading=Reading(level="word"))
-    with pytest.raises(UserError, match=r"a word of over .* use -level char"):
+    with pytest.raises(UserError, match=r"a word of more than .* use -level char"):
         open_text(
             write(tmp_path, input="x" * (tokens.LONGEST + tokens.CHUNK)),
             report=pytest.fail,

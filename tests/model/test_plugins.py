@@ -273,7 +273,7 @@ UNREADABLE = {
         TABLE,
         f"{TABLE}; self.n = 0\n    def get_extra_state(self): return torch.tensor(self.n)\n"
         "    def set_extra_state(self, state): self.n = int(state)",
-        "could not be read back",
+        "cannot be read back",
     ),
     "a state that grows with the text": (
         RETURN,
@@ -314,19 +314,19 @@ UNREADABLE = {
         INIT + "self.w = torch.randn(input_size)",
         LOGITS,
         "logits = self.table(x) * self.w",
-        "other logits",
+        "different logits",
     ),
     "a random buffer that is not persistent": (
         TABLE,
         INIT + "self.register_buffer('w', torch.randn(input_size), persistent=False)",
         LOGITS,
         "logits = self.table(x) * self.w",
-        "other logits",
+        "different logits",
     ),
     "a count of the calls": (
         LOGITS,
         "self.n = getattr(self, 'n', 0) + 1; logits = self.table(x) * self.n",
-        "other logits",
+        "different logits",
     ),
 }
 

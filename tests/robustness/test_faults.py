@@ -298,7 +298,7 @@ def test_a_cache_that_is_changed_while_a_run_reads_it_makes_the_run_save(folder:
     assert finish(process) == 1
     *_, line = said(folder).splitlines()
     assert re.fullmatch(
-        r"charrnn: another program has changed data/input\.npy while it was read; the next command rebuilds it\. "
+        r"charrnn: another program changed data/input\.npy while it was being read; the next command rebuilds it\. "
         r"The run so far is saved: continue it with -resume cv/lm_lstm_\S+\.pt",
         line,
     )

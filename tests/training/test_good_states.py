@@ -229,7 +229,9 @@ def test_a_run_whose_token_ids_are_changed_saves_its_last_state(
     run.training.in_flight = in_flight
     before = (tmp_path / "data" / "input.npy").read_bytes()
     following, seen = run.follow(Unseen()), []
-    with pytest.raises(UserError, match=r"has changed .*input\.npy while it was read; .* -resume .*lm_lstm_last\.pt$"):
+    with pytest.raises(
+        UserError, match=r"changed .*input\.npy while it was being read; .* -resume .*lm_lstm_last\.pt$"
+    ):
         for record in following:
             seen.append(record.iteration)
             (tmp_path / "data" / "input.npy").write_bytes(before[::-1])

@@ -22,14 +22,14 @@ from charrnn.settings.option import FROM_ONE, Interval, Option
 OPTIONS = (
     Option("digit_length", int, 2, "digits of the numbers to add", "addition", within=Interval(1, 1000)),
     Option("examples", int, 7000, "problems to train on", "addition", within=FROM_ONE),
-    Option("val_examples", int, 500, "problems to validate on, none of which is trained on", "addition",
+    Option("val_examples", int, 500, "problems to validate on, kept out of training", "addition",
            within=FROM_ONE),
     Option("seed", int, 123, "seed of the random numbers", "addition", within=Interval(0, 2**63 - 1)),
 )  # fmt: skip
 
 
 def problem(a: int, b: int, digits: int) -> str:
-    """Return the line of a + b, two numbers of that many digits, without its newline."""
+    """Return the line for a + b, two numbers of ``digits`` digits, without a newline."""
     return f"-{a}-{b}-{a + b}-".ljust(width(digits), "-")
 
 
@@ -44,7 +44,7 @@ def question(digits: int) -> int:
 
 
 def answer(digits: int) -> int:
-    """Return the number of characters from the sum on: one digit more than the numbers have, and the final -."""
+    """Return the number of characters from the sum on: one digit more than each number has, and the final -."""
     return digits + 2
 
 
@@ -98,7 +98,7 @@ def problems(digits: int, examples: int, val_examples: int, seed: int) -> tuple[
 
 
 def drawn(digits: int, seed: int) -> Iterator[tuple[int, int]]:
-    """Yield pairs of numbers endlessly, the same for a seed on every machine."""
+    """Yield random pairs of numbers without end. A seed gives the same pairs on every machine."""
     random = Random(seed).random  # the only method of Random whose sequence Python guarantees
     while True:
         a, b = (
@@ -113,7 +113,7 @@ def prepare(
 ) -> None:
     """Write ``train.txt`` and ``val.txt``. Shows no progress. Leaves files that are already correct.
 
-    Raises UserError if different texts have these names, if the folder cannot be written, and as ``problems`` does.
+    Raises UserError if different files have these names, if the folder cannot be written, and as ``problems`` does.
     """
     lines = problems(digit_length, examples, val_examples, seed)
     train, val = ("".join(f"{line}\n" for line in part).encode() for part in lines)

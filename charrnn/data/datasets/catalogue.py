@@ -22,7 +22,7 @@ from charrnn.settings.option import Option
 
 @dataclass(frozen=True)
 class Dataset:
-    """A text that can be made."""
+    """A text that ``charrnn prepare`` can make."""
 
     # called as ``make(folder, report, progress, **options)``; writes the files or raises UserError
     make: Callable[..., None]
@@ -36,7 +36,7 @@ def names() -> list[str]:
 
 
 def default_folder(name: str) -> Path:
-    """Return the folder of a named text, relative to the working directory, unless the user gives another."""
+    """Return the default folder of a named text, relative to the working directory."""
     return Path("data", name)
 
 
@@ -50,7 +50,7 @@ def prepare(name: str, folder: str | Path, report: Report, progress: Progress | 
 
     ``report`` is called with one line of text at each step, and ``progress`` as in ``download``; without ``progress``,
     ``report`` gets a line at each tenth. ``options`` are those of the data set; missing ones have their defaults.
-    Raises UserError for an unknown name or option, if a different file has the name of one to be made, if no source has
+    Raises UserError for an unknown name or option, if a file to be made exists with other contents, if no source has
     the text, and if the folder cannot be written.
     """
     if name not in DATASETS:

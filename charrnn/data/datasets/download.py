@@ -1,4 +1,4 @@
-"""Download a file without holding it in memory, from an untrusted server."""
+"""Download a file from an untrusted server without holding it in memory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Progress = Callable[[str, int, int | None], None]
 
 
 class Unavailable(Exception):
-    """A source does not have the text. The message is the cause, in a few words."""
+    """A source does not have the text. The message says why, in a few words."""
 
 
 def by_tenths(report: Report) -> Progress:
@@ -48,10 +48,10 @@ def download(
 ) -> None:
     """Write the content of a web address, at most ``limit`` bytes, to an open file.
 
-    The caller must check the content. Raises Unavailable if the server does not answer, sends
-    nothing for ``silence`` seconds (by default SILENCE) or less than SLOWEST in a minute, takes longer than
-    ``patience`` seconds in all, breaks off, redirects to another scheme, or sends something else. Raises OSError if
-    the file cannot be written.
+    The caller must check the content. Raises Unavailable if the server does not answer, sends nothing for ``silence``
+    seconds (by default SILENCE) or less than SLOWEST in a minute, takes longer than ``patience`` seconds in all, breaks
+    off, redirects to another scheme, or sends something other than a file of that size. Raises OSError if the file
+    cannot be written.
     """
     silence = SILENCE if silence is None else silence
     deadline = time.monotonic() + patience
@@ -92,7 +92,7 @@ class Pace:
 
 
 class Paced(RawIOBase):
-    """A stream whose every piece goes through a Pace."""
+    """A stream whose bytes are counted by a Pace."""
 
     def __init__(self, stream: RawIOBase, pace: Pace) -> None:
         self.stream = stream
@@ -112,7 +112,7 @@ class Paced(RawIOBase):
 
 
 class SameScheme(HTTPRedirectHandler):
-    """Follows redirections, but none to another scheme, and without reading the pages that they come with."""
+    """Follows redirects, but not to another scheme, and without reading the pages that come with them."""
 
     def redirect_request(
         self, req: Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
@@ -125,7 +125,7 @@ class SameScheme(HTTPRedirectHandler):
 
 
 def open_address(url: str, pace: Pace, silence: float) -> HTTPResponse:
-    """Ask for a web address and return the answer, all of whose bytes, headers included, go through the Pace."""
+    """Request a web address and return the response. Every byte of it, headers included, is counted by ``pace``."""
 
     def answer(*arguments: Any, **named: Any) -> HTTPResponse:
         response = HTTPResponse(*arguments, **named)
@@ -170,7 +170,7 @@ def read_piece(response: HTTPResponse, silence: float) -> bytes:
 
 @contextmanager
 def network_errors(silence: float) -> Iterator[None]:
-    """Turn errors of the network, which are OSErrors like a full disk, into Unavailable."""
+    """Turn network errors into Unavailable. They are OSErrors, and so is a full disk."""
     try:
         yield
     except HTTPError as error:

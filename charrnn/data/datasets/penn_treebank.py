@@ -22,7 +22,7 @@ def find(folder: Path) -> dict[str, Path]:
 
 
 def check(paths: Mapping[str, Path], lengths: Mapping[str, int], level: Level, report: Report) -> None:
-    """Report files that have the names of Mikolov's but do not have as many words."""
+    """Report files that have the names of Mikolov's but different numbers of words."""
     if level == "word" and [path.name for path in paths.values()] == list(FILES.values()) and lengths != TOKENS:
         report(
             f"these files differ from Mikolov's Penn Treebank: {numbers(lengths)} tokens instead of {numbers(TOKENS)}"
@@ -34,7 +34,7 @@ def numbers(lengths: Mapping[str, int]) -> str:
 
 
 def prepare(folder: Path, report: Report, progress: Progress) -> None:
-    """Say how to get the files, which are licensed. Raises UserError."""
+    """Raise a UserError that says how to get the files, which are licensed."""
     raise UserError(
         f"the Penn Treebank is licensed and cannot be downloaded here: put {', '.join(FILES.values())}, from the "
         f"folder data of Mikolov's simple-examples.tgz (http://www.fit.vutbr.cz/~imikolov/rnnlm), into {folder}; "

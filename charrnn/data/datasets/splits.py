@@ -1,4 +1,4 @@
-"""Folders of a text that is already split: ``train.txt``, ``val.txt`` and ``test.txt``."""
+"""Folders whose text is already split into ``train.txt``, ``val.txt`` and ``test.txt``."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ def split_path(folder: Path, split: str) -> Path:
 
 
 def in_the_way(path: Path, text: str) -> UserError:
-    return UserError(f"{path} is not {text}'s, so it was left unchanged: move it away or choose another folder")
+    return UserError(
+        f"{path} exists and is not part of {text}, so it was left unchanged: move it away or choose another folder"
+    )
 
 
 def write_splits(folder: Path, text: str, pieces: Iterable[tuple[str, bytes]]) -> list[Path]:
     """Write the pieces of a text, each with the name of its split, and return the files written.
 
-    The files are renamed after the last piece, the first split's file last. An error leaves no new file. An
-    existing file must have exactly the same bytes, and is not touched. Raises UserError if it does not, and OSError.
-    ``text`` is the name of the text in messages.
+    The files get their names after the last piece, the first split's file last. An error leaves no new file. An
+    existing file is not touched, and must have exactly the same bytes. Raises UserError if it does not, and OSError.
+    ``text`` is what messages call the text.
     """
     new: dict[str, IO[bytes]] = {}
     old: dict[str, IO[bytes]] = {}
@@ -53,7 +55,7 @@ def write_splits(folder: Path, text: str, pieces: Iterable[tuple[str, bytes]]) -
 
 @contextmanager
 def all_or_none() -> Iterator[dict[Path, tuple[int, int]]]:
-    """Yield a dict for the identities of files to be made, by path. After an error, remove those that were made."""
+    """Yield a dict that takes the path and identity of each file made. After an error, remove these files."""
     made: dict[Path, tuple[int, int]] = {}
     try:
         yield made

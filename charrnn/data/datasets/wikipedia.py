@@ -1,7 +1,7 @@
 """enwik8 and text8: a hundred million bytes of Wikipedia each, from Matt Mahoney's page.
 
 http://mattmahoney.net/dc/textdata.html describes how they were made. Each is one member of a zip file, and is split as
-in the papers that publish figures for them: 90, 5 and 5 million bytes for training, validation and test.
+in the papers that publish results for them: 90, 5 and 5 million bytes for training, validation and test.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ ENWIK8 = Archive(
     "enwik8",
     _urls("enwik8"),
     "2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8",
-    "read it with -encoding bytes, as published figures do (205 symbols): its splits may cut a character in two",
+    "read it with -encoding bytes, as published results do (205 symbols): its splits may cut a character in two",
     SPLITS,
 )
 
@@ -99,15 +99,15 @@ def _is_here(archive: Archive, folder: Path) -> bool:
         if not path.is_file() or path.stat().st_size != paths[path]:
             raise in_the_way(path, archive.name)
     if len(there) < len(paths):
-        return False  # the splits that a killed run has left are compared with the text while it is unpacked
+        return False  # splits that a killed run left behind are compared with the text while it is unpacked
     digest = sha256()
     for path in paths:
         with path.open("rb") as file:
             file_digest(file, lambda: digest)
     if digest.hexdigest() != archive.sha256:
         raise UserError(
-            f"the texts in {folder} have the sizes of {archive.name}'s but different contents, so they were left "
-            "unchanged: move them away or choose another folder"
+            f"the files in {folder} have the sizes of {archive.name}'s splits but different contents, so they were "
+            "left unchanged: move them away or choose another folder"
         )
     return True
 
@@ -118,12 +118,13 @@ def _unpack_found(archive: Archive, path: Path, report: Report, progress: Progre
         _unpack(archive, path, path.parent, report, progress)
     except Unavailable as error:
         raise UserError(
-            f"{path} does not contain {archive.name} ({error}), so it was left unchanged: move it away to download it"
+            f"{path} does not contain {archive.name} ({error}), so it was left unchanged: "
+            "move it away, and the next run downloads the right one"
         ) from None
 
 
 def _fetch(archive: Archive, folder: Path, report: Report, progress: Progress) -> None:
-    """Download the zip file to a hidden one that nobody else uses, unpack it, and remove it in any case."""
+    """Download the zip file under a hidden name, unpack it and always remove it. Only one process does so at a time."""
     path = folder / f".{archive.name}.zip{UNFINISHED}"
     with interruptible(), locked(path) as alone:
         if not alone:
@@ -133,7 +134,7 @@ def _fetch(archive: Archive, folder: Path, report: Report, progress: Progress) -
             _unpack(archive, path, folder, report, progress)
         except Unavailable as error:
             raise UserError(
-                f"what {url} sends is not {archive.name} ({error}): try again later, "
+                f"{url} did not send {archive.name} ({error}): try again later, "
                 f"or put {archive.name}.zip into {folder} yourself"
             ) from None
         finally:
@@ -159,7 +160,7 @@ def _download(archive: Archive, path: Path, report: Report, progress: Progress) 
 
 
 def _unpack(archive: Archive, path: Path, folder: Path, report: Report, progress: Progress) -> None:
-    """Write the splits from a zip file. Raises Unavailable, writing no split, if it is the wrong file."""
+    """Write the splits from a zip file. Raises Unavailable, and writes no split, if it is the wrong file."""
 
     def shown() -> Iterator[tuple[str, bytes]]:
         done = 0
@@ -181,9 +182,9 @@ def _pieces(archive: Archive, path: Path) -> Iterator[tuple[str, bytes]]:
     try:
         with open_regular(path) as file, ZipFile(file) as packed:
             member = packed.getinfo(archive.name)
-            # other methods can expand a few bytes to gigabytes at once
+            # other compression methods can expand a few bytes to gigabytes at once
             if member.compress_type not in (ZIP_STORED, ZIP_DEFLATED) or member.file_size != archive.size:
-                raise Unavailable(f"its {archive.name} has {member.file_size:,} bytes or is packed in an unknown way")
+                raise Unavailable(f"its {archive.name} has {member.file_size:,} bytes or an unknown compression")
             with packed.open(member) as stream:
                 for split, size in archive.splits.items():
                     left = size
