@@ -140,7 +140,8 @@ def test_a_different_file_is_left_alone_and_named(kind: str, split: str, site: S
         path.write_bytes(content)
     before = sorted(os.listdir(tmp_path))
     message = refusal(site, tmp_path)
-    assert "left unchanged" in message if kind == "all of the same size" else f"{path} exists and is not part of enwik8" in message
+    reason = "left unchanged" if kind == "all of the same size" else f"{path} exists and is not part of enwik8"
+    assert reason in message
     assert sorted(os.listdir(tmp_path)) == before
     assert bool(site.asked) == (kind == "same size")
     assert path.is_dir() or path.is_symlink() or path.read_bytes() == content
