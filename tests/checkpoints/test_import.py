@@ -55,7 +55,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     files = sorted(folder.glob("*.t7*"))
     for fixture, found in (("old", files), ("printed", sorted(folder.glob("*.txt")))):
         if fixture in metafunc.fixturenames:
-            assert found, f"nothing to compare with in {folder}"
+            assert found, f"no checkpoints to compare with in {folder}"
             metafunc.parametrize(fixture, found, ids=lambda path: path.name.partition(".")[0])
 
 

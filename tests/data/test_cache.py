@@ -207,7 +207,7 @@ def everything(folder: Path) -> dict[str, object]:
 @pytest.mark.parametrize("before", [False, True], ids=["new", "cached before"])
 @pytest.mark.parametrize("name", ["vocab.json", "input.npy"])
 @pytest.mark.parametrize("kind", FOREIGN)
-def test_a_file_that_is_not_charrnns_stays_and_the_cache_goes_elsewhere(
+def test_a_file_that_is_not_charrnns_is_kept_and_the_cache_is_written_elsewhere(
     folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str, name: str, before: bool
 ) -> None:
     if before:
@@ -264,7 +264,7 @@ def test_a_refused_text_leaves_nothing_behind(folder: Path) -> None:
     assert [path.name for path in folder.iterdir()] == ["input.txt"]
     assert not cache.user_cache(folder / "input.txt").exists()
     open_input(folder)
-    open_refused(folder)  # from its cache, too
+    open_refused(folder)  # also if the text is cached
 
 
 INCOMPLETE: dict[str, dict[str, Any]] = {

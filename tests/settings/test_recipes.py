@@ -164,7 +164,7 @@ def test_the_printed_settings_of_a_recipe_equal_the_recipe(name: str, tmp_path: 
     assert (one.options, one.model_options) == (two.options, two.model_options)
 
 
-def test_a_recipe_is_found_from_any_folder_unless_a_file_has_its_name(tmp_path: Path) -> None:
+def test_a_recipe_is_found_from_any_folder_unless_there_is_a_file_of_that_name(tmp_path: Path) -> None:
     def rnn_size(config: str) -> Any:
         return tomllib.loads("\n".join(run(tmp_path, "train", "-config", config, "-print_config").lines))["rnn_size"]
 

@@ -71,7 +71,7 @@ def test_early_stopping_ends_at_the_same_iteration_and_can_be_switched_off(tmp_p
     assert resumed.training.iteration == whole.training.iteration
     same_run(tmp_path / "whole/lm_lstm_last.pt", tmp_path / "parts/lm_lstm_last.pt")
     again = train(tmp_path / "parts", {}, tmp_path / "parts")
-    assert again.training.iteration == whole.training.iteration, "the stopped run stays stopped"
+    assert again.training.iteration == whole.training.iteration, "a run that stopped early must not continue"
     settings = configure({"early_stop": 0, "checkpoint_dir": str(tmp_path / "parts")}, resume=str(tmp_path / "parts"))
     lifted = new_run(settings)
     assert sum(1 for _ in lifted.records()) == whole.training.iterations - whole.training.iteration
