@@ -10,6 +10,7 @@ import os
 import platform
 import random
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -242,6 +243,30 @@ def unchanged(gpuid: int) -> Iterator[None]:
 
 
 # Memory
+
+
+# a product of matrices starts the threads of numpy's and of torch's library; the bytes leave room for charrnn itself
+LIBRARIES = "import numpy, torch; a = numpy.ones((256, 256)); b = torch.ones(256, 256); a @ a, b @ b, bytes(1 << 26)"
+
+
+def check_memory_limit() -> None:
+    """Raise UserError if a limit on this process's memory is too small to load numpy and torch.
+
+    They would end the process with a message of their own, or with none, so another process tries to load them.
+    """
+    if sys.platform == "win32":
+        return
+    import resource
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return
+    trial = [sys.executable, "-c", LIBRARIES]
+    if subprocess.run(trial, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode:
+        raise UserError(
+            f"the memory of this process is limited to {limit / 1e6:,.0f} MB, too little to load PyTorch: "
+            "raise the limit (ulimit -v) or remove it"
+        )
 
 
 def capacity(device: torch.device) -> int:

@@ -175,14 +175,17 @@ def _name_of(path: Path) -> Iterator[bool]:
     """Hold a name that stands for a path while the block lasts. Yields False if another process holds it.
 
     It is the name of a socket outside the file system, which only Linux has. It cannot be removed like a lock file, and
-    the system releases it when the process ends.
+    the system releases it when the process ends. It includes the mount namespace, because containers can share such
+    names but have different files under the same path.
     """
     if sys.platform != "linux":
         yield True
         return
+    mounts = os.stat("/proc/self/ns/mnt").st_ino if os.path.exists("/proc/self/ns/mnt") else 0
+    name = f"charrnn {mounts} ".encode() + os.fsencode(os.path.realpath(path))
     with socket(AF_UNIX, SOCK_DGRAM) as holder:
         try:
-            holder.bind(b"\0charrnn-" + sha256(os.fsencode(os.path.realpath(path))).digest())
+            holder.bind(b"\0" + sha256(name).digest())
             free = True
         except OSError as error:
             free = error.errno != errno.EADDRINUSE

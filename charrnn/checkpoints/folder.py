@@ -195,8 +195,11 @@ def newest(files: Iterable[Path]) -> Path:
 
 def is_newest(file: Path) -> bool:
     """Return whether a checkpoint is the newest of its run in its folder."""
+    others = [other for other in checkpoints(file.parent) if other != file]
+    if not others:
+        return True
     own = _age(file)
-    return all(age <= own for age in map(_age, checkpoints(file.parent)) if age.run == own.run)
+    return all(age <= own for age in map(_age, others) if age.run == own.run)
 
 
 class _Age(NamedTuple):

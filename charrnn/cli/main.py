@@ -16,7 +16,7 @@ from click.shell_completion import CompletionItem
 import charrnn
 from charrnn.cli.flags import flags as as_typed
 from charrnn.cli.streams import FULL, give_up, note, open_closed, say
-from charrnn.compute import wait_briefly
+from charrnn.compute import check_memory_limit, wait_briefly
 from charrnn.errors import UserError, foreign, nearest
 
 # the short help is here so that `charrnn --help` need not load a command or torch
@@ -34,9 +34,6 @@ COMMANDS = {
     "completion": "Print a script that completes commands, flags, models and files in your shell.",
 }
 
-
-# what the system says when a limit on memory leaves no room for a library
-UNLOADABLE = ("failed to map segment", "cannot allocate memory", "Cannot allocate memory")
 
 UNWRITABLE = (*FULL, errno.EIO)  # EIO: a broken disk
 
@@ -77,6 +74,7 @@ def cli() -> None:
 
     Start with: charrnn train
     """
+    check_memory_limit()
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
@@ -139,8 +137,6 @@ def mistake(error: Exception) -> str:
             character = error.object[error.start]
             remedy = "set PYTHONIOENCODING=utf-8:surrogateescape in the environment"
             return f"{character!a} cannot be printed in {sys.stdout.encoding}, the output's encoding: {remedy}"
-        case ImportError() if any(words in str(error) for words in UNLOADABLE):
-            return "the limit on this process's memory is too small to load PyTorch: raise it (ulimit -v) or remove it"
         case MemoryError() | RuntimeError():
             from charrnn.compute import ran_out
 
