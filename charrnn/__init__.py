@@ -74,7 +74,7 @@ def load(path: str | Path, **options: Any) -> tuple[nn.Module, Vocabulary]:
     """Load the model of a checkpoint and its vocabulary. The model is on the CPU and in evaluation mode.
 
     Args:
-        path: a checkpoint, or a folder: its checkpoint with the lowest validation loss is used
+        path: a checkpoint, or a folder, which means its checkpoint with the lowest validation loss
         options: replace saved settings of the model that do not change its weights, such as ``dropout``
 
     Raises UserError if the file is not a complete checkpoint of charrnn. Runs no code from the checkpoint, only the
@@ -110,7 +110,7 @@ def sample(
             print(piece, end="")
 
     Args:
-        checkpoint: a checkpoint, loaded or not, or a folder: its checkpoint with the lowest validation loss is used
+        checkpoint: a checkpoint, loaded or not, or a folder, which means its checkpoint with the lowest validation loss
         primetext: text to start from; without one, the first token is drawn uniformly
         length: characters or words to write
         temperature: below 1: safer text; above 1: wilder text
@@ -152,7 +152,7 @@ def evaluate(
     word-level model), ``perplexity`` (per token), ``tokens`` (how many were predicted), ``measures`` and ``dynamic``.
 
     Args:
-        checkpoint: a checkpoint, loaded or not, or a folder: its checkpoint with the lowest validation loss is used
+        checkpoint: a checkpoint, loaded or not, or a folder, which means its checkpoint with the lowest validation loss
         text: the text to score; None = a split of the data
         split: split of the data to score
         data_dir: folder with the text; None = as in training

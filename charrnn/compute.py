@@ -141,9 +141,9 @@ def one_thread() -> None:
 
 
 def seed(number: int, device: torch.device | None = None) -> None:
-    """Seed the generators of torch, of numpy and of Python, which models of a user's own may use.
+    """Seed the random generators of torch, numpy and Python. A user's own model may use any of them.
 
-    Those of torch are seeded on all devices, or only on the CPU and the given one.
+    torch's are seeded on all devices, or only on the CPU and the given one.
     """
     import numpy as np
     import torch
@@ -160,7 +160,7 @@ def seed(number: int, device: torch.device | None = None) -> None:
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """Return the states of these generators as plain values and tensors on the CPU."""
+    """Return the states of the same generators as plain values and tensors on the CPU."""
     import numpy as np
     import torch
 
@@ -175,7 +175,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def restore_random_state(state: Mapping[str, Any], device: torch.device) -> None:
-    """Restore what ``random_state`` returned. Generators that are not in it keep their state.
+    """Restore what ``random_state`` returned. Generators that it does not include keep their state.
 
     Raises IndexError, KeyError, TypeError, ValueError or RuntimeError for anything else.
     """

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from unicodedata import category
 
-# the packages in whose code charrnn's own errors are raised, besides the standard library
+# an error is charrnn's own if its traceback shows only these packages and the standard library
 OURS = {"charrnn", "click", "rich", "torch", "numpy"}
 
 # Unicode's categories of characters that are escaped in messages

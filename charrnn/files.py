@@ -29,7 +29,7 @@ UNLOCKABLE = (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK)
 
 
 def open_regular(path: Path, mode: str = "rb", buffering: int = -1) -> IO[bytes]:
-    """Open a file. Raises OSError for whatever is not a regular file, such as a FIFO, without waiting."""
+    """Open a file. Raises OSError at once for anything else, such as a FIFO."""
     return open(path, mode, buffering, opener=_regular)
 
 
@@ -61,7 +61,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     removed and ``path`` is unchanged. Temporary files of killed processes are removed the next time a file is written
     to the folder. Those that are still being written are locked and stay. (On Windows they all stay.)
 
-    Where ``path`` is a link, this happens to the file that it leads to. A device, a FIFO or anything else that cannot
+    If ``path`` is a link, this happens to the file that it points to. A device, a FIFO or anything else that cannot
     be replaced is written into. Raises OSError.
     """
     target = Path(os.path.realpath(path))
@@ -83,7 +83,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _exists(path: Path) -> bool:
-    """Whether a path leads to something. Raises OSError if it cannot be followed, as for links in a circle."""
+    """Return whether a path leads to something. Raises OSError if it cannot be followed, as for links in a circle."""
     try:
         os.stat(path)
     except FileNotFoundError:
@@ -109,7 +109,7 @@ def temporary(path: Path) -> Iterator[IO[bytes]]:
                 if sys.platform != "win32":
                     with suppress(OSError):  # a file system without locks: there nothing is swept away
                         fcntl.flock(file, fcntl.LOCK_EX)
-                if name.exists():  # otherwise swept away just before it was locked
+                if name.exists():  # otherwise another process swept it away before it was locked
                     yield file
                     return
         finally:

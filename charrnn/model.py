@@ -11,8 +11,8 @@ other protocols are optional, and charrnn uses those that a model implements. ``
 A model keeps what it has learned in parameters and persistent buffers, which are what a checkpoint holds. Their number
 and shapes never change. Everything else follows from the arguments of ``create``, and nothing is kept from one call to
 the next. Random numbers come from the global generators of torch, numpy (``numpy.random``) and Python (``random``),
-because -seed seeds these and a checkpoint holds them. A run of such a model that is stopped and resumed is the
-uninterrupted run.
+because -seed seeds these and a checkpoint holds them. A run of such a model gives the same
+result whether or not it is stopped and resumed.
 
 Shapes: T time steps, B rows of a minibatch, V tokens.
 """
@@ -150,7 +150,7 @@ def _is_dense(value: object) -> TypeGuard[Tensor]:
 
 
 def _described(value: object) -> str:
-    """Return the type of a value, and of a tensor its shape, for messages."""
+    """Describe a value for messages by its type, and a tensor also by its shape."""
     if isinstance(value, Tensor):
         sparse = "" if value.layout == torch.strided else "sparse "
         return f"a {sparse}tensor of {str(value.dtype).removeprefix('torch.')} and shape {tuple(value.shape)}"
@@ -163,7 +163,7 @@ def copied(model: nn.Module) -> nn.Module | None:
         copy: nn.Module = deepcopy(model)
     except (MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception:  # each kind of part that cannot be copied raises another error
+    except Exception:  # each kind of part that cannot be copied raises a different error
         return None
     shared = any(a is b for a, b in zip(model.parameters(), copy.parameters(), strict=False))
     return None if shared else copy

@@ -28,7 +28,7 @@ RESERVED = ("config", "resume", "dry_run", "print_config", "help", "h")
 
 BUILT_IN = "built in"
 
-# in torch's errors for a tensor with more elements, or a side longer, than 64 bits can count
+# words in torch's errors for a tensor with more elements, or a side longer, than 64 bits can count
 OVERFLOW = ("Storage size calculation overflowed", "Overflow when unpacking long")
 
 

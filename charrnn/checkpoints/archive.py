@@ -2,8 +2,8 @@
 
 torch.load(weights_only=True) does not run code either, but trusts the sizes in the file: a few bytes can make it
 allocate gigabytes, or read past the end of a storage. Here every size is checked against the bytes in the file before
-memory is allocated, reading takes time in proportion to the file's size, too, and checksums detect damage from a disk
-or a transfer.
+memory is allocated, reading takes time at most in proportion to the file's size, and checksums detect damage from a
+disk or a transfer.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ class Malformed(ValueError):
 
 
 def read(source: Path | IO[bytes], values: bool = True) -> Any:
-    """Return the content of a file or an open file: dicts, lists, tuples, strings, numbers, and tensors on the CPU.
+    """Return the content of a file, named or open: dicts, lists, tuples, strings, numbers, and tensors on the CPU.
 
-    Without ``values`` the tensors are on torch's meta device: only their types and shapes are read.
+    Without ``values``, the tensors are on torch's meta device: only their types and shapes are read.
 
-    Takes memory and time at most in proportion to the file's size. Raises Malformed for any other file, and OSError.
+    Takes memory and time at most in proportion to the file's size. Raises Malformed for other files, and OSError.
     """
     try:
         opened = open_regular(source) if isinstance(source, Path) else nullcontext(source)
@@ -85,10 +85,10 @@ def _read(archive: zipfile.ZipFile, size: int, values: bool) -> Any:
 
 
 class _Reader:
-    """Carries out the few opcodes of a pickle that torch.save writes for plain values and tensors.
+    """Executes the few pickle opcodes that torch.save writes for plain values and tensors.
 
-    Each takes time in proportion to its bytes, and none looks up or calls anything but ``_named``. Python's unpickler
-    would not do, even without its dangerous opcodes: the hash of a nested tuple as a key can take it forever.
+    Each takes time in proportion to its bytes. Names are looked up only by ``_named``. Python's unpickler would not be
+    safe even without its dangerous opcodes: hashing a nested tuple that is used as a key can take it forever.
     """
 
     def __init__(self, archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo], values: bool) -> None:
@@ -98,13 +98,13 @@ class _Reader:
         self.storages: dict[str, Tensor] = {}
         self.opcodes = 0
         self.stack: list[Any] = []
-        # stacks that continue where the items of a list, dict or tuple end
+        # the stacks put aside at each mark, to continue after the items of a list, dict or tuple
         self.outer: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
         self.key = self.step = self.jumps = 0
 
     def read(self, data: bytes) -> Any:
-        """Return the value of a pickle. Raises Malformed, or almost anything else, if that is not possible."""
+        """Return the value of a pickle. Raises Malformed, or almost any other error, if it is damaged."""
         argument: Any
         for opcode, argument, _ in pickletools.genops(data):
             self.opcodes += 1
@@ -131,7 +131,7 @@ class _Reader:
         return self.stack.pop()
 
     def _build(self, opcode: str) -> None:
-        """Carry out an opcode that makes a value from others, or adds to one."""
+        """Execute an opcode that builds a value from others, or adds to one."""
         match opcode:
             case "EMPTY_DICT" | "EMPTY_LIST" | "EMPTY_TUPLE":
                 self.stack.append({"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}[opcode]())
@@ -166,7 +166,7 @@ class _Reader:
         return [self.stack.pop() for _ in range(count)][::-1]
 
     def _set(self, items: list[Any]) -> None:
-        """Add keys and their values to a dict. Text as a key cannot be made to collide, unlike integers."""
+        """Add keys and their values to a dict. Integer keys can be chosen to collide; text cannot."""
         target = _of_type(self.stack[-1], dict)
         for key, value in zip(items[::2], items[1::2], strict=True):
             if type(key) is int:
@@ -176,9 +176,9 @@ class _Reader:
             target[key] = value
 
     def _count_jumps(self, key: int) -> None:
-        """Raise Malformed if there are too many integer keys that do not follow the last one at the same distance.
+        """Raise Malformed if too many integer keys are not as far from the previous one as that was from its own.
 
-        Keys that a program counts do; keys that are chosen to collide, which makes a dict slow, do not.
+        Keys that a program counts up are evenly spaced. Keys chosen to collide, which makes a dict slow, are not.
         """
         self.jumps += key != self.key + self.step
         self.key, self.step = key, key - self.key
@@ -186,7 +186,7 @@ class _Reader:
             raise Malformed("its integer keys are too irregular")
 
     def _storage_of(self, pid: Any) -> Tensor:
-        """Return a storage as a one-dimensional tensor. Its bytes are in a member of their own."""
+        """Return a storage as a one-dimensional tensor. Its bytes are in a separate member."""
         match pid:
             case ("storage", torch.dtype() as dtype, str(key), str(), int(length)):
                 pass
@@ -215,12 +215,12 @@ class _Reader:
 
 def _of_type(value: Any, kind: type[Any]) -> Any:
     if type(value) is not kind:
-        raise Malformed(f"the pickle takes a {type(value).__name__} for a {kind.__name__}")
+        raise Malformed(f"the pickle uses a {type(value).__name__} as a {kind.__name__}")
     return value
 
 
 def _named(name: str) -> Any:
-    """Return what a name of torch.save's stands for, which is always something harmless."""
+    """Return the harmless object that a name written by torch.save stands for. Raises Malformed for other names."""
     match name.split(" "):
         case "collections", "OrderedDict":
             return _no_hooks
@@ -239,7 +239,7 @@ def _no_hooks() -> dict[Any, Any]:
 def _tensor(
     storage: Any, offset: Any, size: Any, stride: Any, requires_grad: Any, hooks: Any, metadata: Any = None
 ) -> Tensor:
-    """Return a view of a storage. Raises Malformed if it has more elements or reaches past the end."""
+    """Return a view of a storage. Raises Malformed if it is larger than the storage or reaches past its end."""
     if not isinstance(storage, Tensor) or not len(_of_type(size, tuple)) == len(_of_type(stride, tuple)) <= DIMENSIONS:
         raise Malformed(f"a tensor's size and strides are not natural numbers, one for each of {DIMENSIONS} dimensions")
     if any(type(n) is not int or not 0 <= n < 2**63 for n in (offset, *size, *stride)):
@@ -254,8 +254,8 @@ def _tensor(
 def _check_tree(content: Any, most: int) -> None:
     """Raise Malformed unless this is a tree of plain values.
 
-    Values that contain themselves, or one part many times over, take little space in the file
-    but may take forever to walk through.
+    Values that contain themselves, or the same part many times, take little space in the file but may take forever to
+    walk through.
     """
     level, seen = [content], 0
     for _ in range(DEPTH):

@@ -29,7 +29,7 @@ from charrnn.settings.training import TrainingOptions, training_options
 
 FORMAT = 1
 
-# errors of a save after which the next one may succeed: a full disk, an exceeded quota or limit, a failing disk
+# errors after which the next save may succeed: a full disk, an exceeded quota or limit, a failing disk
 MAY_PASS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 # types of a model's own options
@@ -37,13 +37,13 @@ PLAIN = (bool, int, float, str)
 
 
 def software() -> dict[str, str]:
-    """Return the versions of the software that computes."""
+    """Return the versions of charrnn, of what it computes with, and of the system."""
     versions = {"charrnn": charrnn.__version__, "torch": str(torch.__version__), "numpy": np.__version__}
     return versions | {"python": platform.python_version(), "system": platform.platform()}
 
 
 def new_run_id() -> str:
-    """Return an identity for a run that begins, different from all others."""
+    """Return a random identity for a new run."""
     return secrets.token_hex(16)
 
 
@@ -64,7 +64,7 @@ class Checkpoint:
     training: dict[str, Any] = field(default_factory=dict)
     # versions of the software that wrote it
     software: dict[str, str] = field(default_factory=software)
-    # identity of the run, which resuming keeps: tells its checkpoints from those of other runs in the same folder
+    # identity of the run, kept on resuming: tells its checkpoints from those of other runs in the same folder
     run_id: str = field(default_factory=new_run_id)
 
     @property
@@ -89,7 +89,7 @@ class Checkpoint:
         return path
 
     def read_back(self) -> Checkpoint:
-        """Return the checkpoint as it will be after saving and loading it, without a file.
+        """Return the checkpoint as it would be after saving and loading it, without writing a file.
 
         Raises UserError if it can be saved but not loaded.
         """
@@ -115,7 +115,7 @@ class Checkpoint:
             "training": self.training,
             "software": self.software,
             "run_id": self.run_id,
-            # nanoseconds since 1970: tells which run saved last, also among copies
+            # nanoseconds since 1970: tells which run saved last, even in a copied folder
             "written": time.time_ns(),
         }
 
@@ -133,7 +133,7 @@ class Checkpoint:
         if content.get("format") != FORMAT:
             theirs = f"{content.get('format')!r:.20}"
             raise UserError(
-                f"{path} has the checkpoint format {theirs}, and charrnn {charrnn.__version__} reads format {FORMAT}: "
+                f"{path} has the checkpoint format {theirs}, but charrnn {charrnn.__version__} reads format {FORMAT}: "
                 "use the version that wrote it"
             )
         try:
@@ -156,7 +156,7 @@ class Checkpoint:
         if taken := content["model_options"].keys() & known.keys() - {"dropout"}:
             raise UserError(f"its model's options have the names of settings: {', '.join(sorted(taken))}")
         decay = content["options"].get("learning_rate_decay")
-        if type(decay) is float and decay > 1:  # earlier versions accepted it and computed with 1
+        if type(decay) is float and decay > 1:  # earlier versions treated it as 1
             content["options"]["learning_rate_decay"] = 1.0
         epoch, val_loss = content["epoch"], content["val_loss"]
         if type(epoch) is not float or not 0 <= epoch < inf:
@@ -239,7 +239,7 @@ class Checkpoint:
 def try_saving(path: Path) -> None:
     """Create a file next to ``path``, as each save does, and remove it.
 
-    Raises UserError if that fails for a reason that will not pass, unlike a full disk.
+    Raises UserError if that fails for a lasting reason. A full disk is not one.
     """
     try:
         with temporary(path):
@@ -266,7 +266,7 @@ def _read(path: Path) -> Any:
 
 
 def _write(content: dict[str, Any], file: IO[bytes]) -> None:
-    """Write with torch, whose writer replaces a full disk or Ctrl-C by a RuntimeError; raise what really happened."""
+    """Write with torch.save, which hides a full disk or Ctrl-C behind a RuntimeError; raise the original error."""
     try:
         torch.save(content, file)
     except RuntimeError as error:

@@ -105,7 +105,7 @@ class RunFolder:
             yield
 
     def _check_names(self) -> None:
-        """Raise OSError if a checkpoint's name is too long, or UserError if something else than a file has it."""
+        """Raise OSError if a checkpoint's name is too long, or UserError if something other than a file has it."""
         with suppress(FileNotFoundError):
             (self.path / validated_name(self.run, 1e6, 1e3)).lstat()
         for path in [self.path / self.lock, *self.path.glob("lm_*.pt")]:
@@ -143,8 +143,8 @@ def checkpoints(folder: Path, pattern: str = "lm_*.pt") -> list[Path]:
 def find_best(path: Path) -> Path:
     """Return the file itself, or the checkpoint with the lowest validation loss in a folder.
 
-    The names have four decimals of the loss; only checkpoints equal in those are opened. Of equal ones the newest
-    is taken, and also if none has been validated. Raises UserError if there is no checkpoint.
+    File names have four decimals of the loss; only checkpoints that are equal in these are opened. Among equal losses,
+    or if no checkpoint has been validated, the newest is returned. Raises UserError if there is no checkpoint.
     """
     if not _is(Path.is_dir, path):
         return _existing(path)
@@ -179,8 +179,8 @@ def newest_by_run(path: Path) -> dict[str, Path]:
 def newest(files: Iterable[Path]) -> Path:
     """Return the newest of these checkpoints: of the run that saved last, the one with the highest iteration.
 
-    After a rollback a run repeats iterations, and any of these is newer than those before it. All this is read from the
-    files, so copies keep their order. The file system's times decide only where the files say nothing.
+    After a rollback, a run repeats iterations, and any of these is newer than those before the rollback. All this is
+    read from the files, so copies keep their order. The file system's times decide only if the files do not.
     """
     files = list(files)
     if len(files) == 1:
@@ -203,7 +203,10 @@ def is_newest(file: Path) -> bool:
 
 
 class _Age(NamedTuple):
-    """What orders checkpoints. Missing and damaged values are '' and 0; earlier versions saved only the iteration."""
+    """The age of a checkpoint, as a sort key. Missing or damaged values are '' and 0.
+
+    Earlier versions saved only the iteration.
+    """
 
     # identity; checkpoints without one count as a single run
     run: str
@@ -239,7 +242,7 @@ def _outline(file: Path) -> dict[str, Any]:
 
     Raises UserError if a file cannot be read: an older one in its place would silently lose what was trained since.
     """
-    from charrnn.checkpoints import archive  # it loads torch, and completing a file's name does not need it
+    from charrnn.checkpoints import archive  # loads torch, which completing a file name does not need
 
     try:
         content = archive.read(file, values=False)

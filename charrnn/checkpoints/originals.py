@@ -27,7 +27,7 @@ Array = NDArray[Any]
 
 INDISPENSABLE = ("model", "rnn_size", "num_layers", "dropout")
 
-IGNORED = {"task"}  # grid-lstm has an option of this name with another meaning
+IGNORED = {"task"}  # grid-lstm has an option of this name with a different meaning
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def _get(table: Any, key: str, kind: type) -> Any:
 
 
 def _settings(opt: t7.Table, report: Report) -> dict[str, Any]:
-    """Return the values of our settings. The programs' options have the same names and, but for one, meanings."""
+    """Return the values of our settings. The programs' options have our names and, with one exception, our meanings."""
     model = _get(opt, "model", bytes).decode("utf-8", "replace")
     if model not in GATES:
         raise t7.Unreadable(f"has a model {model}; only {', '.join(GATES)} can be imported")
@@ -182,7 +182,7 @@ def _setting(opt: t7.Table, name: str, option: Option, report: Report) -> Any:
 def _codes(vocab: t7.Table) -> tuple[list[int], Encoding]:
     """Return the code of each character in the order of the file's ids, and the encoding.
 
-    char-rnn's own vocabularies have bytes, those of forks that read UTF-8 whole characters.
+    char-rnn's own vocabularies consist of bytes. Those of forks that read UTF-8 consist of whole characters.
     """
     entries = sorted(vocab, key=lambda entry: vocab[entry] if isinstance(vocab[entry], float) else 0.0)
     numbered = [vocab[entry] for entry in entries] == list(range(1, len(entries) + 1))

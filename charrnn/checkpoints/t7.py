@@ -1,10 +1,10 @@
-"""Reads .t7 files: Lua objects in the binary format of Torch7.
+"""Read .t7 files: Lua objects in the binary format of Torch7.
 
 The format is defined by torch7's File.lua and described in its doc/serialization.md. An object is a 32-bit kind and
 its content, all little-endian. Tables, torch objects and functions carry an index for later references. Nothing in a
 file is executed; Lua functions are skipped. A file may be hostile: every size is checked against the bytes that
-remain before memory is allocated, and every tensor against its storage, so reading takes a small multiple of the
-file's size.
+remain before memory is allocated, and every tensor against its storage, so reading takes at most a
+small multiple of the file's size in memory.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Steps = Generator[None, Any, Any]  # yields to get the next object of the file, 
 
 
 class Unreadable(Exception):
-    """A message that completes a sentence beginning with the file's name."""
+    """An error whose message completes a sentence that begins with the file's name."""
 
 
 @dataclass(eq=False, slots=True)
@@ -61,7 +61,7 @@ class Object:
 def load(path: Path) -> Any:
     """Read the object in a .t7 file.
 
-    nil becomes None, numbers float, strings bytes, and tables dicts, without the keys that are not numbers, strings or
+    nil becomes None, numbers float, strings bytes, and tables dicts, which keep only keys that are numbers, strings or
     booleans. Tensors and storages become read-only arrays, any other torch object an Object. Raises UserError if the
     file cannot be read, does not have this format, or has tensors saved on a GPU.
     """

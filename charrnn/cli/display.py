@@ -339,7 +339,7 @@ def surprise(tokens: Iterable[tuple[str, float | None]]) -> None:
 
 @contextmanager
 def transfers() -> Iterator[download.Progress | None]:
-    """Yield a function that draws progress bars for downloads and unpacking on stderr, or None off a terminal."""
+    """Yield a function that draws progress bars for downloads and unpacking on stderr, or None without a terminal."""
     console = Console(stderr=True, highlight=False)
     if not console.is_terminal or console.is_dumb_terminal:
         yield None

@@ -34,8 +34,8 @@ SWITCHES = [
 
 HELP = """Score a text with a trained model.
 
-CHECKPOINT is a file, or a folder, whose checkpoint with the lowest validation loss is used. Prints the mean
-loss in nats, the bits per character, the perplexity, and the number of characters predicted; for a word-level
+CHECKPOINT is a file or a folder. In a folder, the checkpoint with the lowest validation loss is used. Prints the
+mean loss in nats, the bits per character, the perplexity, and the number of characters predicted; for a word-level
 model, the loss and the perplexity per word.
 """
 
@@ -104,7 +104,7 @@ def figures(score: Score, vocabulary: Vocabulary) -> dict[str, float]:
 
 
 def show_lines(scored: Scored) -> None:
-    """Print the scored lines: a table of as many as fit on a terminal, or all of them, tab-separated, elsewhere."""
+    """Print the scored lines: on a terminal, a table of as many as fit; elsewhere, all of them, tab-separated."""
     from charrnn.cli.display import ranking
     from charrnn.errors import printable
     from charrnn.sampling.output import destination

@@ -41,7 +41,7 @@ class Kind(click.ParamType):  # type: ignore[type-arg]  # generic only since cli
 
 
 class Flag(click.Option):
-    """An Option as a flag. Its value is None if it is not given, so that a file can set it."""
+    """An Option as a flag. Its value is None if the flag is not given, so that a file can set it."""
 
     def __init__(self, option: Option, expose_value: bool = True) -> None:
         declarations = [f"-{option.name}", f"--{option.name}", option.name]
@@ -145,7 +145,7 @@ def one_by_one(args: Sequence[str], name: str) -> list[str]:
 
 
 def exclude(*pairs: tuple[str, str]) -> None:
-    """Raise click.UsageError if both parameters of a pair of names are on the command line."""
+    """Raise click.UsageError if the command line has both parameters of one of these pairs."""
     ctx = click.get_current_context()
     spelled = {p.name or "": p.opts[0] for p in ctx.command.get_params(ctx)}
     there = {n: flag for n, flag in spelled.items() if ctx.get_parameter_source(n) is ParameterSource.COMMANDLINE}

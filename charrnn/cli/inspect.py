@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 HELP = """Show the contents of a checkpoint: model, parameters, vocabulary, losses, settings, software.
 
-CHECKPOINT is a file, or a folder, whose checkpoint with the lowest validation loss is used. No code in the
-checkpoint or in the model's file is executed.
+CHECKPOINT is a file or a folder. In a folder, the checkpoint with the lowest validation loss is used. No code in
+the checkpoint or in the model's file is executed.
 """
 
 

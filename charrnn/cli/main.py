@@ -146,7 +146,7 @@ def mistake(error: Exception) -> str:
 
 
 def is_of_stdout(error: UnicodeEncodeError) -> bool:
-    """Whether writing the text to stdout raises this error."""
+    """Return whether writing the text to stdout raises this error."""
     try:
         error.object.encode(sys.stdout.encoding, sys.stdout.errors or "strict")
     except UnicodeEncodeError as again:

@@ -27,7 +27,7 @@ EXCLUSIVE = (("text", "output"),)
 
 HELP = """Draw the learning curves of runs.
 
-A RUN is a checkpoint, a metrics file (lm_NAME_metrics.jsonl), or a folder, for all runs saved in it.
+A RUN is a checkpoint, a metrics file (lm_NAME_metrics.jsonl), or a folder, which means all runs saved in it.
 Pictures need matplotlib: pip install matplotlib.
 """
 

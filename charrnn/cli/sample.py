@@ -50,8 +50,8 @@ CONFLICTS = [
 
 HELP = """Write text with a trained model.
 
-CHECKPOINT is a file, or a folder, whose checkpoint with the lowest validation loss is used. The text goes to
-stdout as it is generated: the prime text, then -length characters (or words, for a word-level model), then a
+CHECKPOINT is a file or a folder. In a folder, the checkpoint with the lowest validation loss is used. The text goes
+to stdout as it is generated: the prime text, then -length characters (or words, for a word-level model), then a
 newline.
 """
 

@@ -1,7 +1,7 @@
 """Lines on stdout and stderr, and text from files and stdin. No other module calls print.
 
-A line may quote an untrusted file, whose escape sequences must not reach the terminal: the functions that print lines
-escape control characters, so that their callers need not.
+A line may quote an untrusted file, whose escape sequences must not reach the terminal. The functions that print lines
+therefore escape control characters, and their callers need not.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def put(line: str) -> None:
 
 
 def is_full(stream: TextIO, error: OSError) -> bool:
-    """Whether writing failed because a disk is full or broken, and not because a terminal or pipe is gone."""
+    """Return whether writing failed because a disk is full or broken, and not because a terminal or pipe is gone."""
     return error.errno in FULL or stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
 
 

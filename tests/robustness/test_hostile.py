@@ -308,7 +308,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "tuples of tuples as a key": (forged(TUPLES_AS_KEY), "neither text nor an integer"),
     "a number as a key": (saved(training={"val_losses": {1.5: 1.0}}), "neither text nor an integer"),
     "a set": (forged(b"\x80\x04\x8f."), "the pickle has EMPTY_SET"),
-    "a list with keys": (forged(b"\x80\x02]NNs."), "the pickle takes a list for a dict"),
+    "a list with keys": (forged(b"\x80\x02]NNs."), "the pickle uses a list as a dict"),
     "a key that occurs twice": (forged(TWO_KEYS), "occurs twice"),
     "a storage that is called": (forged(Reduced(torch.FloatStorage)), "not a function"),
     "rnn_size 10^9": (saved(options={"rnn_size": 10**9}), "rnn_size"),
