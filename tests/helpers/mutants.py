@@ -148,7 +148,7 @@ class Calls:
 
     # the tests that call each function (FILE:NAME) and each file
     tests: dict[str, set[str]]
-    # the duration of each test that passed
+    # the processor time of each test that passed
     seconds: dict[str, float]
 
     @classmethod
@@ -288,7 +288,7 @@ def main() -> None:
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--count", type=int, default=150)
     options.add_argument("--only", type=int, nargs="*", default=[], help="try only the mutants with these numbers")
-    options.add_argument("--seconds", type=float, default=60, help="limit on the time of the tests for one mutant")
+    options.add_argument("--seconds", type=float, default=60, help="limit on the processor time of the tests for one mutant")
     options.add_argument("--processes", type=int, default=1)
     given, others = parser.parse_known_args()
     if given.command == "record":
