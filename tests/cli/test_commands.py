@@ -314,3 +314,8 @@ def test_an_encoding_error_not_caused_by_the_output_ends_with_a_traceback(output
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment(PYTHONIOENCODING=output))
     assert b"Traceback" in done.stderr and b"surrogates not allowed" in done.stderr
+
+
+def test_without_a_command_the_help_is_printed_and_the_exit_code_is_that_of_wrong_flags(tmp_path: Path) -> None:
+    done = run(tmp_path, code=2)
+    assert "Usage: charrnn" in done.out.decode() and "prepare" in done.out.decode() and done.err == b""

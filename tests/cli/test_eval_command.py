@@ -299,6 +299,10 @@ def test_a_terminal_shows_as_many_lines_as_fit(trained: Path, scores: Scores, mo
     assert lines[0].split() == ["line", "loss", "bpc", "characters", "text"]
     assert lines[1].split()[:4] == everything[0].split("\t")[:4]
     assert lines[-1].startswith(f"{len(everything) - 6} more;")
+    for count in (6, 7):
+        (trained / "lines.txt").write_text(SONG * count)
+        output = ESCAPES.sub("", shown(trained, monkeypatch, "-per_line", "-text", "lines.txt", NO_COLOR="1"))
+        assert (" more;" in output) == (count > 6)
 
 
 def test_a_terminal_shows_the_loss_of_each_character_as_colour(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -374,3 +374,21 @@ def test_a_resumed_run_shows_the_best_loss_of_the_whole_run() -> None:
     display.show(Record(1, 2, 0.5, 0.002, 2.0, grad_norm=1.0, param_norm=2.0, seconds=0.1))
     display.close()
     assert "validation 1.5000" in shown.getvalue() and "best 1.2500" in shown.getvalue()
+
+
+def test_the_live_display_shows_what_a_validation_found() -> None:
+    shown = io.StringIO()
+    console = Console(file=shown, force_terminal=True, width=100, color_system=None)
+    display = LiveDisplay(console, 100, [], Vocabulary)
+    record = Record(7, 9, 0.5, 0.002, 2.0, seconds=0.1, val_loss=1.25, measures={"whole sums": 0.5})
+    display.show(record)
+    display.validated(record, "cv/one.pt", "To be, or not")
+    display.ended(["done"])
+    for words in (
+        "iteration 7, epoch 0.50: validation loss 1.2500",
+        "saved to cv/one.pt",
+        "whole sums",
+        "To be, or not",
+    ):
+        assert words in shown.getvalue()
+    assert shown.getvalue().endswith("done\n")

@@ -172,15 +172,21 @@ class Calls:
         return cls(tests, seconds)
 
     def of(self, mutant: Mutant, limit: float) -> list[str]:
-        """Return the tests that call the changed function, or else its file or folder, quickest first.
+        """Return the tests that call the changed function, or else its file or folder.
 
-        Stops before their durations add up to more than ``limit`` seconds.
+        Those for its package come first, then the quickest. Stops before they add up to more than ``limit`` seconds.
         """
         folder, _, _ = mutant.path.rpartition("/")
         found = self.tests.get(f"{mutant.path}:{mutant.function}") or self.tests.get(mutant.path)
         found = found or set().union(*(tests for name, tests in self.tests.items() if name.startswith(folder)))
+        package, _, _ = mutant.path.removeprefix("charrnn/").removesuffix(".py").partition("/")
+        theirs = tuple(f"tests/{name}" for name in (package, f"test_{package}", package.removesuffix("s")))
+
+        def order(test: str) -> tuple[bool, float, str]:
+            return not test.startswith(theirs), self.seconds[test], test
+
         chosen: list[str] = []
-        for test in sorted(found & self.seconds.keys(), key=lambda test: (self.seconds[test], test)):
+        for test in sorted(found & self.seconds.keys(), key=order):
             limit -= self.seconds[test]
             if limit < 0:
                 break
@@ -272,6 +278,10 @@ def run(seed: int, count: int, only: list[int], seconds: float, processes: int) 
     with ExitStack() as stack:
         for _ in range(processes):
             trees.put(stack.enter_context(copied()))
+        tree = trees.get()
+        there = set(run_tests(tree, ["--collect-only"])[1].splitlines())  # not those renamed since they were recorded
+        known.seconds = {test: used for test, used in known.seconds.items() if test in there}
+        trees.put(tree)
         with ThreadPoolExecutor(processes) as pool:
             outcomes = list(pool.map(one, only or chosen))
         print(Counter(outcome.partition(":")[0] for outcome in outcomes))
@@ -288,7 +298,7 @@ def main() -> None:
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--count", type=int, default=150)
     options.add_argument("--only", type=int, nargs="*", default=[], help="try only the mutants with these numbers")
-    options.add_argument("--seconds", type=float, default=60, help="limit on the processor time of the tests for one mutant")
+    options.add_argument("--seconds", type=float, default=60, help="limit on the time of one mutant's tests")
     options.add_argument("--processes", type=int, default=1)
     given, others = parser.parse_known_args()
     if given.command == "record":

@@ -249,7 +249,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "pickle of 16 MB": (forged("x" * 16_000_000), "missing or too large"),
     "reference to something unknown": (other_id, "not a storage"),
     "truth value of 2": (truth, "neither 0 nor 1"),
-    "a type among the values": (forged({"weights": torch.FloatStorage}), "it contains a dtype"),
+    "a type among the values": (forged({"epoch": 1.5, "weights": torch.FloatStorage}), "it contains a dtype"),
     "one byte": (raw(b"P"), "not a zip"),
     "a text": (raw(SONG.encode() * 1000), "not a zip"),
     "zip bomb": (zip_bomb, "compressed"),

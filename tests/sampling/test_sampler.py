@@ -16,8 +16,9 @@ from charrnn import registry
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import UserError
 from charrnn.sampling.choice import Choice
-from charrnn.sampling.generate import without_unknown
+from charrnn.sampling.generate import seeds, without_unknown
 from charrnn.sampling.sampler import BLOCK, DRAWS, Sampler, sample, uniforms
+from charrnn.settings.sampling import SamplingOptions
 from tests.helpers.small_models import VOCABULARY, Table, make
 
 
@@ -117,6 +118,11 @@ def test_step_and_forward_write_the_same_text(name: str) -> None:
         number = int((cumulative <= next(draws).item()).sum())
         assert VOCABULARY.decode([number]) == character
         x = torch.tensor([[number]])
+
+
+def test_every_64_bit_seed_is_its_own_and_the_one_after_the_largest_is_0() -> None:
+    assert seeds(SamplingOptions(seed=10**6, num_samples=3)) == [10**6, 10**6 + 1, 10**6 + 2]
+    assert seeds(SamplingOptions(seed=2**63 - 1, num_samples=2)) == [2**63 - 1, 0]
 
 
 def test_sampling_leaves_the_model_and_the_global_generator_alone() -> None:
