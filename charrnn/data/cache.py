@@ -96,7 +96,7 @@ def load_or_build(
 
 
 class NoPlace(UserError):
-    """A folder cannot hold a cache, but another one may. ``cause`` is a clause that begins with its name."""
+    """A folder cannot hold a cache, but another one may. ``cause`` says why, beginning with its name."""
 
     def __init__(self, cause: str, message: str) -> None:
         super().__init__(message)

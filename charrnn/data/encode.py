@@ -177,8 +177,8 @@ class Decoder:
 class Encoder(ABC):
     """Surveys texts and then converts them to ids in their common vocabulary.
 
-    The first pass over each text is ``survey``; after the last of them, ``vocabulary`` returns the vocabulary and
-    the counts, and ``ids`` makes the second pass.
+    Call ``survey`` on each text first, then ``vocabulary`` for the vocabulary and the counts, and then ``ids`` for the
+    second pass over each text.
     """
 
     # part of the names of the cache files
@@ -204,7 +204,7 @@ class Encoder(ABC):
 
 
 class CharacterEncoder(Encoder):
-    """The counts are those of all texts together."""
+    """Encodes characters. The counts are those of all texts together."""
 
     def __init__(self, encoding: Encoding) -> None:
         super().__init__(encoding)
@@ -242,7 +242,7 @@ class CharacterEncoder(Encoder):
 
 
 class WordEncoder(Encoder):
-    """The counts are those of the text to train on.
+    """Encodes words. The counts are those of the text to train on.
 
     Its words come first in the vocabulary, by descending count and then alphabetically, as in the PTB reader. Words
     with a count of 0, which only other texts have, come last.

@@ -210,8 +210,8 @@ def words_to_train_on(encoded: EncodedTexts, name: str, unk: str) -> Words:
         return Words(words if unk in words else (*words, unk), own.encoding, unk)
     if others:
         raise UserError(
-            f"{name} has {listed(map(own.name, others))}, not in train.txt: name a word to stand for them, "
-            "as in -unk '<unk>', or add them to train.txt"
+            f"{name} has {listed(map(own.name, others))}, which train.txt does not contain: name a word to stand for "
+            "them, as in -unk '<unk>', or add them to train.txt"
         )
     return Words(words, own.encoding)
 

@@ -105,7 +105,8 @@ class Vocabulary:
     def unknown_error(self, text: str, tokens: Iterable[str], remedy: str = "", place: str = "") -> UserError:
         """Return the error for unknown tokens, given by name, in a text. ``text`` is what messages call the text."""
         return UserError(
-            f"{text} has {listed(tokens)}{place}, not in the vocabulary of the model: {remedy or self.remedy}"
+            f"{text} has {listed(tokens)}{place}, which the model's vocabulary does not contain: "
+            f"{remedy or self.remedy}"
         )
 
     def decode(self, ids: Iterable[int]) -> str:

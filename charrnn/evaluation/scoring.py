@@ -140,7 +140,7 @@ class Scorer:
         vocabulary = self.vocabulary
         if unknown := vocabulary.unknown_tokens(text):
             first = next(n for n, line in enumerate(text.split("\n"), 1) if vocabulary.unknown_tokens(line))
-            raise vocabulary.unknown_error(called, unknown, place=f", first in line {first}")
+            raise vocabulary.unknown_error(called, unknown, place=f" (first in line {first})")
         ids = torch.tensor(vocabulary.encode(text))
         if self.saved.options.task == "addition":
             return self.problems(read(called, ids.numpy(), vocabulary).in_equal_parts())

@@ -70,6 +70,6 @@ def without_unknown(text: str, vocabulary: Vocabulary, report: Report) -> str:
     unknown = vocabulary.unknown_codes(codes)
     if not unknown:
         return text
-    report(f"skipped in the prime text, not in the vocabulary of the model: {listed(map(vocabulary.name, unknown))}")
+    report(f"skipped in the prime text, since the model does not know them: {listed(map(vocabulary.name, unknown))}")
     skipped = set(unknown)
     return vocabulary.decode(vocabulary.id_of(code) for code in codes if code not in skipped)

@@ -72,7 +72,7 @@ def test_eval_of_any_text_scores_every_character_but_the_first(trained: Path) ->
 def test_eval_names_unknown_characters_and_their_line(trained: Path) -> None:
     text = f"{SONG}Ω and 7\n".encode()
     message = one_line(charrnn("eval", "cv", "-gpuid", -1, "-text", "-", cwd=trained, stdin=text, code=1))
-    assert "'7', 'Ω', first in line 2" in message
+    assert "'7', 'Ω' (first in line 2)" in message
 
 
 def test_sample_prints_prime_text_then_length_characters_then_a_newline(trained: Path) -> None:

@@ -294,10 +294,12 @@ def test_a_given_vocabulary_determines_the_ids(tmp_path: Path) -> None:
 def test_the_message_names_characters_outside_a_given_vocabulary(tmp_path: Path) -> None:
     write(tmp_path, train="hello\0", val="汉hello")
     known = Vocabulary(tuple(map(ord, "elo")))
-    with pytest.raises(UserError, match=r"has '\\x00', 'h', '汉', not in the vocabulary of the model: remove them"):
+    with pytest.raises(
+        UserError, match=r"has '\\x00', 'h', '汉', which the model's vocabulary does not contain: remove them"
+    ):
         open_text(tmp_path, Reading(), pytest.fail, vocabulary=known)
     write(tmp_path, train="".join(map(chr, range(200))))
-    with pytest.raises(UserError, match=r"'\\x13' and 178 more, not in"):
+    with pytest.raises(UserError, match=r"'\\x13' and 178 more, which the model"):
         open_text(tmp_path, Reading(), pytest.fail, vocabulary=known)
 
 

@@ -120,7 +120,7 @@ def test_words_are_joined_by_single_spaces_and_lines_by_newlines(text: str) -> N
 
 def test_words_not_in_the_training_text_are_an_error_or_replaced(tmp_path: Path) -> None:
     folder = write(tmp_path, train="b a b\n", val="b c\nd a\n")
-    with pytest.raises(UserError, match=r"'c', 'd', not in train.txt: .* -unk '<unk>'"):
+    with pytest.raises(UserError, match=r"'c', 'd', which train.txt does not contain: .* -unk '<unk>'"):
         open_text(folder, report=pytest.fail, reading=Reading(level="word"))
     added = open_text(folder, report=pytest.fail, reading=Reading(level="word", unk="<unk>"))
     assert added.vocabulary.codes == ("b", "<eos>", "a", "<unk>")
