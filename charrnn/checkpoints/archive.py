@@ -176,7 +176,7 @@ class _Reader:
             target[key] = value
 
     def _count_jumps(self, key: int) -> None:
-        """Raise Malformed if too many integer keys are not as far from the previous one as that was from its own.
+        """Raise Malformed if the integer keys are too unevenly spaced.
 
         Keys that a program counts up are evenly spaced. Keys chosen to collide, which makes a dict slow, are not.
         """

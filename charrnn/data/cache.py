@@ -96,7 +96,7 @@ def load_or_build(
 
 
 class NoPlace(UserError):
-    """A folder cannot hold a cache, but another one may. ``cause`` says why, beginning with its name."""
+    """A folder cannot hold a cache, but another one may. ``cause`` says why and begins with its name."""
 
     def __init__(self, cause: str, message: str) -> None:
         super().__init__(message)
@@ -279,7 +279,7 @@ def checksum(record: dict[str, Any]) -> str:
 
 
 def user_cache(*paths: Path) -> Path:
-    """Return the folder, in $XDG_CACHE_HOME or ~/.cache, that caches a read-only folder or files that -input names."""
+    """Return the cache folder, in $XDG_CACHE_HOME or ~/.cache, for a read-only folder or files that -input names."""
     chosen = os.environ.get("XDG_CACHE_HOME", "")
     root = Path(chosen) if os.path.isabs(chosen) else Path(os.path.expanduser("~/.cache"))
     return root / "charrnn" / sha256(b"\0".join(os.fsencode(path.resolve()) for path in paths)).hexdigest()[:32]

@@ -377,7 +377,7 @@ class StoredIds:
         return data
 
     def _stamp(self) -> tuple[int, int]:
-        # without the inode's change time, which a renaming also changes
+        # not the inode's change time, since renaming the file changes it too
         status = os.fstat(self.file.fileno())
         return status.st_size, status.st_mtime_ns
 

@@ -22,7 +22,7 @@ class Rule:
 
 
 def _rmsprop(parameters: list[nn.Parameter], options: TrainingOptions) -> torch.optim.Optimizer:
-    """Return torch's RMSprop, which equals Torch7's: epsilon 1e-8 outside the root, and a mean square from 0 on."""
+    """Return torch's RMSprop, equal to Torch7's: epsilon 1e-8 is outside the root, and the mean square starts at 0."""
     return torch.optim.RMSprop(parameters, lr=options.learning_rate, alpha=options.decay_rate, eps=1e-8)
 
 

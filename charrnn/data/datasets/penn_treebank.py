@@ -22,7 +22,7 @@ def find(folder: Path) -> dict[str, Path]:
 
 
 def check(paths: Mapping[str, Path], lengths: Mapping[str, int], level: Level, report: Report) -> None:
-    """Report files that have the names of Mikolov's but different numbers of words."""
+    """Report files that are named like Mikolov's but have different numbers of words."""
     if level == "word" and [path.name for path in paths.values()] == list(FILES.values()) and lengths != TOKENS:
         report(
             f"these files differ from Mikolov's Penn Treebank: {numbers(lengths)} tokens instead of {numbers(TOKENS)}"
