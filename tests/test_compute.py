@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
+import random
 import subprocess
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -168,3 +170,16 @@ def test_malloc_is_left_alone_if_the_environment_configures_it(name: str, value:
     kept, faults = count("keep", **{name: value})
     assert kept == "False"
     assert faults > 5 * count("keep")[1]
+
+
+# Random numbers
+
+
+@pytest.mark.parametrize("number", [0, 2**32, 2**63 - 1])
+def test_every_64_bit_seed_seeds_all_three_generators(number: int) -> None:
+    drawn = []
+    with compute.same_random_numbers(torch.device("cpu")):
+        for _ in range(2):
+            compute.seed(number)
+            drawn.append((torch.rand(()).item(), np.random.rand(), random.random()))
+    assert drawn[0] == drawn[1]

@@ -251,6 +251,8 @@ def test_ids_stay_in_a_file_and_texts_have_fingerprints(tmp_path: Path) -> None:
     text = open_text(str(tmp_path), Reading(), pytest.fail)
     assert all(isinstance(ids, StoredIds) for ids in text.files.values())
     assert text.fingerprint.keys() == {"train.txt", "val.txt", "test.txt"}
+    joined = open_text([tmp_path / "train.txt", tmp_path / "val.txt"], Reading(), pytest.fail)
+    assert joined.fingerprint.keys() == {"1", "2"}, "earlier checkpoints have these names"
     assert text.fingerprint["val.txt"] == text.fingerprint["test.txt"] != text.fingerprint["train.txt"]
     assert open_text(tmp_path, Reading("bytes"), pytest.fail).fingerprint == text.fingerprint
     write(tmp_path, test=SONG.upper())

@@ -167,6 +167,14 @@ def test_other_files_are_not_models():
     assert not {"_private", "two-words", "notes", "text"} & registry.models().keys()
 
 
+@pytest.mark.parametrize("folders", [None, "", os.pathsep])
+def test_a_file_in_the_working_directory_itself_is_not_a_model(folders, monkeypatch):
+    if folders is not None:
+        monkeypatch.setenv("CHARRNN_MODELS", folders)
+    write("mine", folder=".")
+    assert "mine" not in registry.models()
+
+
 def test_only_the_requested_file_is_executed():
     write("mine")
     write("other", EXECUTED + PLUGIN)
