@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import shlex
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 from charrnn import load, registry
+from charrnn.checkpoints import archive
 from charrnn.checkpoints.checkpoint import Checkpoint
 from charrnn.checkpoints.folder import find_best, find_newest
 from charrnn.data.vocabulary import Vocabulary
@@ -202,3 +204,13 @@ def test_the_message_names_a_folder_without_checkpoints(tmp_path: Path) -> None:
 def test_a_learning_rate_decay_above_1_in_a_checkpoint_is_read_as_1(tmp_path: Path) -> None:
     path = make(learning_rate_decay=1.5).save(tmp_path / "one.pt")
     assert Checkpoint.load(path).options.learning_rate_decay == 1
+
+
+def test_an_error_of_the_disk_is_not_called_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(path: Path, values: bool = True) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    (tmp_path / "one.pt").touch()
+    monkeypatch.setattr(archive, "read", broken)
+    with pytest.raises(UserError, match=r"^cannot read .*one\.pt: Input/output error"):
+        Checkpoint.load(tmp_path / "one.pt")
