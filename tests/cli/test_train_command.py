@@ -24,6 +24,7 @@ from charrnn.data.datasets import catalogue
 from charrnn.data.text import find_files, open_text
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import UserError
+from charrnn.sampling.sampler import sample
 from charrnn.training.advice import advice
 from charrnn.training.loop import Record
 from charrnn.training.metrics import MetricsFile
@@ -392,3 +393,14 @@ def test_the_live_display_shows_what_a_validation_found() -> None:
     ):
         assert words in shown.getvalue()
     assert shown.getvalue().endswith("done\n")
+
+
+@pytest.mark.parametrize(("text", "prime"), [(SONG * 20, "\n"), ("no line end " * 99, "")])
+def test_the_sample_of_a_validation_begins_a_line_if_the_model_knows_lines(
+    tmp_path: Path, text: str, prime: str
+) -> None:
+    write_text(tmp_path / "data", text)
+    flags = FLAGS | {"data_dir": str(tmp_path / "data"), "sample_length": 30, "checkpoint_dir": str(tmp_path / "cv")}
+    run = new_run(configure(flags))
+    expected = "".join(sample(run.model, run.setup.vocabulary, prime, 30, seed=flags.get("seed", 123)))
+    assert run.sample() == expected and len(expected) == 30
