@@ -288,6 +288,12 @@ def test_a_new_run_keeps_the_words_of_its_initial_checkpoint(trained: Path) -> N
     assert (counts["'w2'"], counts["'w9'"], counts["'w1'"], counts["'<unk>'"]) == (120, 60, 0, 0)
 
 
+def test_only_a_word_of_the_model_can_stand_for_unknown_words() -> None:
+    assert Words(("a", "b")).with_unk("b").unk == "b"
+    with pytest.raises(UserError, match="c cannot stand for unknown words: it is not a word of the model"):
+        Words(("a", "b")).with_unk("c")
+
+
 def test_only_known_encodings_are_accepted() -> None:
     for kind, codes in ((Vocabulary, (97,)), (Words, ("a",))):
         with pytest.raises(UserError, match="unknown encoding 'latin-1': use one of utf-8, bytes"):
