@@ -24,6 +24,9 @@ UNFINISHED = ".charrnn-part"
 # characters of a file's name in that of its temporary file: at most 200 bytes of the usual 255
 SHOWN = 50
 
+# the most links that Linux follows from one name
+LINKS = 40
+
 # errors of file systems without locks, such as some network file systems
 UNLOCKABLE = (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK)
 
@@ -62,8 +65,12 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     to the folder. Those that are still being written are locked and stay. (On Windows they all stay.)
 
     If ``path`` is a link, this happens to the file that it points to. A device, a FIFO or anything else that cannot
-    be replaced is written into. Raises OSError.
+    be replaced is written into, and so is an open file such as /dev/stdout, at its current position. Raises OSError.
     """
+    if (descriptor := _open_already(path)) is not None:
+        with os.fdopen(os.dup(descriptor), "wb") as file:
+            yield file
+        return
     target = Path(os.path.realpath(path))
     if (
         _exists(path) and not target.is_file()
@@ -80,6 +87,17 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             file.close()
         os.replace(file.name, target)
     _sync_folder(target.parent)
+
+
+def _open_already(path: Path) -> int | None:
+    """Return the descriptor that a path like /dev/stdout or /dev/fd/1 stands for on Linux, or None."""
+    for _ in range(LINKS):
+        if path.name.isdecimal() and os.path.realpath(path.parent) == f"/proc/{os.getpid()}/fd":
+            return int(path.name)
+        if not path.is_symlink():
+            break
+        path = path.parent / os.readlink(path)
+    return None
 
 
 def _exists(path: Path) -> bool:

@@ -180,6 +180,7 @@ def test_a_deleted_file_that_is_still_open_is_written_to(tmp_path: Path) -> None
         (tmp_path / "one").unlink()
         with replacing(Path(f"/proc/self/fd/{file.fileno()}")) as again:
             again.write(b"new")
+        file.seek(0)
         assert file.read() == b"new" and not list(tmp_path.iterdir())
 
 

@@ -84,6 +84,17 @@ def test_output_can_be_written_to_dev_stdout(folder: Path, redirect: str) -> Non
     assert subprocess.run(words, cwd=folder, env=environment(), capture_output=True, check=True).stdout == wanted
 
 
+@pytest.mark.parametrize("link", ["/proc/self/fd/1", "/dev/fd/1"])
+@pytest.mark.parametrize("redirect", ["> there.txt", ">> there.txt"])
+def test_output_to_stdout_replaces_no_file_that_others_write_too(folder: Path, link: str, redirect: str) -> None:
+    wanted = run(folder, *SAMPLE).out
+    (folder / "stdout").symlink_to(link)
+    command = f'{{ echo before; "$@" -output stdout; echo after; }} {redirect}'
+    words = ["bash", "-c", command, "bash", sys.executable, "-m", "charrnn", *map(str, SAMPLE)]
+    subprocess.run(words, cwd=folder, env=environment(), capture_output=True, check=True)
+    assert (folder / "there.txt").read_bytes() == b"before\n" + wanted + b"after\n"
+
+
 def fifos(folder: Path) -> None:
     """Put FIFOs and a device where charrnn looks for files."""
     (folder / "models").mkdir()
