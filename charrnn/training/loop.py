@@ -21,6 +21,7 @@ from charrnn.settings.training import TrainingOptions
 from charrnn.training import optimizer, schedules
 from charrnn.training.optimizer import norm
 
+EXTRA_STATE = "_extra_state"  # the end of torch's name for what get_extra_state returns
 EXPLODED = 3  # times the first loss, as in char-rnn
 
 
@@ -212,14 +213,17 @@ class Training:
     def _validate(self, record: Record) -> Diverged | None:
         """Add the result of a validation to the record.
 
-        Return an error if the loss, the weights or the optimizer's state is not finite.
+        Return an error if the loss is not finite, or if ``prove`` finds one.
         """
         assert self.val is not None
         score = evaluate(self.model, self.val)
-        finite = math.isfinite(score.loss)
-        problem = self._not_finite() if finite else f"the validation loss is {score.loss} at iteration {self.iteration}"
-        if problem:
+        if not math.isfinite(score.loss):
+            problem = f"the validation loss is {score.loss} at iteration {self.iteration}"
             return diverged(problem, record.learning_rate)
+        try:
+            self.prove()  # the training loss may have exploded, and the validation loss may be merely large
+        except Diverged as error:
+            return error
         record.val_loss, record.measures = score.loss, score.measures
         self.val_losses[self.iteration] = record.val_loss
         self._weigh_validations()
@@ -259,7 +263,7 @@ class Training:
         return f"the weights or the optimizer's state are not finite after iteration {self.iteration}"
 
     def _next_loss(self) -> float:
-        """Return the loss that the next iteration will have, up to rounding. Changes no random generator and no buffer.
+        """Return the loss that the next iteration will have, up to rounding. Changes neither generators nor the model.
 
         If the next minibatch cannot be read, uses the previous one.
         """
@@ -269,12 +273,17 @@ class Training:
         except TextChanged:
             batch = self.train.batch((k - 1) % len(self.train))
         x, y = (part.to(self.device) for part in batch)
-        before = [buffer.clone() for buffer in self.model.buffers()]
+        # whatever forward may change: buffers, also those that are not saved, frozen parameters, and extra state
+        fixed = [t for t in (*self.model.parameters(), *self.model.buffers()) if not t.requires_grad]
+        before = [tensor.clone() for tensor in fixed]
+        extra = {name: value.clone() for name, value in self.model.state_dict().items() if name.endswith(EXTRA_STATE)}
         with torch.no_grad(), same_random_numbers(self.device), autocast(self.options.precision, self.device):
             logits, _ = self.model(x, None if self.train.begins(k) else self.state)
             loss = (summed_loss(logits, y) / self.train.predicted).item()
-            for buffer, value in zip(self.model.buffers(), before, strict=True):
-                buffer.copy_(value)
+            for tensor, value in zip(fixed, before, strict=True):
+                tensor.copy_(value)
+            if extra:
+                self.model.load_state_dict(extra, strict=False)
         return loss
 
     def weights(self) -> dict[str, Tensor]:

@@ -31,14 +31,14 @@ def flags(tmp_path: Path, **more: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def nan_gradient(run: Run, iteration: int) -> Iterator[None]:
-    """Make the gradient of one parameter NaN in this iteration, unless the run has already rolled back."""
+def nan_gradient(run: Run, iteration: int, factor: float = math.nan) -> Iterator[None]:
+    """Multiply the gradient of the last parameter in this iteration, unless the run has already rolled back."""
 
     def spoil(gradient: torch.Tensor) -> torch.Tensor:
         hit = run.training.iteration + 1 == iteration and not run.training.rollbacks
-        return gradient * math.nan if hit else gradient
+        return gradient * factor if hit else gradient
 
-    hook = next(run.model.parameters()).register_hook(spoil)
+    hook = list(run.model.parameters())[-1].register_hook(spoil)
     try:
         yield
     finally:
@@ -97,6 +97,16 @@ def test_a_rollback_recovers_wherever_the_gradient_becomes_nan(tmp_path: Path, a
     assert run.training.rollbacks == 1 and seen[-1] == run.training.iterations
     assert [line["iteration"] for line in metrics(run.folder.metrics)] == list(range(1, run.training.iterations + 1))
     assert_finite(tmp_path / "cv/lm_lstm_last.pt")
+
+
+def test_a_state_that_explodes_at_a_validation_is_not_saved(tmp_path: Path) -> None:
+    """Its validation loss is large, but finite. Going back to it would not help."""
+    given = flags(tmp_path, optimizer="sgd", on_nan="rollback", eval_val_every=5, grad_clip=0)
+    run = new_run(configure(given | {"checkpoint_dir": str(tmp_path / "cv")}))
+    with nan_gradient(run, 10, 1e8):
+        seen = followed(run)
+    assert run.training.rollbacks == 1 and seen[8:10] == [9, 6] and seen[-1] == run.training.iterations
+    assert all(loss < 10 for loss in run.training.val_losses.values())
 
 
 def test_an_optimizer_state_that_is_not_finite_at_a_validation_is_rolled_back(tmp_path: Path) -> None:
@@ -176,21 +186,36 @@ def test_saving_at_every_iteration_changes_no_weight_and_no_random_number(tmp_pa
     same(ends[0].training.state_dict(), ends[1].training.state_dict())
 
 
+class WithExtraState(torch.nn.Module):
+    number = torch.zeros(())
+
+    def get_extra_state(self) -> torch.Tensor:
+        return self.number
+
+    def set_extra_state(self, state: torch.Tensor) -> None:
+        self.number = state
+
+
 def test_the_loss_that_checks_a_state_is_that_of_the_next_iteration_with_its_dropout(tmp_path: Path) -> None:
     """A save by the clock or Ctrl-C thus fails only if the uninterrupted run would diverge one iteration later."""
     run = new_run(configure(flags(tmp_path, dropout=0.5, checkpoint_dir=str(tmp_path / "cv"))))
-    counter = torch.zeros(())
+    counter, frozen = torch.zeros(()), torch.nn.Parameter(torch.zeros(()), requires_grad=False)
     run.model.register_buffer("counter", counter)
+    run.model.register_parameter("frozen", frozen)
+    extra = WithExtraState()
+    run.model.add_module("extra", extra)
 
     def count(*_: object) -> None:
         counter.add_(1)
+        frozen.add_(1)
+        extra.number = extra.number + 1
 
     run.model.register_forward_hook(count)
     computed = []
     for _ in run.records():
         before = counter.item()
         computed.append(run.training._next_loss())
-        assert counter.item() == before, "buffers, such as running means, must not change"
+        assert counter.item() == frozen.item() == extra.number.item() == before, "nothing in the model may change"
     assert computed[:-1] == pytest.approx(run.training.losses[1:], rel=1e-6) and len(computed) > 10
 
 
