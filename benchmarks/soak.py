@@ -270,7 +270,7 @@ class Round:
         self.send(process, number)
         code = self.settle(process, {0, 128 + number, -number})
         if number == signal.SIGINT:
-            check(not unfinished(self.cv), "a second Ctrl-C left an unfinished file")
+            check(not self.saves(), "a second Ctrl-C left an unfinished file")
         return code
 
     def full_disk(self) -> int:
