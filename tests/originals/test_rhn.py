@@ -642,9 +642,9 @@ def test_initial_weights_have_the_right_distribution() -> None:
     ("own", "message"),
     [
         ({"depth": 0}, "depth must be at least 1, not 0"),
-        ({"drop_x": 1.0}, r"drop_x must be in \[0, 1\), not 1"),
-        ({"drop_o": -0.5}, r"drop_o must be in \[0, 1\), not -0.5"),
-        ({"drop_h": float("nan")}, r"drop_h must be in \[0, 1\), not nan"),
+        ({"drop_x": 1.0}, r"drop_x must be at least 0 and below 1, not 1"),
+        ({"drop_o": -0.5}, r"drop_o must be at least 0 and below 1, not -0.5"),
+        ({"drop_h": float("nan")}, r"drop_h must be at least 0 and below 1, not nan"),
         ({"init_scale": -1.0}, "init_scale must be at least 0, not -1"),
     ],
 )
