@@ -114,6 +114,8 @@ class _Reader:
                 case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "BINUNICODE":
                     self.stack.append(argument)
                 case "BINPUT" | "LONG_BINPUT":
+                    if argument > len(self.memo):  # numbers that are chosen to collide would make the dict slow
+                        raise Malformed("the pickle does not count its memo from 0")
                     self.memo[argument] = self.stack[-1]
                 case "BINGET" | "LONG_BINGET":
                     self.stack.append(self.memo[argument])

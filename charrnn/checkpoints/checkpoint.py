@@ -169,7 +169,8 @@ class Checkpoint:
         run_id = content.get("run_id", "")
         if not isinstance(run_id, str):
             raise UserError("the identity of its run is not a string")
-        if type(content["training"].get("iteration", 0)) is not int:
+        iteration = content["training"].get("iteration", 0)
+        if type(iteration) is not int or not 0 <= iteration < 2**53:
             raise UserError("its iteration is not a whole number")
         return cls(
             options=TrainingOptions(**{name: known[name].convert(value) for name, value in content["options"].items()}),

@@ -200,7 +200,7 @@ def _codes(vocab: t7.Table) -> tuple[list[int], Encoding]:
 def _tensors(protos: t7.Table, model: str, n_layers: int, rnn_size: int, vocabulary_size: int) -> dict[str, Array]:
     """Return the weights and biases by name. Raises t7.Unreadable if one has the wrong shape."""
     listed = _get(getattr(protos.get(b"rnn"), "content", None), "modules", dict)
-    found = [listed.get(i + 1) for i in range(len(listed))]
+    found = [listed.get(str(i + 1.0)) for i in range(len(listed))]
     found = [m for m in found if isinstance(m, t7.Object) and m.name in ("nn.Linear", "nn.LookupTable")]
     names = list(modules(model, n_layers)) if n_layers <= len(found) else []
     if len(names) != len(found):

@@ -62,8 +62,9 @@ def load(path: Path) -> Any:
     """Read the object in a .t7 file.
 
     nil becomes None, numbers float, strings bytes, and tables dicts, which keep only keys that are numbers, strings or
-    booleans. Tensors and storages become read-only arrays, any other torch object an Object. Raises UserError if the
-    file cannot be read, does not have this format, or has tensors saved on a GPU.
+    booleans. A number as a key becomes text, such as "1.0", because numbers can be chosen to collide. Tensors and
+    storages become read-only arrays, any other torch object an Object. Raises UserError if the file cannot be read,
+    does not have this format, or has tensors saved on a GPU.
     """
     try:
         if not path.is_file():
@@ -83,7 +84,8 @@ class Reader:
     def __init__(self, data: bytes) -> None:
         self.data = data
         self.place = 0
-        self.objects: dict[int, Any] = {}
+        # by the bytes of their index: unlike bytes, integers can be chosen to collide, which makes a dict slow
+        self.objects: dict[bytes, Any] = {}
 
     def read(self) -> Any:
         """Read the next object with everything in it. Raises Unreadable.
@@ -118,7 +120,7 @@ class Reader:
             return (yield from self._function())
         if kind not in (TABLE, TORCH, *INDEXED_FUNCTIONS):
             raise Unreadable(f"is not a .t7 file, or is damaged: no object at byte {self.place - 4}")
-        index = self._int()
+        index = self._take(4)
         if index in self.objects:
             return self.objects[index]
         if kind == TABLE:
@@ -133,17 +135,17 @@ class Reader:
         self._string()
         yield
 
-    def _table(self, index: int) -> Steps:
+    def _table(self, index: bytes) -> Steps:
         table: Table = {}
         self.objects[index] = table  # before reading its entries, which may refer to it
         for _ in range(self._int()):
             key = yield
             value = yield
             if isinstance(key, (float, bytes, bool)):
-                table[key] = value
+                table[str(key) if isinstance(key, float) else key] = value
         return table
 
-    def _torch(self, index: int) -> Steps:
+    def _torch(self, index: bytes) -> Steps:
         name = self._string()
         if name.startswith(b"V "):  # a version, which the earliest files of Torch7 do not have
             name = self._string()

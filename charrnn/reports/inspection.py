@@ -85,8 +85,10 @@ def inspect(path: Path) -> Inspection:
     try:
         losses = [finite(loss) for loss in training["losses"].tolist()] if "losses" in training else None
         val_losses = {int(iteration): finite(loss) for iteration, loss in training.get("val_losses", {}).items()}
+        if not all(0 <= iteration < 2**53 for iteration in val_losses):
+            raise ValueError("its validations do not have an iteration each")
         counts = token_counts(saved)
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
     return Inspection(
         path=path,

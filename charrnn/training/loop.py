@@ -22,6 +22,7 @@ from charrnn.training import optimizer, schedules
 from charrnn.training.optimizer import norm
 
 EXTRA_STATE = "_extra_state"  # the end of torch's name for what get_extra_state returns
+ROLLBACKS = 3  # with -on_nan rollback: a run that diverges more often needs different settings
 EXPLODED = 3  # times the first loss, as in char-rnn
 
 
@@ -310,13 +311,15 @@ class Training:
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Continue exactly where ``state_dict`` was called.
 
-        Raises KeyError, TypeError, AttributeError, ValueError or RuntimeError for anything that ``state_dict`` cannot
-        have returned.
+        Raises KeyError, TypeError, AttributeError, ValueError, OverflowError or RuntimeError for anything that
+        ``state_dict`` cannot have returned.
         """
         if type(saved["iteration"]) is not int or saved["losses"].shape != (saved["iteration"],):
             raise ValueError("it does not have one loss per iteration")
         if not all(type(k) is int and type(loss) is float for k, loss in saved["val_losses"].items()):
             raise ValueError("the validation losses are not numbers")
+        if type(saved["rollbacks"]) is not int or not 0 <= saved["rollbacks"] <= ROLLBACKS:
+            raise ValueError(f"the number of its rollbacks is not between 0 and {ROLLBACKS}")
         state = saved["state"]
         self.state = None if state is None else self._fitting(state)
         optimizer.restore(self.optimizer, self.options, saved["optimizer"])
@@ -324,7 +327,7 @@ class Training:
         self.val_losses = dict(saved["val_losses"])
         self._weigh_validations()
         self.iteration = int(saved["iteration"])
-        self.rollbacks = int(saved["rollbacks"])
+        self.rollbacks = saved["rollbacks"]
         restore_random_state(saved["rng"], self.device)
 
     def _fitting(self, saved: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -108,11 +108,18 @@ def restore(optimizer: torch.optim.Optimizer, options: TrainingOptions, saved: d
     like.grad = torch.zeros_like(like)
     example = make_optimizer([like], options)
     example.step()
-    for number, state in saved["state"].items():
+    # copied, because tensors in a file may share memory
+    kept = {
+        number: {name: t.clone(memory_format=torch.contiguous_format) for name, t in state.items()}
+        for number, state in saved["state"].items()
+    }
+    for number, state in kept.items():
         shapes = {name: parameters[number].shape if t.dim() else t.shape for name, t in example.state[like].items()}
         if {name: t.shape for name, t in state.items()} != shapes:
             raise ValueError("the optimizer's state does not fit the parameters")
+        if "step" in state and not (state["step"].is_floating_point() and state["step"] >= 0):
+            raise ValueError("the optimizer's count of steps is not a natural number")
     groups = optimizer.state_dict()["param_groups"]
     for group, old in zip(groups, saved["param_groups"], strict=True):
         group["lr"] = float(old["lr"])
-    optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
+    optimizer.load_state_dict({"state": kept, "param_groups": groups})

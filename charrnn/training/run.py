@@ -20,11 +20,9 @@ from charrnn.data.encode import TextChanged
 from charrnn.errors import UserError
 from charrnn.sampling.sampler import sample
 from charrnn.training.advice import Summary, advice
-from charrnn.training.loop import Diverged, Record
+from charrnn.training.loop import ROLLBACKS, Diverged, Record
 from charrnn.training.metrics import sinks
 from charrnn.training.setup import Setup
-
-ROLLBACKS = 3  # with -on_nan rollback: a run that diverges more often needs different settings
 
 
 class Viewer(Protocol):

@@ -247,7 +247,7 @@ def resume(training: Training, text: Text, checkpoint: Checkpoint) -> tuple[list
         checkpoint.restore(training.model)
         training.load_state_dict(saved)
         return kept_in(saved), good
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
         if foreign(error):  # the model itself fails, whatever the checkpoint
             raise
         raise UserError(f"the checkpoint is damaged: it cannot be resumed ({error})") from None

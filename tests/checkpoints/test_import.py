@@ -287,6 +287,13 @@ def test_strides_are_respected(tmp_path: Path) -> None:
     assert np.array_equal(got.view(np.int64), [[2, 6], [3, 7], [4, 8]])
 
 
+def test_numbers_from_a_file_are_never_keys_because_they_can_be_chosen_to_collide() -> None:
+    writer = Writer()
+    reader = t7.Reader(writer.write({1.0: {2.0: 3.0}, 4.5: True}))
+    assert reader.read() == {"1.0": {"2.0": 3.0}, "4.5": True}
+    assert len(reader.objects) == 2 and all(isinstance(index, bytes) for index in reader.objects)
+
+
 def gpu(root: dict[str, Any], writer: Writer) -> None:
     root["state"] = writer.tensor(np.zeros(3, "<f4"), gpu="Cuda")
 

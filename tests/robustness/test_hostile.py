@@ -263,7 +263,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "future format": (saved(format=2), "format 2"),
     "format of the wrong type": (saved(format=[1]), "format"),
     "no format": (saved(format=None), "format"),
-    "pickle with a huge memo index": (forged(LONG_BINPUT), "not a checkpoint of charrnn"),
+    "pickle with a huge memo index": (forged(LONG_BINPUT), "does not count its memo"),
     "bytearray of 10^12": (forged(BYTEARRAY8), "bytearray8"),
     "call of bytearray": (forged(Reduced(bytearray, HUGE)), "bytearray"),
     "call of torch.Tensor": (forged(Reduced(torch.Tensor, HUGE)), "the file asks for torch.Tensor"),
@@ -542,6 +542,17 @@ TRAINING: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "files outside the folder": lambda t: {"kept": ["lm_x/../../data/lm_epoch1.00_1.0000.pt"]},
     "files that are not checkpoints": lambda t: {"kept": ["input.txt"]},
     "numbers as file names": lambda t: {"kept": [3]},
+    "rollbacks below 0": lambda t: {"rollbacks": -5000},
+    "rollbacks of 400 digits": lambda t: {"rollbacks": 10**400},
+    "infinite rollbacks": lambda t: {"rollbacks": float("inf")},
+    "learning rate of 400 digits": lambda t: {
+        "optimizer": t["optimizer"] | {"param_groups": [t["optimizer"]["param_groups"][0] | {"lr": 10**400}]}
+    },
+    "optimizer steps below 0": lambda t: first(t, lambda m: m | {"step": torch.tensor(-1.0)}),
+    "optimizer steps as a truth value": lambda t: first(t, lambda m: m | {"step": torch.tensor(True)}),
+    "numpy's generator with a number of 400 digits": lambda t: {
+        "rng": t["rng"] | {"numpy": [*t["rng"]["numpy"][:2], 10**400, 0.0]}
+    },
     "rollbacks as text": lambda t: {"rollbacks": "none"},
     "texts as a number": lambda t: {"texts": 3},
 }
@@ -561,6 +572,35 @@ def test_a_damaged_training_state_is_refused(stopped: Path, name: str, monkeypat
 def test_the_undamaged_run_resumes(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(stopped)
     run(stopped, "train", "-resume", "cv/lm_lstm_last.pt", "-gpuid", -1, "-checkpoint_dir", "other")
+
+
+def test_an_optimizer_state_whose_elements_share_memory_is_copied(
+    stopped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch refuses to change such a tensor in place."""
+    monkeypatch.chdir(stopped)
+    found = torch.load("cv/lm_lstm_last.pt", weights_only=True)
+    shape = found["training"]["optimizer"]["state"][0]["square_avg"].shape
+    shared = torch.zeros(shape.numel()).as_strided(shape, (0,) * len(shape))
+    changed = first(found["training"], lambda kept: kept | {"square_avg": shared})
+    torch.save(found | {"training": found["training"] | changed}, "one.pt")
+    run(stopped, "train", "-resume", "one.pt", "-gpuid", -1, "-checkpoint_dir", "shared", "-max_epochs", 1.1)
+
+
+IMPOSSIBLE: dict[str, dict[str, Any]] = {
+    "infinite counts": {"counts": torch.full((len(ALPHABET),), float("inf"))},
+    "a validation loss of 400 digits": {"val_losses": {3: 10**400}},
+    "a validation at an iteration of 400 digits": {"val_losses": {"9" * 400: 1.0}},
+    "an iteration of 400 digits": {"iteration": 10**400},
+}
+
+
+@pytest.mark.parametrize("case", IMPOSSIBLE)
+def test_inspect_and_plot_refuse_numbers_that_cannot_be(folder: Path, case: str) -> None:
+    saved(training=IMPOSSIBLE[case])(folder / "one.pt")
+    for command in (("inspect", "one.pt"), ("inspect", "one.pt", "-json"), ("plot", "-text", "one.pt")):
+        lines = run(folder, *command, code=1).errors
+        assert len(lines) == 1 and "one.pt is damaged" in lines[0], lines
 
 
 def shown_by(folder: Path, *args: object) -> bytes:
