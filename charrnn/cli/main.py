@@ -83,7 +83,9 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     wait_briefly()  # before anything can load torch
     try:
         code = run(args)
-    except Exception:  # a bug, or an error of a model's own; it may quote an untrusted file
+    except BaseException as error:  # a bug, or an error of a model's own; it may quote an untrusted file
+        if not isinstance(error, Exception) and not foreign(error):
+            raise
         for line in format_exc().splitlines():
             note(line)
         code = 1
@@ -103,7 +105,10 @@ def run(args: Sequence[str] | None = None) -> int:
         with suppress(OSError) if code else nullcontext():  # if the terminal is gone, keep the exit code of the signal
             sys.stdout.flush()
         return code
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort) as error:
+        cause = error.__cause__
+        if isinstance(cause, EOFError) and foreign(cause):  # click takes it for Ctrl-D at a prompt
+            raise cause from None
         return 130
     except BrokenPipeError as error:  # the program that reads the output has closed the pipe
         if foreign(error):

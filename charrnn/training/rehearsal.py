@@ -50,6 +50,10 @@ def rehearse(
     with same_random_numbers(device):
         twin, restored = read_back(model, configuration, vocabulary, splits, options, state)
     expected, _ = forward(model, x[:1], state)
+    if not expected.isfinite().all():
+        raise UserError(
+            f"the model {options.model}: its logits are not finite before training: check its initial weights"
+        )
     found, _ = forward(twin, x[:1], restored)
     tolerance = TOLERANCE * expected.abs().max().item()
     if not torch.allclose(found, expected, TOLERANCE, tolerance, equal_nan=True):

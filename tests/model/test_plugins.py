@@ -218,6 +218,18 @@ def test_the_command_prints_the_traceback_of_a_models_own_error(tmp_path: Path) 
     assert "Traceback" in message and "models/mine.py" in message and message.endswith("the tape was cut\n")
 
 
+@pytest.mark.parametrize("error", ["SystemExit()", "SystemExit('\\x1b[31mred')", "EOFError('the tape ended')"])
+def test_a_model_cannot_end_the_command_silently(error: str, tmp_path: Path) -> None:
+    plugin(tmp_path, LOGITS, f"raise {error}")
+    message = charrnn(*TRAIN, cwd=tmp_path, code=1).stderr.decode()
+    assert "Traceback" in message and "models/mine.py" in message and "\x1b" not in message
+
+
+def test_a_model_whose_logits_are_not_finite_is_refused_before_the_first_iteration(tmp_path: Path) -> None:
+    done = run(plugin(tmp_path, LOGITS, LOGITS + "; logits = logits * float('nan')"), *TRAIN, code=1)
+    assert "the model mine: its logits are not finite before training: check its initial weights" in done.errors[-1]
+
+
 def test_the_message_for_a_model_that_runs_out_of_memory_says_how_much_is_needed(tmp_path: Path) -> None:
     done = run(plugin(tmp_path, LOGITS, f"torch.empty(2**45); {LOGITS}"), *TRAIN, code=1)
     assert "charrnn: out of memory: this run needs about" in done.errors[-1]
