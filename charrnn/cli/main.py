@@ -105,10 +105,7 @@ def run(args: Sequence[str] | None = None) -> int:
         with suppress(OSError) if code else nullcontext():  # if the terminal is gone, keep the exit code of the signal
             sys.stdout.flush()
         return code
-    except (KeyboardInterrupt, click.Abort) as error:
-        cause = error.__cause__
-        if isinstance(cause, EOFError) and foreign(cause):  # click takes it for Ctrl-D at a prompt
-            raise cause from None
+    except (KeyboardInterrupt, click.Abort):
         return 130
     except BrokenPipeError as error:  # the program that reads the output has closed the pipe
         if foreign(error):

@@ -214,17 +214,14 @@ class Training:
     def _validate(self, record: Record) -> Diverged | None:
         """Add the result of a validation to the record.
 
-        Return an error if the loss is not finite, or if ``prove`` finds one.
+        Return an error if the loss, the weights or the optimizer's state is not finite.
         """
         assert self.val is not None
         score = evaluate(self.model, self.val)
-        if not math.isfinite(score.loss):
-            problem = f"the validation loss is {score.loss} at iteration {self.iteration}"
+        finite = math.isfinite(score.loss)
+        problem = self._not_finite() if finite else f"the validation loss is {score.loss} at iteration {self.iteration}"
+        if problem:
             return diverged(problem, record.learning_rate)
-        try:
-            self.prove()  # the training loss may have exploded, and the validation loss may be merely large
-        except Diverged as error:
-            return error
         record.val_loss, record.measures = score.loss, score.measures
         self.val_losses[self.iteration] = record.val_loss
         self._weigh_validations()

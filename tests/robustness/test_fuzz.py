@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections import Counter
 from pathlib import Path
+from typing import IO
 
 import pytest
 import torch
@@ -34,8 +35,11 @@ def test_broken_files_lead_to_clean_results_or_clean_errors(
 def test_a_reader_that_raises_unexpected_errors_is_detected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fuzz.prepare(tmp_path / "fuzz")
 
-    def careless(path: Path) -> object:
-        return torch.load(path, weights_only=True)
+    read = archive.read
+
+    def careless(source: Path | IO[bytes], values: bool = True) -> object:
+        """Load a file with torch; a first save that is tried in memory is read as ever."""
+        return torch.load(source, weights_only=True) if isinstance(source, Path) else read(source, values)
 
     monkeypatch.setattr(archive, "read", careless)
     with pytest.raises(fuzz.Wrong, match=rf"{pickle.UnpicklingError.__name__}|Error") as caught:
