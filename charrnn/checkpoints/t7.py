@@ -177,7 +177,9 @@ class Reader:
             or max(last + 1, math.prod(sizes)) > len(storage)
         ):
             raise Unreadable("is damaged: a tensor does not fit its storage")
-        return np.ndarray(sizes, dtype, storage, start * dtype.itemsize, [s * dtype.itemsize for s in strides])
+        # the stride of a single element does not matter, and may be too large for numpy
+        steps = [stride * dtype.itemsize if size > 1 else 0 for size, stride in zip(sizes, strides, strict=True)]
+        return np.ndarray(sizes, dtype, storage, start * dtype.itemsize, steps)
 
     def _storage(self, dtype: np.dtype[Any]) -> NDArray[Any]:
         size = self._unpack("q")[0]

@@ -413,6 +413,7 @@ def test_a_tensor_as_large_as_its_storage_is_read() -> None:
     """These are the valid counterparts of the hostile tensors."""
     assert t7.Reader(tensor([10], [1], 1)).read().shape == (10,)
     assert t7.Reader(tensor([5, 2], [1, 5], 1)).read().shape == (5, 2)
+    assert t7.Reader(tensor([1, 10], [2**60, 1], 1)).read().shape == (1, 10), "no element lies at that stride"
 
 
 def test_overlapping_weights_are_refused(tmp_path: Path) -> None:

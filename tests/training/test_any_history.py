@@ -338,6 +338,8 @@ class AnyHistory(RuleBasedStateMachine):
     @rule(inside=st.booleans())
     def kill(self, inside: bool) -> None:
         self.end()
+        if self.model.state.returns:  # a rollback has cut off lines that belong to a checkpoint saved before it
+            self.complete = False
         if inside:
             (self.cv / f".{LAST}.0123abcd{UNFINISHED}").write_bytes(b"half a checkpoint")
 
@@ -369,7 +371,10 @@ class AnyHistory(RuleBasedStateMachine):
         another = name != self.model.newest(state.run)
         self.complete &= name == self.model.newest()  # otherwise some lines may have been removed
         self.launch({}, self.cv / name)
-        self.model.begin(replace(state, run=self.model.new_run()) if another else state)
+        if another:
+            run = self.model.new_run()
+            state = replace(state, run=run, good=state.good and replace(state.good, run=run))
+        self.model.begin(state)
 
     @precondition(lambda self: not self.run and self.model.files)
     @rule(edit=st.booleans())
