@@ -170,6 +170,13 @@ class Round:
         words = ["train", "-resume", "disk/cv"] if resumes else self.flags
         return start(self.parts, *words, slow=self.slow, prepare=partial(prepare, size, rights, self.spoil))
 
+    def begin_training(self) -> BaseProcess:
+        """Start the run, and let it train for a random time."""
+        process = self.begin()
+        self.wait_for_training(process)
+        self.wait(process)
+        return process
+
     def disturb(self) -> int:
         """Train until a random disturbance. Return the exit code."""
         return self.chance.choice(KINDS)(self)
@@ -215,9 +222,7 @@ class Round:
 
     def kill_after_signal(self) -> int:
         """SIGKILL while the process saves because of a SIGTERM."""
-        process = self.begin()
-        self.wait_for_training(process)
-        self.wait(process)
+        process = self.begin_training()
         self.send(process, signal.SIGTERM)
         self.wait_for_save(process)
         return self.killed(process)
@@ -244,9 +249,7 @@ class Round:
 
     def stop(self) -> int:
         """One signal, which must lose nothing."""
-        process = self.begin()
-        self.wait_for_training(process)
-        self.wait(process)
+        process = self.begin_training()
         number = self.chance.choice((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
         self.send(process, number)
         code = self.settle(process, {0, 128 + number, -number})
@@ -258,9 +261,7 @@ class Round:
 
     def stop_twice(self) -> int:
         """SIGINT or SIGTERM twice, often with the second during the save that the first causes."""
-        process = self.begin()
-        self.wait_for_training(process)
-        self.wait(process)
+        process = self.begin_training()
         number = self.chance.choice((signal.SIGINT, signal.SIGINT, signal.SIGTERM))
         self.send(process, number)
         if self.chance.random() < 0.7:

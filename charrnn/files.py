@@ -27,6 +27,11 @@ SHOWN = 50
 # the most links that Linux follows from one name
 LINKS = 40
 
+# errors of a full disk, an exceeded quota, and the limit on file sizes
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# ... or of a broken disk
+UNWRITABLE = (*FULL, errno.EIO)
+
 # errors of file systems without locks, such as some network file systems
 UNLOCKABLE = (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK)
 
@@ -72,9 +77,8 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             yield file
         return
     target = Path(os.path.realpath(path))
-    if (
-        _exists(path) and not target.is_file()
-    ):  # for /dev/stdout, the target may be the name of a pipe or a deleted file
+    # path itself, since a link in /proc may name a pipe or a deleted file
+    if _exists(path) and not target.is_file():
         with open(path, "wb", opener=_existing) as file:
             yield file
         return

@@ -11,8 +11,8 @@ other protocols are optional, and charrnn uses those that a model implements. ``
 A model keeps what it has learned in parameters and persistent buffers, which are what a checkpoint holds. Their number
 and shapes never change. Everything else follows from the arguments of ``create``, and nothing is kept from one call to
 the next. Random numbers come from the global generators of torch, numpy (``numpy.random``) and Python (``random``),
-because -seed seeds these and a checkpoint holds them. A run of such a model gives the same
-result whether or not it is stopped and resumed.
+because -seed seeds these and a checkpoint holds them. A run of such a model gives the same result whether or not it is
+stopped and resumed.
 
 Shapes: T time steps, B rows of a minibatch, V tokens.
 """

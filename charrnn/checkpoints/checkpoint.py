@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import platform
 import secrets
 import time
@@ -23,14 +22,11 @@ from charrnn.checkpoints.folder import find_best, validated_name
 from charrnn.compute import same_random_numbers, weights_dtype
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import UserError
-from charrnn.files import replacing, temporary
+from charrnn.files import UNWRITABLE, replacing, temporary
 from charrnn.registry import ModelFile
 from charrnn.settings.training import TrainingOptions, training_options
 
 FORMAT = 1
-
-# errors after which the next save may succeed: a full disk, an exceeded quota or limit, a failing disk
-MAY_PASS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 # types of a model's own options
 PLAIN = (bool, int, float, str)
@@ -246,7 +242,7 @@ def try_saving(path: Path) -> None:
         with temporary(path):
             _write({}, BytesIO())  # torch's writer loads modules, which are files too
     except OSError as error:
-        if error.errno not in MAY_PASS:
+        if error.errno not in UNWRITABLE:  # after these, the next save may succeed
             raise UserError(f"cannot save to {path.parent}: {_reason(error)}; name another -checkpoint_dir") from None
 
 

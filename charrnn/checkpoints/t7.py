@@ -3,8 +3,8 @@
 The format is defined by torch7's File.lua and described in its doc/serialization.md. An object is a 32-bit kind and
 its content, all little-endian. Tables, torch objects and functions carry an index for later references. Nothing in a
 file is executed; Lua functions are skipped. A file may be hostile: every size is checked against the bytes that
-remain before memory is allocated, and every tensor against its storage, so reading takes at most a
-small multiple of the file's size in memory.
+remain before memory is allocated, and every tensor against its storage, so the memory for reading is at most a small
+multiple of the file's size.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
@@ -15,9 +14,10 @@ from click.shell_completion import CompletionItem
 
 import charrnn
 from charrnn.cli.flags import flags as as_typed
-from charrnn.cli.streams import FULL, give_up, note, open_closed, say
+from charrnn.cli.streams import give_up, note, open_closed, say
 from charrnn.compute import check_memory_limit, wait_briefly
 from charrnn.errors import UserError, foreign, nearest
+from charrnn.files import UNWRITABLE
 
 # the short help is here so that `charrnn --help` need not load a command or torch
 COMMANDS = {
@@ -34,8 +34,6 @@ COMMANDS = {
     "completion": "Print a script that completes commands, flags, models and files in your shell.",
 }
 
-
-UNWRITABLE = (*FULL, errno.EIO)  # EIO: a broken disk
 
 HELP = {"help_option_names": ["-h", "-help", "--help"]}
 

@@ -6,7 +6,6 @@ therefore escape control characters, and their callers need not.
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 import sys
@@ -16,9 +15,7 @@ from pathlib import Path
 from typing import TextIO
 
 from charrnn.errors import UserError, printable, unreadable
-
-# errors for a full disk, an exceeded quota, and the limit on file sizes
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+from charrnn.files import FULL
 
 LONGEST = 10_000  # characters of a note: a name in a stranger's checkpoint may have millions
 

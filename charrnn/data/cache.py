@@ -61,8 +61,8 @@ class EncodedTexts:
 Accept = Callable[[Mapping[str, Survey]], None]
 
 
-def accept_all(surveys: Mapping[str, Survey]) -> None:
-    """Accept any texts."""
+def accept_all(_: object) -> None:
+    """Accept any text."""
 
 
 def load_or_build(
@@ -95,6 +95,16 @@ def load_or_build(
     return build_in_passing(texts, reading, accept)
 
 
+def record_path(home: Path, suffix: str) -> Path:
+    """Return the path of a cache's record."""
+    return home / f"vocab{suffix}.json"
+
+
+def ids_path(home: Path, name: str, suffix: str) -> Path:
+    """Return the path of the token ids of a text of this name."""
+    return home / f"{name}{suffix}.npy"
+
+
 class NoPlace(UserError):
     """A folder cannot hold a cache, but another one may. ``cause`` says why and begins with its name."""
 
@@ -125,12 +135,12 @@ def build_in(home: Path, texts: Mapping[str, Path], reading: Reading, accept: Ac
 
 
 def find_foreign(home: Path, names: Iterable[str], suffix: str) -> Path | None:
-    """Return a file with a cache file's name that does not show that charrnn wrote it; None if no such file exists."""
-    path = home / f"vocab{suffix}.json"
+    """Return a file that has a cache file's name but no sign that charrnn wrote it; None if there is no such file."""
+    path = record_path(home, suffix)
     record = read_record(path)
     if record is None and os.path.lexists(path):
         return path
-    paths = (home / f"{name}{suffix}.npy" for name in names)
+    paths = (ids_path(home, name, suffix) for name in names)
     known = checksums_in(record)
     return next((path for path in paths if os.path.lexists(path) and not is_of_charrnn(path, known)), None)
 
@@ -156,7 +166,7 @@ def load(home: Path, texts: Mapping[str, Path], reading: Reading) -> EncodedText
     """
     suffix = ENCODERS[reading.level].suffix
     try:
-        record = read_record(home / f"vocab{suffix}.json")
+        record = read_record(record_path(home, suffix))
         vocabulary = vocabulary_in(record, reading)
         if record is None or vocabulary is None or list(record["texts"]) != list(texts):
             return None
@@ -165,7 +175,8 @@ def load(home: Path, texts: Mapping[str, Path], reading: Reading) -> EncodedText
         ids, surveys = {}, {}
         for name, known in record["texts"].items():
             surveys[name] = Survey(**known["survey"])
-            found = read_ids(home / f"{name}{suffix}.npy", known["tokens_sha256"], vocabulary, surveys[name].length)
+            path = ids_path(home, name, suffix)
+            found = read_ids(path, known["tokens_sha256"], vocabulary, surveys[name].length)
             if found is None:
                 return None
             ids[name] = found
@@ -232,18 +243,17 @@ def build(home: Path, texts: Mapping[str, Path], reading: Reading, accept: Accep
         vocabulary, counts = encoder.vocabulary()
         home.mkdir(parents=True, exist_ok=True)
         # entered first and therefore renamed last, so the record never appears before the files it describes
-        record = stack.enter_context(replacing(home / f"vocab{encoder.suffix}.json"))
-        files = {name: stack.enter_context(replacing(home / f"{name}{encoder.suffix}.npy")) for name in texts}
+        record = stack.enter_context(replacing(record_path(home, encoder.suffix)))
+        files = {name: stack.enter_context(replacing(ids_path(home, name, encoder.suffix))) for name in texts}
         ids, known = {}, {}
         for name, source in sources.items():
-            ids[name], checksum = write_ids(
-                source, surveys[name], encoder, vocabulary, files[name], home / f"{name}{encoder.suffix}.npy"
-            )
+            path = ids_path(home, name, encoder.suffix)
+            ids[name] = write_ids(source, surveys[name], encoder, vocabulary, files[name], path)
             known[name] = {
                 "survey": asdict(surveys[name]),
                 "stamp": asdict(source.stamp),
                 "settled": max(source.stamp.modified, source.stamp.changed) < started - SETTLED,
-                "tokens_sha256": checksum,
+                "tokens_sha256": ids[name].checksum,
             }
         record.write(seal({"format": FORMAT, **vocabulary.to_dict(), "counts": counts.tolist(), "texts": known}))
     return EncodedTexts(vocabulary, counts, ids, surveys)

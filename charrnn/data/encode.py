@@ -394,11 +394,11 @@ class StoredIds:
 
 def write_ids(
     source: Source, surveyed: Survey, encoder: Encoder, vocabulary: Vocabulary, file: IO[bytes], path: Path
-) -> tuple[StoredIds, str]:
+) -> StoredIds:
     """Write the token ids of a text to ``file`` in numpy's format, with MARK in its header. ``path`` will be its name.
 
-    Returns the ids, which are read from that file when needed, and the file's SHA-256. Raises UserError if the text has
-    changed since it was surveyed, and OSError if the file cannot be written.
+    Returns the ids, which are read from that file when needed. Raises UserError if the text has changed since it was
+    surveyed, and OSError if the file cannot be written.
     """
     dtype = id_type(vocabulary)
     header = npy_header(dtype, surveyed.length, MARK)
@@ -409,7 +409,7 @@ def write_ids(
         file.write(ids.data)
     source.check_unchanged(surveyed.sha256, text_digest.hexdigest())
     file.flush()
-    return StoredIds(file, dtype, len(header), surveyed.length, path, digest.hexdigest()), digest.hexdigest()
+    return StoredIds(file, dtype, len(header), surveyed.length, path, digest.hexdigest())
 
 
 def read_ids(path: Path, checksum: str, vocabulary: Vocabulary, length: int) -> StoredIds | None:

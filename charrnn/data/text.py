@@ -11,7 +11,7 @@ from typing import Any
 
 from charrnn.compute import Report
 from charrnn.data import addition
-from charrnn.data.cache import EncodedTexts, load_or_build
+from charrnn.data.cache import EncodedTexts, accept_all, load_or_build
 from charrnn.data.datasets import penn_treebank
 from charrnn.data.encode import Reading, Survey, TokenIds, join, translate
 from charrnn.data.minibatches import Minibatches, Split, split_by_fractions, split_of_file
@@ -24,10 +24,6 @@ SPLITS = ("train", "val", "test")
 
 # called with the fingerprint of a text before anything is written; raises UserError if it is the wrong text
 Accept = Callable[[Mapping[str, str]], None]
-
-
-def accept_any(fingerprint: Mapping[str, str]) -> None:
-    """Accept any text."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +82,7 @@ def open_text(
     report: Report = print,
     vocabulary: Vocabulary | None = None,
     keep: bool = True,
-    accept: Accept = accept_any,
+    accept: Accept = accept_all,
 ) -> Text:
     """Open the texts of a folder, or other text files joined in this order into one ``input``.
 
@@ -129,7 +125,7 @@ def open_chosen(
     report: Report,
     vocabulary: Vocabulary | None = None,
     keep: bool = True,
-    accept: Accept = accept_any,
+    accept: Accept = accept_all,
 ) -> Text:
     """Open the text that a run's settings name: the files of ``input``, or else the folder ``data_dir``.
 

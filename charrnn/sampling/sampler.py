@@ -127,8 +127,7 @@ class Sampler:
         return self.vocabulary.encode(text)
 
     def read(self, prime: list[int], streams: int) -> tuple[Floats | None, State | None]:
-        """Return the logits (N, V) and state after the prime text, for N equal streams; None for both if it
-        is empty."""
+        """Return the logits (N, V) and state after the prime text, for N equal streams; twice None if it is empty."""
         if not prime:
             return None, None
         x = torch.tensor(prime, device=self.device)[:, None]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from charrnn.checkpoints.checkpoint import Checkpoint
-from charrnn.compute import autocast, same_random_numbers, weights_dtype
+from charrnn.compute import autocast, same_random_numbers
 from charrnn.data.minibatches import Minibatches
 from charrnn.data.vocabulary import Vocabulary
 from charrnn.errors import UserError
@@ -56,7 +56,7 @@ def rehearse(
         )
     found, _ = forward(twin, x[:1], restored)
     tolerance = TOLERANCE * expected.abs().max().item()
-    if not torch.allclose(found, expected, TOLERANCE, tolerance, equal_nan=True):
+    if not torch.allclose(found, expected, TOLERANCE, tolerance):
         raise UserError(
             f"the model {options.model}: read back from a checkpoint, it computes different logits: {REMEDY}, "
             "and nothing from one call to the next"
@@ -76,13 +76,10 @@ def read_back(
     training.state = state
     file, own = configuration.model, configuration.model_options
     checkpoint = Checkpoint(options, own, vocabulary, training.weights(), training=training.state_dict())
-    sizes = (len(vocabulary), options.rnn_size, options.num_layers, options.dropout)
-    twin = file.create(*sizes, **own).to(training.device, weights_dtype(options.precision))
-    resumed = Training(twin, splits["train"], splits.get("val"), options)
     try:
         saved = checkpoint.read_back()
-        saved.check(file, **own)
-        saved.restore(twin)
+        twin = saved.build(file).to(training.device)
+        resumed = Training(twin, splits["train"], splits.get("val"), options)
         resumed.load_state_dict(saved.training)
     except (UserError, ValueError) as error:
         raise UserError(f"the model {options.model}: its checkpoint cannot be read back ({error}): {REMEDY}") from None

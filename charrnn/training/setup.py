@@ -51,22 +51,24 @@ def load(flags: Mapping[str, Any], config: str | None, resume: str | None) -> So
     known = training_options()
     chosen = {name: known[name].convert(value) for name, value in {**file, **flags}.items() if name in DECISIVE}
     start = Checkpoint.load(chosen["init_from"]) if chosen.get("init_from") else None
-    newest = find_newest(Path(resume)) if resume else None
-    resumed = load_to_resume(newest) if newest else None
+    newest, resumed = load_to_resume(Path(resume)) if resume else (None, None)
     saved = start or resumed
     model = registry.find(saved.options.model if saved else chosen.get("model", TrainingOptions.model))
     return Sources(file, config, model, start, resumed, str(newest) if newest else None)
 
 
-def load_to_resume(path: Path) -> Checkpoint:
-    """Load a checkpoint. Give it a new run identity if it has none, or if its run has newer checkpoints.
+def load_to_resume(path: Path) -> tuple[Path, Checkpoint]:
+    """Load a checkpoint, or the newest in a folder. Return its file, too.
 
-    In that case a second run begins here. With the same identity, the newest checkpoint would remain the first run's.
+    If it has no run identity, or its run has newer checkpoints, give it a new one: a second run begins here. With the
+    same identity, the newest checkpoint would remain the first run's.
     """
-    checkpoint = Checkpoint.load(path)
-    if not checkpoint.run_id or not is_newest(path):
+    file = find_newest(path)
+    checkpoint = Checkpoint.load(file)
+    # the newest in a folder is also the newest of its run
+    if not checkpoint.run_id or (file == path and not is_newest(file)):
         checkpoint.run_id = new_run_id()
-    return checkpoint
+    return file, checkpoint
 
 
 @dataclass(frozen=True)

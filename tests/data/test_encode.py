@@ -43,10 +43,10 @@ def read(path: Path, encoding: str, chunk: int = encode.CHUNK) -> tuple[encode.S
         encoder = CharacterEncoder(encoding)
         found = encoder.survey(source, train=True)
         vocabulary, counts = encoder.vocabulary()
-        ids, checksum = write_ids(source, found, encoder, vocabulary, file, path)
+        ids = write_ids(source, found, encoder, vocabulary, file, path)
         file.seek(0)
         written = file.read()
-    assert checksum == sha256(written).hexdigest()
+    assert ids.checksum == sha256(written).hexdigest()
     tally = Counter(ids[:].tolist())
     assert counts.tolist() == [tally[number] for number in range(len(vocabulary))]
     return found, vocabulary, ids[:].tolist(), written
