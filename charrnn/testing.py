@@ -200,7 +200,7 @@ def check_rows(case: Case) -> None:
 
 @torch.no_grad()
 def check_untouched(case: Case) -> None:
-    """The model does not write into its arguments."""
+    """The model does not modify its arguments."""
     model, x = case.build(), text()
     state = random_state(model, x)
     x_before, state_before = x.clone(), tuple(s.clone() for s in state)

@@ -33,7 +33,7 @@ PLAIN = (bool, int, float, str)
 
 
 def software() -> dict[str, str]:
-    """Return the versions of charrnn, of what it computes with, and of the system."""
+    """Return the versions of charrnn, the libraries that it computes with, and the system."""
     versions = {"charrnn": charrnn.__version__, "torch": str(torch.__version__), "numpy": np.__version__}
     return versions | {"python": platform.python_version(), "system": platform.platform()}
 
@@ -236,7 +236,7 @@ class Checkpoint:
 def try_saving(path: Path) -> None:
     """Create a file next to ``path``, as each save does, and remove it.
 
-    Raises UserError if that fails for a lasting reason. A full disk is not one.
+    Raises UserError if that fails for a lasting reason. A full disk does not count as one.
     """
     try:
         with temporary(path):

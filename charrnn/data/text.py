@@ -227,7 +227,8 @@ def with_seq_length(options: TrainingOptions, train: Minibatches) -> TrainingOpt
     """Return the settings with the sequence length of the minibatches. Raises UserError if a different one was set."""
     if options.seq_length not in (TrainingOptions.seq_length, train.seq_length):
         raise UserError(
-            f"-seq_length {options.seq_length}: a problem in this text has {train.seq_length} time steps; leave it out"
+            f"-seq_length {options.seq_length}: a problem in this text has {train.seq_length} time steps; "
+            "leave out -seq_length"
         )
     return replace(options, seq_length=train.seq_length)
 

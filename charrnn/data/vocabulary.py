@@ -91,7 +91,7 @@ class Vocabulary:
         return [ord(character) for character in text]
 
     def normalize(self, text: str) -> str:
-        """Return the text in the form that ``decode`` produces. Characters do not change."""
+        """Return the text in the form that ``decode`` produces. For characters, that is the text itself."""
         return text
 
     def encode(self, text: str) -> list[int]:

@@ -56,7 +56,7 @@ class Choice:
         if self.top_p < 1:
             weights[weights < self._smallest_kept(weights)] = 0
         cumulative = weights.cumsum(-1)
-        # the first token at which the cumulative sum exceeds the draw, so none of probability 0 is ever chosen
+        # the first token at which the cumulative sum exceeds the draw, so a token of probability 0 is never chosen
         chosen: Ids = (cumulative > draws[:, None] * cumulative[:, -1:]).argmax(-1)
         return chosen
 

@@ -256,7 +256,7 @@ def test_monte_carlo_evaluation_combines_with_the_other_flags(scores: Scores) ->
 
 
 @torch.no_grad()
-def test_a_text_read_in_blocks_has_the_losses_of_one_token_at_a_time(trained: Path) -> None:
+def test_a_text_read_in_blocks_has_the_same_losses_as_one_read_token_by_token(trained: Path) -> None:
     model, vocabulary = package.load(trained / "cv")
     tokens = torch.tensor(vocabulary.encode(TEXT))
     assert losses(model, *pairs(tokens), block=7)[:, 0].tolist() == pytest.approx(of_text(trained), abs=1e-5)

@@ -517,7 +517,7 @@ TRAINING: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "iteration as text": lambda t: {"iteration": "9"},
     "iteration far ahead": lambda t: {"iteration": 10**12},
     "too few losses": lambda t: {"losses": t["losses"][:-1]},
-    "losses as a list of text": lambda t: {"losses": ["a"] * t["iteration"]},
+    "losses as a list of strings": lambda t: {"losses": ["a"] * t["iteration"]},
     "losses in two columns": lambda t: {"losses": torch.zeros(t["iteration"], 2)},
     "validation losses as a list": lambda t: {"val_losses": [1.0]},
     "validation losses as text": lambda t: {"val_losses": {1: "low"}},

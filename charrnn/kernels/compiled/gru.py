@@ -173,7 +173,7 @@ def update_backward(gates: Array, h: Array, dh: Array, by_rz: Array, dy: Array, 
 
 @compile
 def reset_backward(gates: Array, h: Array, d_reset: Array, dh: Array, d_gates: Array) -> None:
-    """Backpropagate through the first half: fill the gradient of r's sums, and add h's, through r * h, to dh (H,)."""
+    """Backpropagate through the first half: fill the gradient of r's sums, and add to dh (H,) what comes by r * h."""
     for j in range(len(h)):
         d_gates[j] = d_reset[j] * h[j] * gates[j] * (one - gates[j])
     for j in range(len(h)):
